@@ -1,0 +1,48 @@
+"""Losses of one example, `(logits [C], label) -> scalar`, shared by attacks, training and attributions.
+
+`vmap` makes batches of them. An attack ascends a loss; a network descends it.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+Loss = Callable[[Array, Array], Array]
+
+
+def cross_entropy(logits: Array, label: Array) -> Array:
+    """Cross-entropy of the softmax, -log p_y, for logits `[C]` of any scale and an integer label.
+
+    Computed as softplus(logsumexp_{j != y} z_j - z_y), which equals the textbook form but keeps the
+    derivative exact where the network is certain: there softmax_y rounds to 1, so 1 - softmax_y, the
+    share of the true logit in the gradient, is lost to cancellation in single precision.
+    """
+    others = jax.nn.logsumexp(_without(logits, label))
+    return jax.nn.softplus(others - logits[label])
+
+
+def cw_margin(logits: Array, label: Array) -> Array:
+    """Margin by which the network errs, max_{j != y} z_j - z_y; positive where it is wrong.
+
+    The loss of Carlini and Wagner (2017), unbounded, so that an attack goes on to the end of its ball.
+    """
+    return jnp.max(_without(logits, label)) - logits[label]
+
+
+def bounded_cw_margin(logits: Array, label: Array, bound: float = 500.0) -> Array:
+    """`cw_margin` that stops gaining at `bound` (in logits), as the paper has it for training."""
+    return jnp.minimum(cw_margin(logits, label), bound)
+
+
+def zero_masked_cw_margin(logits: Array, label: Array) -> Array:
+    """The paper's own margin, max_j (z_j [j != y]) - z_y: the true logit is set to 0, not left out.
+
+    Differs from `cw_margin` where all other logits are negative; kept to reproduce published numbers.
+    """
+    return jnp.max(logits.at[label].set(0.0)) - logits[label]
+
+
+def _without(logits: Array, label: Array) -> Array:
+    return jnp.where(jnp.arange(logits.shape[-1]) == label, -jnp.inf, logits)

@@ -1,0 +1,78 @@
+"""The image manifold as an encoder and a decoder of one image: projection, distance, tangent space."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from robgrad import vae_gan
+from robgrad.attacks import length
+
+
+class Manifold(NamedTuple):
+    """An estimate of the image manifold: `encode` one image `[...]` to a code `[z]`, `decode` it back.
+
+    Any pair of differentiable functions will do. `decode` must be differentiable twice by reverse mode.
+    """
+
+    encode: Callable[[Array], Array]
+    decode: Callable[[Array], Array]
+
+
+def from_vae_gan(model: vae_gan.VaeGan, variables, sampling_key: Array | None = None) -> Manifold:
+    """The manifold of a trained VAE-GAN: the encoder's mean and the decoder, at running statistics.
+
+    Args:
+      model: its networks.
+      variables: `TrainState.params` of one replica.
+      sampling_key: if given, codes are sampled around the mean instead, as the paper's code did; the
+        same key gives every image the same noise, so give each image its own.
+    """
+
+    def encode(image: Array) -> Array:
+        mean, log_variance = model.encoder.apply(variables["encoder"], image[None])
+        if sampling_key is None:
+            return mean[0]
+        return mean[0] + jnp.exp(0.5 * log_variance[0]) * jax.random.normal(sampling_key, mean[0].shape)
+
+    return Manifold(encode, lambda code: model.decoder.apply(variables["decoder"], code[None])[0])
+
+
+def project(manifold: Manifold, image: Array) -> Array:
+    """The projection decode(encode(x)) of one image onto the manifold."""
+    return manifold.decode(manifold.encode(image))
+
+
+def distance(manifold: Manifold, image: Array) -> Array:
+    """The l2 distance ||x - decode(encode(x))|| of one image to its projection, in pixel units."""
+    return length(image - project(manifold, image))
+
+
+def decoder_jacobian(decode: Callable[[Array], Array], code: Array) -> Array:
+    """Jacobian `[pixels, z]` of a decoder at a code `[z]`.
+
+    Forward mode is right for few inputs and many outputs, but does not pass through `jax.custom_vjp`,
+    as in `robgrad.layers`. The derivative of u -> J^T u, which is linear in u, is J all the same, so each
+    column is a vector-Jacobian product of a vector-Jacobian product, at about twice forward mode's cost.
+    """
+    image, pull_back = jax.vjp(decode, code)
+    _, push_forward = jax.vjp(lambda cotangent: pull_back(cotangent)[0], jnp.zeros_like(image))
+    columns = jax.vmap(lambda direction: push_forward(direction)[0])(jnp.eye(code.size, dtype=code.dtype))
+    return columns.reshape(code.size, -1).T
+
+
+def tangent_basis(manifold: Manifold, code: Array, tolerance: float = 1e-4) -> tuple[Array, Array]:
+    """An orthonormal basis of the manifold's tangent space at `decode(code)`.
+
+    Left singular vectors of the decoder's Jacobian. Directions whose singular value is at most
+    `tolerance` times the largest are no part of the tangent space: their columns are zero, so that
+    shapes stay fixed where the Jacobian has no full rank.
+
+    Returns:
+      Basis `[pixels, z]` and rank (int32).
+    """
+    left, singular, _ = jnp.linalg.svd(decoder_jacobian(manifold.decode, code), full_matrices=False)
+    kept = singular > tolerance * singular[0]
+    return jnp.where(kept, left, 0.0), kept.sum(dtype=jnp.int32)

@@ -1,0 +1,244 @@
+"""Standard and adversarial training of a stack of networks by one step, compiled loops, data on the device.
+
+`fit` knows loops, data and devices and leaves the rest to a *step*, a pure function of one replica:
+`step(state, numbers, batch) -> (state, metrics)`. `classifier_step` is the step of the paper's
+classifiers; the VAE-GAN has its own.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array, lax
+from jax.sharding import Mesh
+
+from robgrad import models, stacking
+from robgrad.attacks import Attack
+from robgrad.datasets import scale
+from robgrad.losses import Loss, cross_entropy
+
+
+class TrainState(NamedTuple):
+    """Everything a run continues from: parameters, optimizer state, the run's key, steps taken."""
+
+    params: Any
+    opt_state: Any
+    key: Array
+    step: Array
+
+
+class Numbers(NamedTuple):
+    """Numbers of a classifier's step; scalars, or `[S]` for a stack. Radii are in units of the pixel range [-1, 1]."""
+
+    epsilon: Array | float = 0.0
+    step_size: Array | float = 0.0
+    learning_rate: Array | float = 1e-3
+
+
+class Batch(NamedTuple):
+    """One device's share of a batch.
+
+    Attributes:
+      examples: the data's rows, as given to `fit`.
+      weights: 1 for each example, 0 for padding; they sum to the batch size over the data axis.
+      keys: a random key for each example, the same however the batch is split.
+    """
+
+    examples: Any
+    weights: Array
+    keys: Array
+
+
+Step = Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, Array]]]
+
+
+class Progress(NamedTuple):
+    """What `fit` reports after each segment: steps done and wanted, epoch, mean metrics `[S]` of the segment."""
+
+    step: int
+    steps: int
+    epoch: float
+    metrics: dict[str, np.ndarray]
+
+
+class DivergedError(RuntimeError):
+    """The loss of a network stopped being finite; its message names it and says what to try."""
+
+
+def init_classifier(model: nn.Module, image_shape: Sequence[int], key: Array) -> TrainState:
+    """A fresh classifier for images `[H, W, C]`: initial parameters and a zeroed Adam."""
+    init_key, run_key = jax.random.split(key)
+    params = models.init(model, init_key, image_shape)
+    return TrainState(params, optax.scale_by_adam().init(params), run_key, jnp.zeros((), jnp.int32))
+
+
+def classifier_step(model: nn.Module, attack: Attack, loss: Loss = cross_entropy) -> Step:
+    """One Adam step on the mean loss of a batch whose images an attack has replaced (Madry et al., 2018).
+
+    The attack sees the parameters before the step, one image at a time, at the true label. With
+    `attacks.no_attack` this is standard training. Metrics: `loss` and `accuracy` on the attacked batch.
+    Needs a mapped axis `stacking.DATA`, over which gradients and metrics are summed.
+    """
+
+    def step(state: TrainState, numbers: Numbers, batch: Batch):
+        images, labels = scale(batch.examples.images), batch.examples.labels
+        logits_fn = models.logits_fn(model, state.params)
+        perturb = jax.vmap(lambda key, image, label: attack(key, logits_fn, image, label, *numbers[:2]))
+        attacked = lax.stop_gradient(perturb(batch.keys, images, labels))
+        share = batch.weights / lax.psum(batch.weights.sum(), stacking.DATA)
+
+        # On the whole batch, since `vmap` over examples would form one kernel gradient for each.
+        def mean_loss(params):
+            logits = model.apply({"params": params}, attacked)
+            hits = logits.argmax(-1) == labels
+            total = jnp.sum(share * jax.vmap(loss)(logits, labels))
+            return total, {"loss": total, "accuracy": jnp.sum(share * hits)}
+
+        gradients, metrics = lax.psum(jax.grad(mean_loss, has_aux=True)(state.params), stacking.DATA)
+        params, opt_state = adam_update(gradients, state.opt_state, state.params, numbers.learning_rate)
+        return state._replace(params=params, opt_state=opt_state, step=state.step + 1), metrics
+
+    return step
+
+
+def adam_update(gradients, opt_state, params, learning_rate: Array | float, b1: float = 0.9, b2: float = 0.999):
+    """One step of Adam (Kingma and Ba, 2015) with the learning rate as a number of the replica."""
+    directions, opt_state = optax.scale_by_adam(b1, b2).update(gradients, opt_state)
+    return optax.apply_updates(params, optax.tree.scale(-learning_rate, directions)), opt_state
+
+
+def fit(
+    step: Step,
+    states: TrainState,
+    numbers,
+    data,
+    *,
+    mesh: Mesh,
+    batch_size: int,
+    epochs: int,
+    shuffle: bool = True,
+    names: Sequence[str] = (),
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> TrainState:
+    """Trains a stack in compiled segments of steps until each replica has seen `epochs` epochs.
+
+    The data lie on the device; each epoch draws its permutation there from the replica's key and the
+    epoch's number, so that the result depends on no segment. A last batch that is not full is left out.
+
+    Args:
+      step: the step of one replica.
+      states: stack of `S` states, at equal steps; their buffers are given away.
+      numbers: pytree of arrays `[S]`, the step's second argument.
+      data: pytree of arrays `[N, ...]`, the data of every replica, for instance a `datasets.Split`.
+      mesh: from `stacking.device_mesh`.
+      batch_size: examples a step, over all devices.
+      epochs: passes over the data in all, those already in `states` included.
+      shuffle: a new order each epoch; off, the stored order each time, as the paper had it.
+      names: name of each replica, for errors.
+      report: called after each segment, every few seconds.
+
+    Returns:
+      The trained stack.
+
+    Raises:
+      ValueError: if `batch_size` is not in 1..N or `epochs` is below 1.
+      DivergedError: if a replica's loss stops being finite.
+    """
+    examples = stacking.size(data)
+    if not 1 <= batch_size <= examples:
+        raise ValueError(f"expected a batch size in 1..{examples} (the training examples), got {batch_size}")
+    if epochs < 1:
+        raise ValueError(f"expected at least 1 epoch, got {epochs}")
+    per_epoch = examples // batch_size
+    data = jax.tree.map(jnp.asarray, data)
+    done, steps, count = int(states.step[0]), epochs * per_epoch, 1
+    while done < steps:
+        count = min(count, per_epoch - done % per_epoch)
+        began = time.perf_counter()
+        states, sums = _segment(step, mesh, batch_size, shuffle, states, numbers, data, count)
+        metrics = {name: np.asarray(total) / count for name, total in sums.items()}
+        seconds = time.perf_counter() - began
+        done += count
+        _check_finite(metrics, names, done / per_epoch)
+        report(Progress(done, steps, done / per_epoch, metrics))
+        # The count is data to the compiled loop: aim at segments of some seconds without compiling again.
+        count = int(np.clip(3.0 * count / seconds, 1, 4 * count))
+    return states
+
+
+def predict(model: nn.Module, mesh: Mesh, *, chunk: int = 500) -> Callable:
+    """Compiles `run(params, images [N, H, W, C]) -> labels [S, N]`, the predictions of a stack of parameters."""
+
+    def label(_, params, image):
+        return jnp.argmax(models.logits_fn(model, params)(scale(image)))
+
+    run = stacking.per_example(label, mesh, chunk)
+    return lambda params, images: run((), params, images)
+
+
+def perturb(model: nn.Module, attack: Attack, mesh: Mesh, *, chunk: int = 100) -> Callable:
+    """Compiles an attack on each network of a stack, every image attacked on every network.
+
+    Returns `run(params, split, key, epsilon, step_size)` to attacked images `[S, N, H, W, C]` in
+    [-1, 1]; epsilon and step size are scalars in pixel units, and new ones compile nothing.
+    """
+
+    def attacked(shared, params, example):
+        key, (image, label) = example
+        return attack(key, models.logits_fn(model, params), scale(image), label, *shared)
+
+    run = stacking.per_example(attacked, mesh, chunk)
+
+    def on_split(params, split, key, epsilon, step_size):
+        keys = jax.random.split(key, len(split.labels))
+        return run((jnp.float32(epsilon), jnp.float32(step_size)), params, (keys, split))
+
+    return on_split
+
+
+@partial(jax.jit, static_argnums=range(4), donate_argnums=4)
+def _segment(step: Step, mesh: Mesh, batch_size: int, shuffle: bool, states, numbers, data, count):
+    """Takes `count` steps, all within one epoch; returns the stack and its summed metrics."""
+    examples = stacking.size(data)
+    per_epoch = examples // batch_size
+
+    def of_replica(replica, shared):
+        (state, numbers), (data, count) = replica, shared
+        order = jnp.arange(examples)
+        if shuffle:
+            order = jax.random.permutation(jax.random.fold_in(state.key, state.step // per_epoch), examples)
+
+        def take(state: TrainState) -> Batch:
+            share = -(-batch_size // lax.axis_size(stacking.DATA))
+            positions = lax.axis_index(stacking.DATA) * share + jnp.arange(share)
+            rows = order[state.step % per_epoch * batch_size + jnp.minimum(positions, batch_size - 1)]
+            keys = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(state.key, ~state.step)))(positions)
+            weights = (positions < batch_size).astype(jnp.float32)
+            return Batch(jax.tree.map(lambda leaf: leaf[rows], data), weights, keys)
+
+        def body(_, carry):
+            state, sums = carry
+            state, metrics = step(state, numbers, take(state))
+            return state, jax.tree.map(jnp.add, sums, metrics)
+
+        metrics = jax.eval_shape(lambda: step(state, numbers, take(state))[1])
+        sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), metrics)
+        return lax.fori_loop(0, count, body, (state, sums))
+
+    return stacking.per_replica(of_replica, mesh)((states, numbers), (data, count))
+
+
+def _check_finite(metrics: dict[str, np.ndarray], names: Sequence[str], epoch: float) -> None:
+    for metric, values in metrics.items():
+        for index in np.flatnonzero(~np.isfinite(values)):
+            name = names[index] if index < len(names) else f"network {index}"
+            raise DivergedError(
+                f"{name}: {metric} became {values[index]} in epoch {int(np.ceil(epoch))}; expected a finite number: "
+                "try a smaller learning rate, a smaller epsilon or another seed"
+            )

@@ -1,0 +1,318 @@
+"""The VAE-GAN whose decoder estimates the image manifold (Larsen et al., 2016), as the paper trains it.
+
+Encoder, decoder and discriminator are linen modules over batches `[B, H, W, C]` in [-1, 1]. `step` is
+one step of `training.fit`: three losses, each with its own Adam, stepped in the order encoder, decoder,
+discriminator. Batch norm follows the activation, with epsilon 1e-3 and momentum 0.99.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array, lax
+
+from robgrad import stacking
+from robgrad.datasets import scale
+from robgrad.layers import Padding, conv
+from robgrad.models import Conv
+from robgrad.training import Batch, Step, TrainState, adam_update
+
+_GLOROT = nn.initializers.glorot_uniform()
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation whose statistics are those of the whole batch, over all devices, less its padding.
+
+    In training it normalises by the batch (weighted by `weights`, which sum to the batch size over the
+    data axis) and moves the running statistics; without weights it uses the running statistics.
+    """
+
+    @nn.compact
+    def __call__(self, activations: Array, weights: Array | None) -> Array:
+        """Normalises `[B, ..., features]` over all axes but the last."""
+        mask = None if weights is None else (weights > 0).reshape(-1, *[1] * (activations.ndim - 1))
+        norm = nn.BatchNorm(momentum=0.99, epsilon=1e-3, axis_name=stacking.DATA, name="norm")
+        return norm(activations, use_running_average=weights is None, mask=mask)
+
+
+class Encoder(nn.Module):
+    """Strided convolutions (ReLU, batch norm), then a normalised dense layer: mean and log-variance of the code."""
+
+    features: Sequence[int]
+    window: int
+    latent: int
+
+    @nn.compact
+    def __call__(self, images: Array, weights: Array | None = None) -> tuple[Array, Array]:
+        """Maps images to `(mean, log_variance)`, each `[B, latent]`."""
+        for features in self.features:
+            images = BatchNorm()(nn.relu(Conv(features, self.window, 2)(images)), weights)
+        flat = images.reshape(len(images), -1)
+        moments = BatchNorm()(nn.Dense(2 * self.latent, kernel_init=_GLOROT)(flat), weights)
+        mean, log_variance = jnp.split(moments, 2, axis=-1)
+        return mean, log_variance
+
+
+class Layer(NamedTuple):
+    """One convolution of a decoder (transposed) or a discriminator."""
+
+    features: int
+    window: int
+    stride: int
+    padding: Padding = "SAME"
+
+
+class Decoder(nn.Module):
+    """Dense to a small map, transposed convolutions (each ReLU, batch norm), a last layer with tanh.
+
+    Attributes:
+      base: height, width and features of the small map.
+      hidden: the transposed convolutions.
+      last: the layer that makes the image, transposed only if its stride is above 1.
+    """
+
+    base: tuple[int, int, int]
+    hidden: Sequence[Layer]
+    last: Layer
+
+    @nn.compact
+    def __call__(self, codes: Array, weights: Array | None = None) -> Array:
+        """Maps codes `[B, latent]` to images in (-1, 1)."""
+        height, width, features = self.base
+        dense = nn.Dense(height * width * features, kernel_init=_GLOROT)(codes)
+        images = BatchNorm()(nn.relu(dense), weights).reshape(-1, *self.base)
+        for layer in self.hidden:
+            images = BatchNorm()(nn.relu(Conv(*layer, transpose=True)(images)), weights)
+        return jnp.tanh(Conv(*self.last, transpose=self.last.stride > 1)(images))
+
+
+class Discriminator(nn.Module):
+    """Convolutions (ReLU, and batch norm but for the first), one normalised dense layer, one logit of 'real'."""
+
+    hidden: Sequence[Layer]
+    dense: int
+
+    @nn.compact
+    def __call__(self, images: Array, weights: Array) -> Array:
+        """Maps images to logits `[B]`."""
+        for index, layer in enumerate(self.hidden):
+            images = nn.relu(Conv(*layer)(images))
+            images = BatchNorm()(images, weights) if index else images
+        flat = nn.relu(nn.Dense(self.dense, kernel_init=_GLOROT)(images.reshape(len(images), -1)))
+        return nn.Dense(1, kernel_init=_GLOROT)(BatchNorm()(flat, weights))[:, 0]
+
+
+class SpectralConv(nn.Module):
+    """A convolution divided by max(sigma, 1), sigma its largest singular value (Miyato et al., 2018).
+
+    Estimated by one power iteration a call through the convolution itself, not through its kernel
+    reshaped to a matrix; the left singular vector is kept in the collection `spectral`, and moved only
+    where that is mutable.
+    """
+
+    layer: Layer
+
+    @nn.compact
+    def __call__(self, images: Array) -> Array:
+        """Applies the normalised layer to `[B, H, W, I]`."""
+        features, window, stride, padding = self.layer
+        kernel = self.param("kernel", _GLOROT, (window, window, images.shape[-1], features))
+        bias = self.param("bias", nn.initializers.zeros, (features,))
+
+        def apply(inputs: Array, kernel: Array) -> Array:
+            return conv(inputs, kernel, stride, padding)
+
+        one = jnp.zeros((1, *images.shape[1:]))
+        start = lambda: _unit(jax.random.normal(self.make_rng("params"), jax.eval_shape(apply, one, kernel).shape))  # noqa: E731
+        left = self.variable("spectral", "left", start)
+        frozen = lax.stop_gradient(kernel)
+        right = _unit(jax.vjp(lambda inputs: apply(inputs, frozen), one)[1](left.value)[0])
+        moved = _unit(apply(right, frozen))
+        if self.is_mutable_collection("spectral") and not self.is_initializing():
+            left.value = moved
+        sigma = jnp.vdot(moved, apply(right, kernel))
+        return apply(images, kernel / jnp.maximum(sigma, 1.0)) + bias
+
+
+class SpectralDiscriminator(nn.Module):
+    """Spectrally normalised convolutions with leaky ReLU of slope 0.1, one dense logit of 'real'; no batch norm."""
+
+    hidden: Sequence[Layer]
+
+    @nn.compact
+    def __call__(self, images: Array, weights: Array) -> Array:
+        """Maps images to logits `[B]`."""
+        for layer in self.hidden:
+            images = nn.leaky_relu(SpectralConv(layer)(images), 0.1)
+        return nn.Dense(1, kernel_init=_GLOROT)(images.reshape(len(images), -1))[:, 0]
+
+
+class VaeGan(NamedTuple):
+    """The three networks and what is fixed in their training; numbers are in `Numbers`.
+
+    Attributes:
+      latent: dimension of the code.
+      betas: decay rates of the three Adams.
+      discriminator_steps: discriminator steps a step.
+    """
+
+    encoder: nn.Module
+    decoder: nn.Module
+    discriminator: nn.Module
+    latent: int
+    betas: tuple[float, float] = (0.5, 0.9)
+    discriminator_steps: int = 1
+
+
+class Numbers(NamedTuple):
+    """Numbers of a step: the weight `lambda` of the decoder's reconstruction loss, and the learning rate."""
+
+    reconstruction_weight: Array | float
+    learning_rate: Array | float
+
+
+def digits_vae_gan(latent: int = 10) -> VaeGan:
+    """A small one for 8x8x1 images, in the shape of the 28x28 networks."""
+    decoder = Decoder((2, 2, 128), (Layer(64, 4, 2),), Layer(1, 4, 2))
+    discriminator = Discriminator((Layer(32, 4, 2), Layer(64, 4, 2)), 128)
+    return VaeGan(Encoder((32, 64), 4, latent), decoder, discriminator, latent)
+
+
+def mnist_vae_gan(latent: int = 10) -> VaeGan:
+    """The paper's networks for 28x28x1 images."""
+    hidden = (Layer(256, 4, 2), Layer(128, 4, 1, "VALID"), Layer(32, 4, 2))
+    decoder = Decoder((2, 2, 256), hidden, Layer(1, 4, 2))
+    discriminator = Discriminator((Layer(32, 4, 2), Layer(128, 4, 2), Layer(256, 4, 2), Layer(256, 4, 2)), 512)
+    return VaeGan(Encoder((64, 128, 256), 4, latent), decoder, discriminator, latent)
+
+
+def cifar_vae_gan(latent: int = 128, channels: int = 3) -> VaeGan:
+    """The paper's networks for 32x32x3 images."""
+    decoder = Decoder((4, 4, 512), (Layer(256, 4, 2), Layer(128, 4, 2), Layer(64, 4, 2)), Layer(channels, 3, 1))
+    stages = ((64, 64), (128, 128), (256, 256))
+    hidden = [layer for one, two in stages for layer in (Layer(one, 3, 1), Layer(two, 4, 2))]
+    discriminator = SpectralDiscriminator((*hidden, Layer(512, 3, 1)))
+    encoder = Encoder((64, 128, 256), 5, latent)
+    return VaeGan(encoder, decoder, discriminator, latent, (0.0, 0.9), discriminator_steps=5)
+
+
+def vae_gan_for(image_shape: Sequence[int]) -> VaeGan:
+    """The VAE-GAN for images `[H, W, C]`: 8x8x1, 28x28x1 or 32x32xC.
+
+    Raises:
+      ValueError: for any other shape; give `VaeGan` networks of your own.
+    """
+    match tuple(image_shape):
+        case (8, 8, 1):
+            return digits_vae_gan()
+        case (28, 28, 1):
+            return mnist_vae_gan()
+        case (32, 32, channels):
+            return cifar_vae_gan(channels=channels)
+    raise ValueError(
+        f"expected images of shape [8, 8, 1], [28, 28, 1] or [32, 32, C], got {list(image_shape)}; "
+        "build a vae_gan.VaeGan for this shape"
+    )
+
+
+def init(model: VaeGan, image_shape: Sequence[int], key: Array) -> TrainState:
+    """Fresh variables and three zeroed Adams; `params` and `opt_state` are dicts by network."""
+    keys = jax.random.split(key, 4)
+    image, code, weights = jnp.zeros((1, *image_shape)), jnp.zeros((1, model.latent)), jnp.ones(1)
+    variables = {
+        "encoder": model.encoder.init(keys[0], image, weights),
+        "decoder": model.decoder.init(keys[1], code, weights),
+        "discriminator": model.discriminator.init(keys[2], image, weights),
+    }
+    opt_state = {name: optax.scale_by_adam().init(value["params"]) for name, value in variables.items()}
+    return TrainState(variables, opt_state, keys[3], jnp.zeros((), jnp.int32))
+
+
+def train_step(model: VaeGan) -> Step:
+    """The step of `training.fit` for a VAE-GAN; data with a leaf `images`, numbers as in `Numbers`.
+
+    With R = sum over pixels of |x - x~|, x~ decoded from a sample of the code, x_p decoded from a sample
+    of the prior and D the discriminator's probability, each network descends its own loss in turn:
+
+      encoder        mean(R + KL(N(mean, variance) || N(0, I)))
+      decoder        mean(lambda R - log D(x~) - log D(x_p))
+      discriminator  -mean(log D(x) + log(1 - D(x~)) + log(1 - D(x_p)))
+
+    Running statistics of the encoder and the decoder follow the reconstructions of their own steps.
+    Metrics: `reconstruction` (R), `divergence` (KL), `decoder` and `discriminator` (their losses).
+    """
+
+    def step(state: TrainState, numbers: Numbers, batch: Batch):
+        images = scale(batch.examples.images)
+        share = batch.weights / lax.psum(batch.weights.sum(), stacking.DATA)
+
+        def noise(stage: int) -> Array:
+            return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, stage), (model.latent,)))(batch.keys)
+
+        def mean(values: Array) -> Array:
+            return jnp.sum(share * values)
+
+        def run(network: nn.Module, variables, inputs):
+            statistics = [name for name in variables if name != "params"]
+            return network.apply(variables, inputs, batch.weights, mutable=statistics)
+
+        def reconstruct(variables, stage: int):
+            (centre, log_variance), encoder = run(model.encoder, variables["encoder"], images)
+            code = centre + jnp.exp(0.5 * log_variance) * noise(stage)
+            reconstructed, decoder = run(model.decoder, variables["decoder"], code)
+            divergence = 0.5 * jnp.sum(jnp.exp(log_variance) + centre**2 - 1.0 - log_variance, axis=-1)
+            return reconstructed, divergence, encoder, decoder
+
+        def error(reconstructed: Array) -> Array:
+            return jnp.abs(images - reconstructed).sum((1, 2, 3))
+
+        def encoder_loss(variables):
+            reconstructed, divergence, statistics, _ = reconstruct(variables, 0)
+            parts = {"reconstruction": mean(error(reconstructed)), "divergence": mean(divergence)}
+            return parts["reconstruction"] + parts["divergence"], (parts, statistics)
+
+        def decoder_loss(variables):
+            reconstructed, _, _, statistics = reconstruct(variables, 0)
+            sampled, _ = run(model.decoder, variables["decoder"], noise(1))
+            real = [run(model.discriminator, variables["discriminator"], fake)[0] for fake in (reconstructed, sampled)]
+            fooled = sum(jax.nn.softplus(-logit) for logit in real)
+            total = mean(numbers.reconstruction_weight * error(reconstructed) + fooled)
+            return total, ({"decoder": total}, statistics)
+
+        def discriminator_loss(variables, stage: int):
+            reconstructed, *_ = reconstruct(variables, stage)
+            sampled, _ = run(model.decoder, variables["decoder"], noise(stage + 1))
+            real, statistics = run(model.discriminator, variables["discriminator"], images)
+            fakes = [run(model.discriminator, variables["discriminator"], fake)[0] for fake in (reconstructed, sampled)]
+            total = mean(jax.nn.softplus(-real) + sum(jax.nn.softplus(logit) for logit in fakes))
+            return total, ({"discriminator": total}, statistics)
+
+        def descend(variables, opt_state, name: str, loss, *arguments):
+            """One Adam step of one network, all others held."""
+
+            def of_params(params):
+                return loss(variables | {name: variables[name] | {"params": params}}, *arguments)
+
+            params = variables[name]["params"]
+            gradients, (metrics, statistics) = jax.grad(of_params, has_aux=True)(params)
+            gradients, metrics = lax.psum((gradients, metrics), stacking.DATA)
+            params, moments = adam_update(gradients, opt_state[name], params, numbers.learning_rate, *model.betas)
+            return variables | {name: {"params": params, **statistics}}, opt_state | {name: moments}, metrics
+
+        variables, opt_state, first = descend(state.params, state.opt_state, "encoder", encoder_loss)
+        variables, opt_state, second = descend(variables, opt_state, "decoder", decoder_loss)
+        for turn in range(model.discriminator_steps):
+            variables, opt_state, third = descend(
+                variables, opt_state, "discriminator", discriminator_loss, 2 * turn + 2
+            )
+        return state._replace(params=variables, opt_state=opt_state, step=state.step + 1), first | second | third
+
+    return step
+
+
+def _unit(array: Array) -> Array:
+    return array / jnp.maximum(jnp.linalg.norm(jnp.ravel(array)), 1e-12)
+
