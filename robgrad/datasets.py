@@ -69,7 +69,9 @@ def check(split: Split, classes: int, name: str = "the data set") -> None:
     """Raises `DataError` unless images and labels have the shapes, types and ranges that all else assumes."""
     images, labels = split
     if images.ndim != 4:
-        raise DataError(f"{name}: expected images of shape [N, H, W, C], got {list(images.shape)}; add the missing axes")
+        raise DataError(
+            f"{name}: expected images of shape [N, H, W, C], got {list(images.shape)}; add the missing axes"
+        )
     if images.dtype == np.uint8:
         pass
     elif not np.issubdtype(images.dtype, np.floating):
@@ -127,8 +129,8 @@ def _from_tfds(name: str, data_dir: Path) -> Dataset:
     import tensorflow_datasets as tfds
 
     ways = (
-        f"name another directory by --data_dir or TFDS_DATA_DIR, or install the extra that downloads it, "
-        f"`pip install 'robgrad[prepare]'`, and run again"
+        "name another directory by --data_dir or TFDS_DATA_DIR, or install the extra that downloads it, "
+        "`pip install 'robgrad[prepare]'`, and run again"
     )
     if data_dir.exists() and not (data_dir.is_dir() and os.access(data_dir, os.R_OK | os.X_OK)):
         raise DataError(f"{data_dir}: expected a readable TFDS data directory; {ways}")

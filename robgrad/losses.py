@@ -23,25 +23,16 @@ def cross_entropy(logits: Array, label: Array) -> Array:
     return jax.nn.softplus(others - logits[label])
 
 
-def cw_margin(logits: Array, label: Array) -> Array:
+def cw_margin(logits: Array, label: Array, *, bound: float = jnp.inf, zero_mask: bool = False) -> Array:
     """Margin by which the network errs, max_{j != y} z_j - z_y; positive where it is wrong.
 
-    The loss of Carlini and Wagner (2017), unbounded, so that an attack goes on to the end of its ball.
+    The loss of Carlini and Wagner (2017). Where `bound` is finite it stops gaining there, as the paper
+    has it for training at 500; unbounded, an attack goes on to the end of its ball.
+    `zero_mask` is the paper's own margin: the true logit is set to 0 instead of left out, which differs
+    where all other logits are negative.
     """
-    return jnp.max(_without(logits, label)) - logits[label]
-
-
-def bounded_cw_margin(logits: Array, label: Array, bound: float = 500.0) -> Array:
-    """`cw_margin` that stops gaining at `bound` (in logits), as the paper has it for training."""
-    return jnp.minimum(cw_margin(logits, label), bound)
-
-
-def zero_masked_cw_margin(logits: Array, label: Array) -> Array:
-    """The paper's own margin, max_j (z_j [j != y]) - z_y: the true logit is set to 0, not left out.
-
-    Differs from `cw_margin` where all other logits are negative; kept to reproduce published numbers.
-    """
-    return jnp.max(logits.at[label].set(0.0)) - logits[label]
+    others = logits.at[label].set(0.0) if zero_mask else _without(logits, label)
+    return jnp.minimum(jnp.max(others) - logits[label], bound)
 
 
 def _without(logits: Array, label: Array) -> Array:

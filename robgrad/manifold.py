@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from robgrad import vae_gan
 from robgrad.attacks import length
@@ -66,13 +66,29 @@ def decoder_jacobian(decode: Callable[[Array], Array], code: Array) -> Array:
 def tangent_basis(manifold: Manifold, code: Array, tolerance: float = 1e-4) -> tuple[Array, Array]:
     """An orthonormal basis of the manifold's tangent space at `decode(code)`.
 
-    Left singular vectors of the decoder's Jacobian. Directions whose singular value is at most
-    `tolerance` times the largest are no part of the tangent space: their columns are zero, so that
-    shapes stay fixed where the Jacobian has no full rank.
+    The column space of the decoder's Jacobian, by Gram-Schmidt with column pivoting, each column
+    orthogonalised twice. What remains of a column counts as zero at `tolerance` times the largest column
+    or less; the basis then has fewer columns that are not zero, so that shapes stay fixed where the
+    Jacobian has no full rank.
+
+    Plain array operations, since they batch well everywhere; LAPACK's batched decompositions share
+    XLA:CPU's threads with the programs that call them, and two devices that call one at once can wait
+    for each other forever.
 
     Returns:
-      Basis `[pixels, z]` and rank (int32).
+      Basis `[pixels, z]`, its columns of length 1 or 0, and rank (int32).
     """
-    left, singular, _ = jnp.linalg.svd(decoder_jacobian(manifold.decode, code), full_matrices=False)
-    kept = singular > tolerance * singular[0]
-    return jnp.where(kept, left, 0.0), kept.sum(dtype=jnp.int32)
+    jacobian = decoder_jacobian(manifold.decode, code)
+    least = tolerance * jnp.max(jnp.linalg.norm(jacobian, axis=0))
+
+    def step(index: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        basis, rest = carry
+        pivot = jnp.argmax(jnp.sum(rest**2, axis=0))
+        column = rest[:, pivot]
+        column = column - basis @ (basis.T @ column)
+        norm = length(column)
+        direction = jnp.where(norm > least, column / jnp.where(norm > 0, norm, 1.0), 0.0)
+        return basis.at[:, index].set(direction), rest - jnp.outer(direction, direction @ rest)
+
+    basis, _ = lax.fori_loop(0, code.size, step, (jnp.zeros_like(jacobian), jacobian))
+    return basis, jnp.sum(jnp.any(basis != 0, axis=0), dtype=jnp.int32)

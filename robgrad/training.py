@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from robgrad import models, stacking
 from robgrad.attacks import Attack
-from robgrad.datasets import scale
+from robgrad.datasets import Split, scale
 from robgrad.losses import Loss, cross_entropy
 
 
@@ -172,30 +172,22 @@ def fit(
     return states
 
 
-def predict(model: nn.Module, mesh: Mesh, *, chunk: int = 500) -> Callable:
-    """Compiles `run(params, images [N, H, W, C]) -> labels [S, N]`, the predictions of a stack of parameters."""
+def evaluate(model: nn.Module, attack: Attack, mesh: Mesh, *, chunk: int = 100) -> Callable:
+    """Compiles the predictions of a stack of networks under attack.
 
-    def label(_, params, image):
-        return jnp.argmax(models.logits_fn(model, params)(scale(image)))
-
-    run = stacking.per_example(label, mesh, chunk)
-    return lambda params, images: run((), params, images)
-
-
-def perturb(model: nn.Module, attack: Attack, mesh: Mesh, *, chunk: int = 100) -> Callable:
-    """Compiles an attack on each network of a stack, every image attacked on every network.
-
-    Returns `run(params, split, key, epsilon, step_size)` to attacked images `[S, N, H, W, C]` in
-    [-1, 1]; epsilon and step size are scalars in pixel units, and new ones compile nothing.
+    Returns `run(params, split, key, epsilon, step_size)` to labels `[S, N]`, the class that each network
+    predicts for each image after an attack on that network at the true label. Epsilon and step size are
+    scalars in pixel units, and new ones compile nothing. With `attacks.no_attack`, clean predictions.
     """
 
-    def attacked(shared, params, example):
+    def predict(numbers, params, example):
         key, (image, label) = example
-        return attack(key, models.logits_fn(model, params), scale(image), label, *shared)
+        logits_fn = models.logits_fn(model, params)
+        return jnp.argmax(logits_fn(attack(key, logits_fn, scale(image), label, *numbers)))
 
-    run = stacking.per_example(attacked, mesh, chunk)
+    run = stacking.per_example(predict, mesh, chunk)
 
-    def on_split(params, split, key, epsilon, step_size):
+    def on_split(params, split: Split, key: Array, epsilon: float = 0.0, step_size: float = 0.0) -> Array:
         keys = jax.random.split(key, len(split.labels))
         return run((jnp.float32(epsilon), jnp.float32(step_size)), params, (keys, split))
 

@@ -315,4 +315,3 @@ def train_step(model: VaeGan) -> Step:
 
 def _unit(array: Array) -> Array:
     return array / jnp.maximum(jnp.linalg.norm(jnp.ravel(array)), 1e-12)
-

@@ -1,0 +1,1 @@
+"""The paper's experiments, one absl program each; run as `python -m experiments.NAME`."""

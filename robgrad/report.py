@@ -1,0 +1,139 @@
+"""Results as files, tables and figures; nothing here computes anything but densities."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import gaussian_kde
+
+from robgrad.checkpoints import write_text
+
+BANDWIDTH_FACTOR = 0.25
+Row = dict[str, Any]
+
+
+def write_results(workdir: Path, experiment: str, config: Mapping, environment: Mapping, rows: Sequence[Row]) -> None:
+    """Writes tidy rows as `results.csv` and, last, as `results.json`, whose presence says the run has finished."""
+    rows = [{name: _plain(value) for name, value in row.items()} for row in rows]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(workdir / "results.csv", text.getvalue())
+    results = {"experiment": experiment, "config": dict(config), "environment": dict(environment), "rows": rows}
+    write_text(workdir / "results.json", json.dumps(results, indent=2, allow_nan=False))
+
+
+def table(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    """Some columns of the rows as aligned text."""
+    cells = [list(columns)] + [[_cell(row[column]) for column in columns] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells]
+    return "\n".join(lines)
+
+
+def density(values: np.ndarray) -> gaussian_kde | None:
+    """The paper's density of distances: a Gaussian kernel of bandwidth factor 0.25; None below two values."""
+    return gaussian_kde(values, BANDWIDTH_FACTOR) if len(values) > 1 and np.ptp(values) > 0 else None
+
+
+def mode(values: np.ndarray) -> float:
+    """Where the density of the values is highest, on a grid of 1,000 points; NaN below two values."""
+    curve = density(values)
+    if curve is None:
+        return math.nan
+    grid = np.linspace(values.min(), values.max(), 1000)
+    return float(grid[np.argmax(curve(grid))])
+
+
+def density_figure(path: Path, panels: Mapping[str, Mapping[str, np.ndarray]], xlabel: str) -> None:
+    """One panel of densities for each title, one curve for each label; a curve with too few values is left out."""
+    everything = np.concatenate([values for curves in panels.values() for values in curves.values()])
+    grid = np.linspace(min(0.0, everything.min()), everything.max(), 500)
+    columns = min(2, len(panels))
+    figure, axes = _figure(-(-len(panels) // columns), columns, 4.6, 3.2)
+    for axis, (title, curves) in zip(axes.flat, panels.items(), strict=False):
+        for index, (label, values) in enumerate(curves.items()):
+            curve = density(values)
+            if curve is None:
+                continue
+            color = "0.5" if index == 0 else _shade(index - 1, len(curves) - 1)
+            axis.plot(grid, curve(grid), color=color, label=label)
+            axis.fill_between(grid, curve(grid), color=color, alpha=0.12)
+        axis.set(title=title, xlabel=xlabel, ylabel="density", ylim=(0, None))
+        axis.legend(fontsize=8, frameon=False)
+    for axis in list(axes.flat)[len(panels) :]:
+        axis.axis("off")
+    _save(figure, path)
+
+
+def bar_figure(path: Path, names: Sequence[str], values: Sequence[float], reference: tuple[str, float], label: str):
+    """One horizontal bar a name, and a dashed line where `reference` lies."""
+    figure, ((axis,),) = _figure(1, 1, 6.5, 0.6 + 0.32 * len(names))
+    axis.barh(names, values, color="tab:blue")
+    axis.axvline(reference[1], color="black", linestyle="--", label=reference[0])
+    axis.invert_yaxis()
+    axis.set(xlabel=label)
+    axis.legend(frameon=False, loc="lower right")
+    _save(figure, path)
+
+
+def image_grid(path: Path, rows: Mapping[str, np.ndarray], *, signed: bool = False) -> None:
+    """One labelled row of images `[n, H, W, C]` for each name, in [-1, 1].
+
+    With `signed`, images are gradients: summed over channels, clipped to their 0.5 and 99.5 percentiles,
+    and drawn from blue over white at zero to red.
+    """
+    count = max(len(images) for images in rows.values())
+    figure, axes = _figure(len(rows), count, 0.9, 0.9)
+    for line, (name, images) in zip(axes, rows.items(), strict=True):
+        for axis, image in zip(line, images, strict=False):
+            if signed:
+                summed = image.sum(-1)
+                low, high = np.percentile(summed, [0.5, 99.5])
+                extent = max(abs(low), abs(high)) or 1.0
+                axis.imshow(np.clip(summed, low, high), cmap="bwr", vmin=-extent, vmax=extent)
+            else:
+                axis.imshow((np.clip(image, -1, 1) + 1) / 2, cmap="gray", vmin=0, vmax=1)
+        for axis in line:
+            axis.set(xticks=[], yticks=[])
+            for side in axis.spines.values():
+                side.set_visible(False)
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+    _save(figure, path)
+
+
+def _shade(index: int, count: int):
+    """The standard network in blue, then robust ones from yellow to dark red as they grow stronger."""
+    import matplotlib
+
+    return "tab:blue" if index == 0 else matplotlib.colormaps["YlOrRd"](0.35 + 0.6 * index / max(count - 1, 1))
+
+
+def _figure(rows: int, columns: int, width: float, height: float):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _save(figure, path: Path) -> None:
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+
+
+def _plain(value: Any) -> Any:
+    """A JSON value: Python's own numbers, NaN and infinity as null."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _cell(value: Any) -> str:
+    return "-" if value is None else f"{value:.3f}" if isinstance(value, float | np.floating) else str(value)
