@@ -86,8 +86,8 @@ def progress(stage: str) -> Callable:
         last = now
         rate = (done.step - first) / (now - began) if now > began else 0.0
         left = f"{(done.steps - done.step) / rate:.0f} s left" if rate else "estimating time left"
-        values = ", ".join(f"{name} {_span(metric)}" for name, metric in done.metrics.items())
-        line = f"{stage}: epoch {done.epoch:.1f} of {done.epoch * done.steps / done.step:.0f}, {values}, {left}"
+        values = "".join(f", {name} {_span(metric)}" for name, metric in done.metrics.items())
+        line = f"{stage}: epoch {done.epoch:.1f} of {done.epoch * done.steps / done.step:.0f}{values}, {left}"
         print(f"\r{line}\033[K" if terminal else line, end="\n" if finished or not terminal else "", file=sys.stderr)
 
     return report

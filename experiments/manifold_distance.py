@@ -116,14 +116,14 @@ def analyser(config: presets.Config, model, generator: vae_gan.VaeGan, loss: los
 
     def analyse(shared, params, example):
         variables, standard_params, epsilon, step_size = shared
-        key, (pixels, label) = example
+        (key, (pixels, label)), tangent = example
         image = datasets.scale(pixels)
         attack_key, sampling_key = jax.random.split(key)
         own, standard = (models.logits_fn(model, given) for given in (params, standard_params))
         attacked = attack(attack_key, own, image, label, epsilon, step_size)
         surface = manifold.from_vae_gan(generator, variables, sampling_key if config.sampled_projection else None)
         return {
-            "alignment": align(own, surface, image, attacked, loss=loss),
+            "alignment": align(own, surface, image, attacked, loss=loss, tangent=tangent),
             "own": own(image).argmax() != own(attacked).argmax(),
             "transfer": standard(image).argmax() != standard(attacked).argmax(),
             "attacked": attacked,
@@ -133,20 +133,45 @@ def analyser(config: presets.Config, model, generator: vae_gan.VaeGan, loss: los
     return stacking.per_example(analyse, mesh, config.chunk)
 
 
-def measure(config: presets.Config, model, params, generator, variables, test: datasets.Split, loss: losses.Loss, key):
-    """Analyses all test images on all networks; images and gradients are kept of the first few only."""
+def tangent_spaces(config: presets.Config, generator: vae_gan.VaeGan):
+    """Compiles the tangent space at each image; they are the same for all networks and losses."""
+
+    def at(_, variables, pixels):
+        return manifold.tangent_space(manifold.from_vae_gan(generator, variables), datasets.scale(pixels))
+
+    run = stacking.per_example(at, stacking.device_mesh(1, config.chunk), config.chunk)
+    return lambda variables, images: stacking.replica(run((), stacking.stack([variables]), images), 0)
+
+
+def measure(config: presets.Config, model, params, generator, variables, test: datasets.Split, key):
+    """Analyses all test images on all networks, a block of images after another, for each analysis loss.
+
+    Attacked images and gradients are kept of the first block only.
+    """
     mesh = stacking.device_mesh(stacking.size(params), config.chunk)
-    run = analyser(config, model, generator, loss, mesh)
+    tangents = tangent_spaces(config, generator)
+    runs = {name: analyser(config, model, generator, loss, mesh) for name, loss in analysis_losses(config).items()}
     shared = (variables, stacking.replica(params, 0), config.analysis_epsilon, config.analysis_step_size)
     keys = jax.random.split(key, len(test.labels))
-    parts = []
-    for rows in presets.blocks(len(test.labels)):
-        part = jax.device_get(run(shared, params, (keys[rows], datasets.Split(*(leaf[rows] for leaf in test)))))
-        if parts:
-            part = part | {name: part[name][:, :0] for name in ("attacked", "gradient")}
-        parts.append(part)
-    whole = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1)[:, : len(test.labels)], *parts)
-    return whole | {name: whole[name][:, :SHOWN] for name in ("attacked", "gradient")}
+    parts: dict[str, list] = {name: [] for name in runs}
+    progress = launch.progress(f"analysing {len(test.labels)} images, {stacking.size(params)} networks")
+    for rows in (blocks := list(presets.blocks(len(test.labels), 5 * config.chunk))):
+        images = datasets.Split(*(leaf[rows] for leaf in test))
+        examples = ((keys[rows], images), tangents(variables, images.images))
+        for name, run in runs.items():
+            part = jax.device_get(run(shared, params, examples))
+            if parts[name]:
+                part |= {field: part[field][:, :0] for field in ("attacked", "gradient")}
+            parts[name].append(part)
+        done = len(parts[name])
+        progress(training.Progress(done, len(blocks), done / len(blocks), {}))
+    join = lambda *leaves: np.concatenate(leaves, axis=1)[:, : len(test.labels)]  # noqa: E731
+    return {name: jax.tree.map(join, *pieces) for name, pieces in parts.items()}
+
+
+def analysis_losses(config: presets.Config) -> dict[str, losses.Loss]:
+    """The losses of the analysis attacks, the margin unbounded."""
+    return {name: presets.losses_of(config, bound=np.inf)[name] for name in config.analysis_losses}
 
 
 def rows_of(networks: list[Network], analysis_loss: str, accuracy, robust_accuracy, measured) -> list[report.Row]:
@@ -205,7 +230,7 @@ def draw(workdir, config: presets.Config, networks: list[Network], analysis_loss
                 curves[network.name] = rescaled(kept, clean)
         panels[f"{norm}, {loss}"] = curves
     images = np.asarray(datasets.scale(jnp.asarray(test.images[:SHOWN])))
-    by_name = {field: dict(zip(names, measured[field], strict=True)) for field in ("attacked", "gradient")}
+    by_name = {field: dict(zip(names, measured[field][:, :SHOWN], strict=True)) for field in ("attacked", "gradient")}
     xlabel = f"distance to the manifold, rescaled ({analysis_loss} analysis)"
     report.density_figure(workdir / f"densities_{analysis_loss}.png", panels, xlabel)
     report.image_grid(workdir / f"attacked_{analysis_loss}.png", {"test image": images} | by_name["attacked"])
@@ -260,10 +285,7 @@ def main() -> None:
         for attack in (attacks.no_attack, robust_attack)
     )
     rows = []
-    for analysis_loss in config.analysis_losses:
-        print(f"analysing {len(test.labels)} test images on {len(networks)} networks, {analysis_loss}", flush=True)
-        loss = presets.losses_of(config, bound=np.inf)[analysis_loss]
-        measured = measure(config, model, params, generator, variables, test, loss, keys[4])
+    for analysis_loss, measured in measure(config, model, params, generator, variables, test, keys[4]).items():
         rows += rows_of(networks, analysis_loss, accuracy, robust_accuracy, measured)
         draw(workdir, config, networks, analysis_loss, measured, test, rows[-len(networks) :])
     report.write_results(workdir, NAME, config._asdict(), place, rows)

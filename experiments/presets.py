@@ -95,13 +95,12 @@ _CIFAR = _MNIST | {
 PAPER = {"mnist": _MNIST, "fashion_mnist": _FASHION, "cifar10": _CIFAR}
 
 _QUICK_28 = {
-    "train_examples": 6000,
+    "train_examples": 5000,
     "test_examples": 256,
     "train_losses": ("xent",),
     "linf_step_size": 0.1,
     "attack_steps": 3,
     "epochs": 2,
-    "batch_size": 50,
     "vae_gan_epochs": 4,
     "vae_gan_batch_size": 50,
     "analysis_steps": 20,
@@ -118,9 +117,9 @@ QUICK = {
         "linf_epsilons": (0.1, 0.2, 0.4),
         "linf_step_size": 0.1,
         "attack_steps": 10,
-        "epochs": 10,
+        "epochs": 15,
         "batch_size": 50,
-        "vae_gan_epochs": 40,
+        "vae_gan_epochs": 80,
         "vae_gan_batch_size": 50,
         "robust_epsilon": 0.5,
         "analysis_epsilon": 6.0,
@@ -176,9 +175,7 @@ def _define(name: str, kind: type) -> None:
             name,
             lambda values: (
                 values is None
-                or (bool(values)
-                and len(set(values)) == len(values) <= len(choices)
-                and {*values} <= {*choices})
+                or (bool(values) and len(set(values)) == len(values) <= len(choices) and {*values} <= {*choices})
             ),
             f"expected some of {', '.join(choices)}, each once, separated by commas",
         )
@@ -246,7 +243,8 @@ def _preset(dataset: datasets.Dataset) -> dict:
         return table[dataset.name]
     if FLAGS.preset == "paper":
         raise flags.IllegalFlagValueError(
-            f"--preset=paper: expected --dataset to be one of {', '.join(PAPER)}, got {dataset.name}; use --preset=quick"
+            f"--preset=paper: expected --dataset to be one of {', '.join(PAPER)}, got {dataset.name}; "
+            "use --preset=quick"
         )
     match dataset.train.images.shape[1:]:
         case (28, 28, 1):
@@ -255,8 +253,8 @@ def _preset(dataset: datasets.Dataset) -> dict:
             preset = QUICK["cifar10"]
         case shape:
             raise flags.IllegalFlagValueError(
-                f"--dataset={dataset.name}: expected images of 28x28x1 or 32x32xC pixels, got {'x'.join(map(str, shape))}; "
-                "use robgrad as a library with a vae_gan.VaeGan of that size"
+                f"--dataset={dataset.name}: expected images of 28x28x1 or 32x32xC pixels, got "
+                f"{'x'.join(map(str, shape))}; use robgrad as a library with a vae_gan.VaeGan of that size"
             )
     return preset | {
         "train_examples": min(preset["train_examples"], len(dataset.train.labels)),

@@ -16,7 +16,7 @@ from jax import Array, lax
 from robgrad.attacks import Attack, length, no_attack
 from robgrad.datasets import scale
 from robgrad.losses import Loss, cross_entropy
-from robgrad.manifold import Manifold, distance, tangent_basis
+from robgrad.manifold import Manifold, TangentSpace, distance, tangent_space
 from robgrad.models import LogitsFn
 
 
@@ -56,6 +56,7 @@ def align(
     attacked: Array,
     label: Array | None = None,
     loss: Loss = cross_entropy,
+    tangent: TangentSpace | None = None,
 ) -> Alignment:
     """Analyses one network at one image; map it by `jax.vmap`, or see `analyser`.
 
@@ -66,10 +67,12 @@ def align(
       attacked: the attacked image.
       label: class whose loss is differentiated; the network's own prediction where None.
       loss: loss of one example.
+      tangent: the manifold's tangent space at the image's projection, where it is known already, for
+        instance from another network: it costs more than all the rest.
     """
     gradient = jnp.ravel(loss_gradient(logits_fn, image, label, loss))
     norm = length(gradient)
-    basis, rank = tangent_basis(manifold, manifold.encode(image))
+    basis, rank = tangent_space(manifold, image) if tangent is None else tangent
     # Normalised first, since the squares of a certain network's gradient underflow.
     coordinates = basis.T @ (gradient / jnp.where(norm > 0, norm, 1.0))
     fraction = jnp.where(norm > 0, jnp.sum(coordinates**2), jnp.nan)

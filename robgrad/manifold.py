@@ -40,6 +40,13 @@ def from_vae_gan(model: vae_gan.VaeGan, variables, sampling_key: Array | None = 
     return Manifold(encode, lambda code: model.decoder.apply(variables["decoder"], code[None])[0])
 
 
+class TangentSpace(NamedTuple):
+    """Orthonormal `basis` `[pixels, z]`, whose columns from `rank` on are zero, and `rank` (int32)."""
+
+    basis: Array
+    rank: Array
+
+
 def project(manifold: Manifold, image: Array) -> Array:
     """The projection decode(encode(x)) of one image onto the manifold."""
     return manifold.decode(manifold.encode(image))
@@ -63,21 +70,19 @@ def decoder_jacobian(decode: Callable[[Array], Array], code: Array) -> Array:
     return columns.reshape(code.size, -1).T
 
 
-def tangent_basis(manifold: Manifold, code: Array, tolerance: float = 1e-4) -> tuple[Array, Array]:
-    """An orthonormal basis of the manifold's tangent space at `decode(code)`.
+def tangent_space(manifold: Manifold, image: Array, tolerance: float = 1e-4) -> TangentSpace:
+    """The manifold's tangent space at the projection of one image.
 
-    The column space of the decoder's Jacobian, by Gram-Schmidt with column pivoting, each column
-    orthogonalised twice. What remains of a column counts as zero at `tolerance` times the largest column
-    or less; the basis then has fewer columns that are not zero, so that shapes stay fixed where the
-    Jacobian has no full rank.
+    The column space of the decoder's Jacobian at the image's code, by Gram-Schmidt with column pivoting,
+    each column orthogonalised twice. What remains of a column counts as zero at `tolerance` times the
+    largest column or less; the basis then has fewer columns that are not zero, so that shapes stay fixed
+    where the Jacobian has no full rank.
 
     Plain array operations, since they batch well everywhere; LAPACK's batched decompositions share
     XLA:CPU's threads with the programs that call them, and two devices that call one at once can wait
     for each other forever.
-
-    Returns:
-      Basis `[pixels, z]`, its columns of length 1 or 0, and rank (int32).
     """
+    code = manifold.encode(image)
     jacobian = decoder_jacobian(manifold.decode, code)
     least = tolerance * jnp.max(jnp.linalg.norm(jacobian, axis=0))
 
@@ -91,4 +96,4 @@ def tangent_basis(manifold: Manifold, code: Array, tolerance: float = 1e-4) -> t
         return basis.at[:, index].set(direction), rest - jnp.outer(direction, direction @ rest)
 
     basis, _ = lax.fori_loop(0, code.size, step, (jnp.zeros_like(jacobian), jacobian))
-    return basis, jnp.sum(jnp.any(basis != 0, axis=0), dtype=jnp.int32)
+    return TangentSpace(basis, jnp.sum(jnp.any(basis != 0, axis=0), dtype=jnp.int32))

@@ -141,7 +141,7 @@ def fit(
       epochs: passes over the data in all, those already in `states` included.
       shuffle: a new order each epoch; off, the stored order each time, as the paper had it.
       names: name of each replica, for errors.
-      report: called after each segment, every few seconds.
+      report: called after each segment, about every 20 seconds.
 
     Returns:
       The trained stack.
@@ -167,8 +167,8 @@ def fit(
         done += count
         _check_finite(metrics, names, done / per_epoch)
         report(Progress(done, steps, done / per_epoch, metrics))
-        # The count is data to the compiled loop: aim at segments of some seconds without compiling again.
-        count = int(np.clip(3.0 * count / seconds, 1, 4 * count))
+        # The count is data to the compiled loop: aim at segments that hide the cost of starting one.
+        count = int(np.clip(20.0 * count / seconds, 1, 8 * count))
     return states
 
 

@@ -63,7 +63,7 @@ def test_finds_the_optimum_of_a_linear_network(norm):
     weights = jax.random.normal(jax.random.key(3), (2, 5))
     direction = weights[1] - weights[0]
     steepest = {"l2": direction / jnp.linalg.norm(direction), "linf": jnp.sign(direction)}[norm]
-    attack = attacks.pgd(attacks.NORMS[norm], losses.cross_entropy, 30, random_start=True, pixel_range=(-9, 9))
+    attack = attacks.pgd(attacks.NORMS[norm], losses.cross_entropy, 200, random_start=True, pixel_range=(-9, 9))
     attacked = attack(KEY, lambda x: weights @ x, jnp.zeros(5), 0, 0.7, 0.1)
     np.testing.assert_allclose(attacked, 0.7 * steepest, atol=1e-5)
 

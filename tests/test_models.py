@@ -47,9 +47,7 @@ def test_one_image_equals_the_batch(name):
     assert jnp.allclose(together, alone, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("shape", "expected"), [((8, 8, 1), "digits"), ((28, 28, 1), "mnist"), ((32, 32, 3), "cifar")]
-)
+@pytest.mark.parametrize(("shape", "expected"), [((8, 8, 1), "digits"), ((28, 28, 1), "mnist"), ((32, 32, 3), "cifar")])
 def test_classifier_for_picks_by_size(shape, expected):
     assert models.classifier_for(shape, 10) == MODELS[expected]
     assert models.classifier_for(shape, 7).classes == 7

@@ -1,0 +1,146 @@
+"""Stacks against single networks, meshes against one device, segments, order and failure."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from robgrad import attacks, datasets, losses, models, stacking, training
+
+MODEL = models.CNN(((4,),), 3, 8, 10)
+STEP = training.classifier_step(MODEL, attacks.pgd(attacks.L2, losses.cross_entropy, 2, random_start=True))
+STANDARD = training.classifier_step(MODEL, attacks.no_attack)
+
+
+def one_device(stack=1, batch=10):
+    return stacking.device_mesh(stack, batch, jax.devices()[:1])
+
+
+def states(count, seed=0):
+    keys = jax.random.split(jax.random.key(seed), count)
+    return stacking.stack([training.init_classifier(MODEL, (8, 8, 1), key) for key in keys])
+
+
+def numbers(count):
+    return training.Numbers(jnp.linspace(0.1, 1.0, count), jnp.full(count, 0.5), jnp.full(count, 1e-2))
+
+
+def close(one, two, atol=1e-4):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol), one, two)
+
+
+@pytest.fixture(scope="module")
+def data(digits):
+    return datasets.Split(*(leaf[:64] for leaf in digits.train))
+
+
+def test_a_stack_equals_its_networks_alone(data):
+    together = training.fit(STEP, states(3), numbers(3), data, mesh=one_device(3), batch_size=10, epochs=1)
+    for index in range(3):
+        one = lambda tree, index=index: jax.tree.map(lambda leaf: leaf[index : index + 1], tree)  # noqa: E731
+        alone = training.fit(STEP, one(states(3)), one(numbers(3)), data, mesh=one_device(), batch_size=10, epochs=1)
+        close(alone.params, one(together.params))
+
+
+@pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices")
+@pytest.mark.parametrize(
+    ("count", "batch", "shape"), [(2, 10, (2, 1)), (1, 10, (1, 2)), (1, 7, (1, 2)), (3, 4, (2, 1))]
+)
+def test_any_mesh_gives_the_numbers_of_one_device(data, count, batch, shape):
+    """Also where neither the stack nor the batch divides it."""
+    grid = np.array(jax.devices()[:2]).reshape(shape)
+    mesh = jax.sharding.Mesh(grid, (stacking.REPLICA, stacking.DATA))
+    fit = lambda mesh: training.fit(STEP, states(count), numbers(count), data, mesh=mesh, batch_size=batch, epochs=1)  # noqa: E731
+    close(fit(mesh).params, fit(one_device()).params)
+
+
+def test_the_mesh_spreads_replicas_first():
+    devices = list(range(8))
+    shape = lambda replicas, batch: tuple(stacking.device_mesh(replicas, batch, devices).shape.values())  # noqa: E731
+    assert shape(8, 100) == (8, 1)
+    assert shape(16, 100) == (8, 1)
+    assert shape(1, 100) == (1, 8)
+    assert shape(3, 96) == (1, 8)
+    assert shape(13, 1) == (8, 1)
+
+
+def test_segments_change_nothing(data):
+    """Two epochs at once equal one epoch and then another."""
+    options = {"mesh": one_device(), "batch_size": 10}
+    whole = training.fit(STEP, states(1), numbers(1), data, epochs=2, **options)
+    half = training.fit(STEP, states(1), numbers(1), data, epochs=1, **options)
+    close(training.fit(STEP, half, numbers(1), data, epochs=2, **options).params, whole.params, atol=0)
+
+
+def test_each_epoch_sees_every_example_once_in_an_order_of_its_own(data):
+    seen = []
+
+    def step(state, _, batch):
+        jax.debug.callback(lambda rows: seen.append(np.array(rows)), batch.examples, ordered=True)
+        return state._replace(step=state.step + 1), {"loss": jnp.zeros(())}
+
+    rows = jnp.arange(20)
+    run = lambda shuffle: training.fit(  # noqa: E731
+        step, states(1), numbers(1), rows, mesh=one_device(1, 5), batch_size=5, epochs=2, shuffle=shuffle
+    )
+    jax.block_until_ready(run(True))
+    jax.effects_barrier()
+    first, second = np.concatenate(seen[:4]), np.concatenate(seen[4:])
+    assert sorted(first) == sorted(second) == list(range(20))
+    assert list(first) != list(second)
+    seen.clear()
+    jax.block_until_ready(run(False))
+    jax.effects_barrier()
+    assert list(np.concatenate(seen)) == [*range(20), *range(20)]
+
+
+def test_learns(digits):
+    model = models.digits_cnn()
+    start = stacking.stack([training.init_classifier(model, (8, 8, 1), jax.random.key(0))])
+    step = training.classifier_step(model, attacks.no_attack)
+    mesh = stacking.device_mesh(1, 50)
+    progress = []
+    trained = training.fit(
+        step, start, numbers(1), digits.train, mesh=mesh, batch_size=50, epochs=4, report=progress.append
+    )
+    predict = training.evaluate(model, attacks.no_attack, mesh)
+    accuracy = np.mean(np.asarray(predict(trained.params, digits.test, jax.random.key(0))) == digits.test.labels)
+    assert accuracy > 0.95
+    assert progress[-1].step == progress[-1].steps == 4 * (len(digits.train.labels) // 50)
+
+
+def test_evaluation_attacks_each_network_by_itself(digits):
+    split = datasets.Split(*(leaf[:21] for leaf in digits.test))
+    attack = attacks.pgd(attacks.L2, losses.cross_entropy, 3)
+    params = states(3).params
+    ours = training.evaluate(MODEL, attack, stacking.device_mesh(3, 100), chunk=4)(
+        params, split, jax.random.key(0), 1.0, 0.5
+    )
+    for index in range(3):
+        logits_fn = models.logits_fn(MODEL, stacking.replica(params, index))
+        images = datasets.scale(jnp.asarray(split.images))
+        attacked = jax.vmap(lambda x, y, f=logits_fn: attack(None, f, x, y, 1.0, 0.5))(images, split.labels)
+        np.testing.assert_array_equal(ours[index], jax.vmap(logits_fn)(attacked).argmax(-1))
+
+
+def test_divergence_names_the_network(data):
+    bad = training.Numbers(jnp.zeros(2), jnp.zeros(2), jnp.array([1e-3, 1e38]))
+    with pytest.raises(training.DivergedError, match=r"strong: loss became .* in epoch \d.*smaller learning rate"):
+        training.fit(
+            STANDARD, states(2), bad, data, mesh=one_device(2), batch_size=10, epochs=3, names=["weak", "strong"]
+        )
+
+
+@pytest.mark.parametrize(("batch", "epochs"), [(0, 1), (65, 1), (10, 0)])
+def test_refuses_what_cannot_be(data, batch, epochs):
+    with pytest.raises(ValueError, match="expected"):
+        training.fit(STANDARD, states(1), numbers(1), data, mesh=one_device(), batch_size=batch, epochs=epochs)
+
+
+def test_numbers_never_recompile(data):
+    compiled = []
+    for count in (1, 2, 3):
+        scaled = jax.tree.map(lambda leaf, count=count: leaf * count, numbers(1))
+        training.fit(STEP, states(1, count), scaled, data, mesh=one_device(), batch_size=8, epochs=1)
+        compiled.append(training._segment._cache_size())
+    assert compiled[0] == compiled[-1]
