@@ -14,11 +14,7 @@ from absl import app, flags, logging
 # Only for releases it was tried on: an XLA that does not know the flag refuses to start.
 _FAST_CPU_FLAGS = {"0.10.2": ("--xla_cpu_experimental_ynn_fusion_type=dot",)}
 
-flags.DEFINE_string("workdir", None, "Directory of this run. Default: runs/EXPERIMENT-DATASET-PRESET.")
-flags.DEFINE_string("dataset", "digits", "'digits' (embedded), or the TFDS name of an image classification set.")
-flags.DEFINE_string("data_dir", None, "TFDS data directory. Default: $TFDS_DATA_DIR, then ~/tensorflow_datasets.")
-flags.DEFINE_enum("preset", "quick", ["quick", "paper"], "Sizes: 'quick' for two CPU cores, or the paper's.")
-flags.DEFINE_integer("seed", 0, "Seed of everything random.", lower_bound=0)
+flags.DEFINE_string("workdir", None, "Directory of this run. Default: one in runs/, named after what is run.")
 flags.DEFINE_enum(
     "matmul_precision",
     "float32",
@@ -40,7 +36,7 @@ def prepare() -> None:
 
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "robgrad" / "xla"))
     jax.config.update("jax_default_matmul_precision", flags.FLAGS.matmul_precision)

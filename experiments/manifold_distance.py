@@ -64,9 +64,9 @@ def train_networks(config: presets.Config, dataset: datasets.Dataset, train: dat
     trained = []
     for index, networks in enumerate(stacks_of(config)):
         norm, loss = networks[0].norm, networks[0].loss
-        attack = (
-            attacks.pgd(attacks.NORMS[norm], train_losses[loss], config.attack_steps) if norm else attacks.no_attack
-        )
+        attack = attacks.no_attack
+        if norm and loss:
+            attack = attacks.pgd(attacks.NORMS[norm], train_losses[loss], config.attack_steps)
         keys = jax.random.split(jax.random.fold_in(key, index), len(networks))
         states = stacking.stack([training.init_classifier(model, train.images.shape[1:], one) for one in keys])
         count = len(networks)

@@ -8,13 +8,17 @@ and the quirk a flag. `quick` is the same code, smaller, for two CPU cores.
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
 
-from experiments import launch  # noqa: F401  (the flags that every experiment has)
 from robgrad import attacks, datasets, losses
+
+flags.DEFINE_string("dataset", "digits", "'digits' (embedded), or the TFDS name of an image classification set.")
+flags.DEFINE_string("data_dir", None, "TFDS data directory. Default: $TFDS_DATA_DIR, then ~/tensorflow_datasets.")
+flags.DEFINE_enum("preset", "quick", ["quick", "paper"], "Sizes: 'quick' for two CPU cores, or the paper's.")
+flags.DEFINE_integer("seed", 0, "Seed of everything random.", lower_bound=0)
 
 FLAGS = flags.FLAGS
 LOSSES = ("xent", "cw")
@@ -57,7 +61,7 @@ class Config(NamedTuple):
     chunk: int = 100
 
 
-_MNIST = {
+_MNIST: dict[str, Any] = {
     "held_out": 5000,
     "train_examples": 55000,
     "test_examples": 10000,
@@ -94,7 +98,7 @@ _CIFAR = _MNIST | {
 }
 PAPER = {"mnist": _MNIST, "fashion_mnist": _FASHION, "cifar10": _CIFAR}
 
-_QUICK_28 = {
+_QUICK_28: dict[str, Any] = {
     "train_examples": 5000,
     "test_examples": 256,
     "train_losses": ("xent",),
@@ -218,7 +222,7 @@ def from_flags(dataset: datasets.Dataset) -> Config:
       flags.IllegalFlagValueError: if there is no such preset, or a value does not fit the data set.
     """
     config = Config(dataset=dataset.name, preset=FLAGS.preset, seed=FLAGS.seed, **_preset(dataset))
-    given = {name: FLAGS[name].value for name in _HELP if FLAGS[name].value is not None}
+    given: dict[str, Any] = {name: FLAGS[name].value for name in _HELP if FLAGS[name].value is not None}
     for name, value in given.items():
         if isinstance(value, list):
             given[name] = tuple(float(item) if name.endswith("epsilons") else item for item in value)
@@ -236,7 +240,7 @@ def from_flags(dataset: datasets.Dataset) -> Config:
     return config
 
 
-def _preset(dataset: datasets.Dataset) -> dict:
+def _preset(dataset: datasets.Dataset) -> dict[str, Any]:
     """The named preset; for another data set of a size that the paper has, the quick one of that size."""
     table = PAPER if FLAGS.preset == "paper" else QUICK
     if dataset.name in table:

@@ -1,7 +1,7 @@
 """The image manifold as an encoder and a decoder of one image: projection, distance, tangent space."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -32,12 +32,15 @@ def from_vae_gan(model: vae_gan.VaeGan, variables, sampling_key: Array | None = 
     """
 
     def encode(image: Array) -> Array:
-        mean, log_variance = model.encoder.apply(variables["encoder"], image[None])
+        mean, log_variance = cast(tuple[Array, Array], model.encoder.apply(variables["encoder"], image[None]))
         if sampling_key is None:
             return mean[0]
         return mean[0] + jnp.exp(0.5 * log_variance[0]) * jax.random.normal(sampling_key, mean[0].shape)
 
-    return Manifold(encode, lambda code: model.decoder.apply(variables["decoder"], code[None])[0])
+    def decode(code: Array) -> Array:
+        return cast(Array, model.decoder.apply(variables["decoder"], code[None]))[0]
+
+    return Manifold(encode, decode)
 
 
 class TangentSpace(NamedTuple):

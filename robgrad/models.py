@@ -5,6 +5,7 @@ kernels, zero biases and ReLU; no dropout and no batch norm, so that no example 
 """
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -97,9 +98,14 @@ def classifier_for(image_shape: Sequence[int], classes: int) -> CNN:
     return build(classes)
 
 
+def logits(model: nn.Module, params, images: Array) -> Array:
+    """The network's logits `[B, classes]` for a batch of images `[B, H, W, C]` in [-1, 1]."""
+    return cast(Array, model.apply({"params": params}, images))
+
+
 def logits_fn(model: nn.Module, params) -> LogitsFn:
     """The network as a function of one image `[H, W, C]`, as attacks and attributions take it."""
-    return lambda image: model.apply({"params": params}, image[None])[0]
+    return lambda image: logits(model, params, image[None])[0]
 
 
 def init(model: nn.Module, key: Array, image_shape: Sequence[int]):

@@ -72,14 +72,16 @@ def density_figure(path: Path, panels: Mapping[str, Mapping[str, np.ndarray]], x
     _save(figure, path)
 
 
-def bar_figure(path: Path, names: Sequence[str], values: Sequence[float], reference: tuple[str, float], label: str):
+def bar_figure(
+    path: Path, names: Sequence[str], values: Sequence[float], reference: tuple[str, float], label: str
+) -> None:
     """One horizontal bar a name, and a dashed line where `reference` lies."""
     figure, ((axis,),) = _figure(1, 1, 6.5, 0.6 + 0.32 * len(names))
     axis.barh(names, values, color="tab:blue")
     axis.axvline(reference[1], color="black", linestyle="--", label=reference[0])
     axis.invert_yaxis()
     axis.set(xlabel=label)
-    axis.legend(frameon=False, loc="lower right")
+    axis.legend(frameon=False, loc="lower right", bbox_to_anchor=(1.0, 1.0))
     _save(figure, path)
 
 

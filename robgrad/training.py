@@ -89,13 +89,17 @@ def classifier_step(model: nn.Module, attack: Attack, loss: Loss = cross_entropy
     def step(state: TrainState, numbers: Numbers, batch: Batch):
         images, labels = scale(batch.examples.images), batch.examples.labels
         logits_fn = models.logits_fn(model, state.params)
-        perturb = jax.vmap(lambda key, image, label: attack(key, logits_fn, image, label, *numbers[:2]))
+        perturb = jax.vmap(
+            lambda key, image, label: attack(
+                key, logits_fn, image, label, jnp.asarray(numbers.epsilon), jnp.asarray(numbers.step_size)
+            )
+        )
         attacked = lax.stop_gradient(perturb(batch.keys, images, labels))
         share = batch.weights / lax.psum(batch.weights.sum(), stacking.DATA)
 
         # On the whole batch, since `vmap` over examples would form one kernel gradient for each.
         def mean_loss(params):
-            logits = model.apply({"params": params}, attacked)
+            logits = models.logits(model, params, attacked)
             hits = logits.argmax(-1) == labels
             total = jnp.sum(share * jax.vmap(loss)(logits, labels))
             return total, {"loss": total, "accuracy": jnp.sum(share * hits)}
@@ -228,7 +232,7 @@ def _segment(step: Step, mesh: Mesh, batch_size: int, shuffle: bool, states, num
 
 def _check_finite(metrics: dict[str, np.ndarray], names: Sequence[str], epoch: float) -> None:
     for metric, values in metrics.items():
-        for index in np.flatnonzero(~np.isfinite(values)):
+        for index in map(int, np.flatnonzero(~np.isfinite(values))):
             name = names[index] if index < len(names) else f"network {index}"
             raise DivergedError(
                 f"{name}: {metric} became {values[index]} in epoch {int(np.ceil(epoch))}; expected a finite number: "

@@ -1,0 +1,56 @@
+"""Run directories, results and densities."""
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+
+from robgrad import checkpoints, report
+
+CONFIG = {"dataset": "digits", "radii": (1.0, 2.0)}
+
+
+def test_a_run_is_opened_again_only_for_the_same(tmp_path):
+    run = tmp_path / "run"
+    path, finished = checkpoints.open_run(run, "one", CONFIG, {"jax": "1"})
+    assert finished is None
+    report.write_results(path, "one", CONFIG, {"jax": "1"}, [{"a": 1}])
+    before = {file: file.read_bytes() for file in run.iterdir()}
+    assert checkpoints.open_run(run, "one", CONFIG, {"jax": "2"})[1]["rows"] == [{"a": 1}]
+    with pytest.raises(checkpoints.RunError, match=r"holds a run with radii = \[1.0, 2.0\], asked for \[3\]"):
+        checkpoints.open_run(run, "one", CONFIG | {"radii": (3,)}, {})
+    with pytest.raises(checkpoints.RunError, match="expected a run of two, found one of one"):
+        checkpoints.open_run(run, "two", CONFIG, {})
+    assert before == {file: file.read_bytes() for file in run.iterdir()}
+
+
+def test_other_directories_are_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(checkpoints.RunError, match="expected an empty directory or an earlier run"):
+        checkpoints.open_run(tmp_path, "one", CONFIG, {})
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(checkpoints.RunError, match="cannot be used as a run directory"):
+        checkpoints.open_run(tmp_path / "thesis.tex", "one", CONFIG, {})
+
+
+def test_results_are_plain_json_and_csv(tmp_path):
+    rows = [
+        {"name": "x", "value": np.float32(0.5), "none": np.nan},
+        {"name": "y", "value": np.float64(2), "none": None},
+    ]
+    report.write_results(tmp_path, "one", CONFIG, {}, rows)
+    read = json.loads((tmp_path / "results.json").read_text())
+    assert read["rows"] == [{"name": "x", "value": 0.5, "none": None}, {"name": "y", "value": 2.0, "none": None}]
+    with open(tmp_path / "results.csv") as file:
+        assert [row["value"] for row in csv.DictReader(file)] == ["0.5", "2.0"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["results.csv", "results.json"]
+    assert report.table(read["rows"], ["name", "none", "value"]).splitlines()[1].split() == ["x", "-", "0.500"]
+
+
+def test_mode_finds_the_peak():
+    draws = np.concatenate([np.random.default_rng(0).normal(2.0, 0.1, 900), np.linspace(0, 6, 100)])
+    assert report.mode(draws) == pytest.approx(2.0, abs=0.05)
+    assert math.isnan(report.mode(draws[:1]))
+    assert math.isnan(report.mode(np.ones(5)))
