@@ -67,7 +67,7 @@ def environment() -> dict[str, str]:
 def progress(stage: str) -> Callable:
     """A reporter for `training.fit`: one line, rewritten on a terminal, else written once a minute and at the end."""
     terminal = sys.stderr.isatty()
-    began = last = time.monotonic()
+    created = began = last = time.monotonic()
     first = 0
 
     def report(done) -> None:
@@ -82,6 +82,7 @@ def progress(stage: str) -> Callable:
         last = now
         rate = (done.step - first) / (now - began) if now > began else 0.0
         left = f"{(done.steps - done.step) / rate:.0f} s left" if rate else "estimating time left"
+        left = f"took {now - created:.0f} s" if finished else left
         values = "".join(f", {name} {_span(metric)}" for name, metric in done.metrics.items())
         line = f"{stage}: epoch {done.epoch:.1f} of {done.epoch * done.steps / done.step:.0f}{values}, {left}"
         print(f"\r{line}\033[K" if terminal else line, end="\n" if finished or not terminal else "", file=sys.stderr)

@@ -82,7 +82,7 @@ def train_networks(config: presets.Config, dataset: datasets.Dataset, train: dat
             train,
             mesh=stacking.device_mesh(count, config.batch_size),
             batch_size=config.batch_size,
-            epochs=config.epochs,
+            epochs=config.epochs if norm else config.standard_epochs,
             shuffle=config.shuffle,
             names=[network.name for network in networks],
             report=launch.progress(f"training {f'{norm}-{loss}, {count} networks' if norm else 'standard'}"),

@@ -40,6 +40,7 @@ class Config(NamedTuple):
     l2_step_size: float
     linf_step_size: float
     attack_steps: int
+    standard_epochs: int
     epochs: int
     batch_size: int
     vae_gan_epochs: int
@@ -72,6 +73,7 @@ _MNIST: dict[str, Any] = {
     "l2_step_size": 2.0,
     "linf_step_size": 0.02,
     "attack_steps": 40,
+    "standard_epochs": 5,
     "epochs": 5,
     "batch_size": 100,
     "vae_gan_epochs": 30,
@@ -87,6 +89,7 @@ _CIFAR = _MNIST | {
     "train_examples": 50000,
     "l2_epsilons": (0.1, 0.4, 1.6),
     "linf_epsilons": (0.005, 0.01, 0.02),
+    "standard_epochs": 20,
     "epochs": 20,
     "vae_gan_epochs": 150,
     "vae_gan_learning_rate": 2e-4,
@@ -110,7 +113,7 @@ _QUICK_28: dict[str, Any] = {
     "analysis_steps": 20,
     "robust_steps": 10,
 }
-_QUICK_32 = _QUICK_28 | {"train_examples": 4000, "test_examples": 100, "linf_step_size": 0.02, "vae_gan_epochs": 2}
+_QUICK_32 = _QUICK_28 | {"train_examples": 4000, "test_examples": 100, "linf_step_size": 0.02, "vae_gan_epochs": 1}
 QUICK = {
     "digits": _MNIST
     | {
@@ -121,6 +124,7 @@ QUICK = {
         "linf_epsilons": (0.1, 0.2, 0.4),
         "linf_step_size": 0.1,
         "attack_steps": 10,
+        "standard_epochs": 15,
         "epochs": 15,
         "batch_size": 50,
         "vae_gan_epochs": 80,
@@ -146,7 +150,8 @@ _HELP = {
     "l2_step_size": "Step of the l2 training attack.",
     "linf_step_size": "Step of the l-inf training attack.",
     "attack_steps": "Steps of the training attack.",
-    "epochs": "Epochs of each classifier.",
+    "standard_epochs": "Epochs of the standard classifier.",
+    "epochs": "Epochs of each robust classifier.",
     "batch_size": "Batch of each classifier.",
     "vae_gan_epochs": "Epochs of the VAE-GAN.",
     "vae_gan_batch_size": "Batch of the VAE-GAN.",

@@ -11,7 +11,14 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
-    *("--train_examples=200", "--test_examples=30", "--epochs=3", "--attack_steps=2", "--vae_gan_epochs=2"),
+    *(
+        "--train_examples=200",
+        "--test_examples=30",
+        "--epochs=3",
+        "--standard_epochs=3",
+        "--attack_steps=2",
+        "--vae_gan_epochs=2",
+    ),
     *("--analysis_steps=3", "--robust_steps=2", "--l2_epsilons=0.5,1", "--linf_epsilons=0.1", "--chunk=16"),
 ]
 FIELDS = {
