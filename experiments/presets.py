@@ -107,6 +107,7 @@ _QUICK_28: dict[str, Any] = {
     "train_losses": ("xent",),
     "linf_step_size": 0.1,
     "attack_steps": 3,
+    "standard_epochs": 5,
     "epochs": 2,
     "vae_gan_epochs": 4,
     "vae_gan_batch_size": 50,
