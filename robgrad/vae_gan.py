@@ -1,7 +1,7 @@
 """The VAE-GAN whose decoder estimates the image manifold (Larsen et al., 2016), as the paper trains it.
 
-Encoder, decoder and discriminator are linen modules over batches `[B, H, W, C]` in [-1, 1]. `step` is
-one step of `training.fit`: three losses, each with its own Adam, stepped in the order encoder, decoder,
+Encoder, decoder and discriminator are linen modules over batches `[B, H, W, C]` in [-1, 1]. `train_step`
+makes the step of `training.fit`: three losses, each with its own Adam, stepped in the order encoder, decoder,
 discriminator. Batch norm follows the activation, with epsilon 1e-3 and momentum 0.99.
 """
 
