@@ -167,7 +167,7 @@ def main() -> None:
     workdir = Path(FLAGS.workdir or "runs/benchmark")
     workdir.mkdir(parents=True, exist_ok=True)
     results = {"experiment": "benchmark", "environment": launch.environment(), "rows": rows}
-    checkpoints.write_text(workdir / "results.json", json.dumps(results, indent=2))
+    checkpoints.write(workdir / "results.json", json.dumps(results, indent=2))
     print(f"\nresults: {workdir}")
 
 

@@ -195,6 +195,7 @@ def rows_of(networks: list[Network], analysis_loss: str, accuracy, robust_accura
             row |= {
                 f"{prefix}attack_success": np.mean(success),
                 f"{prefix}median_distance": np.median(kept) if kept.size else np.nan,
+                **_bounds(f"{prefix}median_distance", kept, np.median),
                 f"{prefix}mean_distance": np.mean(kept) if kept.size else np.nan,
                 f"{prefix}rescaled_mode": report.mode(rescaled(kept, clean)),
             }
@@ -203,12 +204,28 @@ def rows_of(networks: list[Network], analysis_loss: str, accuracy, robust_accura
             "clean_median_distance": np.median(clean),
             "clean_rescaled_mode": report.mode(rescaled(clean, clean)),
             "tangent_fraction": np.mean(fractions) if fractions.size else np.nan,
+            **_bounds("tangent_fraction", fractions, np.mean),
             "tangent_fraction_chance": np.mean(alignment.chance),
             "gradient_norm": np.median(alignment.gradient_norm),
             "zero_gradients": int(np.sum(~np.isfinite(alignment.tangent_fraction))),
         }
         rows.append(row)
     return rows
+
+
+def _bounds(name: str, values: np.ndarray, statistic) -> report.Row:
+    return dict(zip((f"{name}_low", f"{name}_high"), report.interval(values, statistic), strict=True))
+
+
+def per_image(measured) -> dict[str, np.ndarray]:
+    """What was measured of each image `[network, image]`, by analysis loss and name."""
+    return {
+        f"{loss}/{name}": values
+        for loss, parts in measured.items()
+        for name, values in (
+            parts["alignment"]._asdict() | {"own": parts["own"], "transfer": parts["transfer"]}
+        ).items()
+    }
 
 
 def rescaled(distances: np.ndarray, clean: np.ndarray) -> np.ndarray:
@@ -285,7 +302,9 @@ def main() -> None:
         for attack in (attacks.no_attack, robust_attack)
     )
     rows = []
-    for analysis_loss, measured in measure(config, model, params, generator, variables, test, keys[4]).items():
+    everything = measure(config, model, params, generator, variables, test, keys[4])
+    report.write_arrays(workdir / "measurements.npz", per_image(everything))
+    for analysis_loss, measured in everything.items():
         rows += rows_of(networks, analysis_loss, accuracy, robust_accuracy, measured)
         draw(workdir, config, networks, analysis_loss, measured, test, rows[-len(networks) :])
     report.write_results(workdir, NAME, config._asdict(), place, rows)

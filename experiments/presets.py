@@ -109,7 +109,7 @@ _QUICK_28: dict[str, Any] = {
     "attack_steps": 3,
     "standard_epochs": 5,
     "epochs": 2,
-    "vae_gan_epochs": 4,
+    "vae_gan_epochs": 10,
     "vae_gan_batch_size": 50,
     "analysis_steps": 20,
     "robust_steps": 10,

@@ -35,17 +35,17 @@ def open_run(workdir: str | os.PathLike, experiment: str, config: Mapping[str, A
         elif any(path.iterdir()):
             raise RunError(f"{path}: expected an empty directory or an earlier run; name another --workdir")
         else:
-            write_text(path / "config.json", json.dumps(asked | {"environment": dict(environment)}, indent=2))
+            write(path / "config.json", json.dumps(asked | {"environment": dict(environment)}, indent=2))
         results = path / "results.json"
         return path, json.loads(results.read_text()) if results.exists() else None
     except (OSError, json.JSONDecodeError) as error:
         raise RunError(f"{path}: cannot be used as a run directory ({error}); name another --workdir") from error
 
 
-def write_text(path: Path, text: str) -> None:
+def write(path: Path, contents: str | bytes) -> None:
     """Writes a file whole or not at all."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".partial", delete=False) as file:
-        file.write(text)
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
+        file.write(contents.encode() if isinstance(contents, str) else contents)
     os.chmod(file.name, 0o644)
     os.replace(file.name, path)
 

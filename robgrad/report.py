@@ -4,14 +4,14 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.stats import gaussian_kde
 
-from robgrad.checkpoints import write_text
+from robgrad.checkpoints import write
 
 BANDWIDTH_FACTOR = 0.25
 Row = dict[str, Any]
@@ -24,9 +24,25 @@ def write_results(workdir: Path, experiment: str, config: Mapping, environment: 
     writer = csv.DictWriter(text, rows[0])
     writer.writeheader()
     writer.writerows(rows)
-    write_text(workdir / "results.csv", text.getvalue())
+    write(workdir / "results.csv", text.getvalue())
     results = {"experiment": experiment, "config": dict(config), "environment": dict(environment), "rows": rows}
-    write_text(workdir / "results.json", json.dumps(results, indent=2, allow_nan=False))
+    write(workdir / "results.json", json.dumps(results, indent=2, allow_nan=False))
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes named arrays as one `.npz` file, what tables and figures are made of."""
+    file = io.BytesIO()
+    np.savez_compressed(file, allow_pickle=False, **arrays)
+    write(path, file.getvalue())
+
+
+def interval(values: np.ndarray, statistic: Callable[[np.ndarray], float], resamples: int = 1000) -> tuple:
+    """The 95% percentile bootstrap interval of a statistic of independent values (Efron, 1979); NaNs below two."""
+    if len(values) < 2:
+        return math.nan, math.nan
+    generator = np.random.default_rng(0)
+    draws = [statistic(generator.choice(values, len(values))) for _ in range(resamples)]
+    return tuple(np.percentile(draws, [2.5, 97.5]))
 
 
 def table(rows: Sequence[Row], columns: Sequence[str]) -> str:

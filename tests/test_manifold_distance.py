@@ -55,7 +55,7 @@ def test_leaves_results_and_figures(finished):
     assert all(set(row) >= FIELDS for row in rows)
     for row in rows:
         assert 0 <= row["robust_accuracy"] <= row["test_accuracy"] <= 1
-        assert 0 < row["tangent_fraction"] <= 1
+        assert 0 < row["tangent_fraction_low"] <= row["tangent_fraction"] <= row["tangent_fraction_high"] <= 1
         assert row["tangent_fraction_chance"] == pytest.approx(10 / 64)
     with open(workdir / "results.csv") as file:
         assert [row["network"] for row in csv.DictReader(file)] == names * 2

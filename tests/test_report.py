@@ -54,3 +54,18 @@ def test_mode_finds_the_peak():
     assert report.mode(draws) == pytest.approx(2.0, abs=0.05)
     assert math.isnan(report.mode(draws[:1]))
     assert math.isnan(report.mode(np.ones(5)))
+
+
+def test_intervals_are_those_of_theory():
+    """Of a mean, 1.96 standard errors each way; of nothing, none."""
+    values = np.random.default_rng(0).normal(3.0, 2.0, 4000)
+    low, high = report.interval(values, np.mean)
+    error = 1.96 * values.std() / np.sqrt(len(values))
+    np.testing.assert_allclose([low, high], [values.mean() - error, values.mean() + error], atol=0.1 * error)
+    assert all(math.isnan(bound) for bound in report.interval(values[:1], np.median))
+
+
+def test_arrays_are_written_whole(tmp_path):
+    report.write_arrays(tmp_path / "a.npz", {"xent/own": np.arange(3) > 1})
+    with np.load(tmp_path / "a.npz", allow_pickle=False) as arrays:
+        np.testing.assert_array_equal(arrays["xent/own"], [False, False, True])
