@@ -1,16 +1,24 @@
 """What every experiment does around its work: prepare the backend, show progress, end well."""
 
+import contextlib
 import importlib.metadata
+import importlib.util
+import math
 import os
 import platform
+import re
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from absl import app, flags, logging
 
+FLAGS = flags.FLAGS
+STOPPED = 75  # EX_TEMPFAIL: what was asked for is not done yet, try again.
 # Only for releases it was tried on: an XLA that does not know the flag refuses to start.
 _FAST_CPU_FLAGS = {"0.10.2": ("--xla_cpu_experimental_ynn_fusion_type=dot",)}
 
@@ -23,8 +31,54 @@ flags.DEFINE_enum(
 )
 
 
+flags.DEFINE_string(
+    "checkpoint_every", "10m", "How often training saves: minutes (10m), seconds (90s) or steps (500), at segment ends."
+)
+flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0, for a run of several processes.")
+flags.DEFINE_integer("num_processes", None, "Processes in all, one a host.", lower_bound=1)
+flags.DEFINE_integer("process_id", None, "This process, from 0; only 0 writes results.", lower_bound=0)
+flags.register_validator(
+    "checkpoint_every",
+    lambda text: re.fullmatch(r"\d+[ms]?", text) is not None and int(text.rstrip("ms")) > 0,
+    "expected a positive number of minutes (10m), seconds (90s) or steps (500)",
+)
+
+_asked_to_stop = threading.Event()
+_can_wait = False
+
+
+class Stopped(BaseException):
+    """SIGTERM or Ctrl-C arrived; training that saves ends its segment first."""
+
+
+def _on_signal(number: int, frame) -> None:
+    del frame
+    _asked_to_stop.set()
+    if not _can_wait:
+        raise Stopped(number)
+
+
+@contextlib.contextmanager
+def patiently() -> Iterator[Callable[[], bool]]:
+    """Within, SIGTERM and Ctrl-C wait until the yielded function was asked; then they stop the run."""
+    global _can_wait
+    _can_wait = True
+    try:
+        yield _asked_to_stop.is_set
+    finally:
+        _can_wait = False
+
+
+def checkpoint_interval() -> tuple[float, int]:
+    """The flag as `minutes` and `steps` of `training.Checkpoints`."""
+    text = FLAGS.checkpoint_every
+    if text.isdigit():
+        return math.inf, int(text)
+    return int(text[:-1]) / (1 if text.endswith("m") else 60), 0
+
+
 def prepare() -> None:
-    """Sets what JAX reads when it starts: a host device a core, fast CPU kernels, a compilation cache.
+    """Sets what JAX reads when it starts: a host device a core, fast CPU kernels, a compilation cache, its hosts.
 
     Never against what the user has set in `XLA_FLAGS` or `JAX_COMPILATION_CACHE_DIR`.
     """
@@ -39,7 +93,35 @@ def prepare() -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "robgrad" / "xla"))
-    jax.config.update("jax_default_matmul_precision", flags.FLAGS.matmul_precision)
+    jax.config.update("jax_default_matmul_precision", FLAGS.matmul_precision)
+    if FLAGS.coordinator_address or FLAGS.num_processes or FLAGS.process_id:
+        _join(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)
+    elif importlib.util.find_spec("libtpu") and os.environ.get("JAX_PLATFORMS") in (None, "", "tpu"):
+        # On Cloud TPU, JAX finds the other hosts of a slice; elsewhere it says that it cannot.
+        with contextlib.suppress(ValueError, RuntimeError):
+            jax.distributed.initialize()
+
+
+def _join(address: str | None, processes: int | None, process: int | None) -> None:
+    import jax
+
+    if address is None or processes is None or process is None or process >= processes:
+        raise flags.IllegalFlagValueError(
+            "expected --coordinator_address, --num_processes and --process_id together, the last below the second, got "
+            f"{address}, {processes} and {process}"
+        )
+    try:
+        jax.distributed.initialize(address, processes, process)
+    except (RuntimeError, ValueError) as error:
+        raise flags.IllegalFlagValueError(f"--coordinator_address={address}: cannot join ({error})") from error
+
+
+def show(*lines: str) -> None:
+    """Prints, in the first process only."""
+    import jax
+
+    if jax.process_index() == 0:
+        print(*lines, sep="\n", flush=True)
 
 
 def environment() -> dict[str, str]:
@@ -59,7 +141,7 @@ def environment() -> dict[str, str]:
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
         "devices": f"{len(devices)} x {devices[0].device_kind}",
-        "matmul_precision": jax.config.jax_default_matmul_precision,
+        "matmul_precision": FLAGS.matmul_precision,
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "commit": commit,
     }
@@ -67,12 +149,16 @@ def environment() -> dict[str, str]:
 
 def progress(stage: str) -> Callable:
     """A reporter for `training.fit`: one line, rewritten on a terminal, else written once a minute and at the end."""
+    import jax
+
     terminal = sys.stderr.isatty()
     created = began = last = time.monotonic()
     first = 0
 
     def report(done) -> None:
         nonlocal last, first, began
+        if jax.process_index():
+            return
         now = time.monotonic()
         if not first:
             # The first segment holds the compilation, so the rate counts from its end.
@@ -102,18 +188,27 @@ def run(main: Callable[[], None]) -> None:
     def guarded(arguments: list[str]) -> None:
         if len(arguments) > 1:
             app.usage(shorthelp=True, detailed_error=f"unexpected argument '{arguments[1]}'", exitcode=1)
-        if not flags.FLAGS["verbosity"].present:
+        if not FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
-        prepare()
-        from robgrad.checkpoints import RunError
-        from robgrad.datasets import DataError
-        from robgrad.training import DivergedError
-
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _on_signal)
         try:
-            main()
-        except (flags.Error, RunError, DataError, DivergedError) as error:
+            prepare()
+            from robgrad.checkpoints import RunError
+            from robgrad.datasets import DataError
+            from robgrad.training import DivergedError, StoppedError
+
+            try:
+                main()
+            except (RunError, DataError, DivergedError) as error:
+                sys.exit(f"error: {' '.join(str(error).split())}")
+            except StoppedError as error:
+                print(f"{error}, and saved: start the same command again to go on", file=sys.stderr)
+                sys.exit(STOPPED)
+        except flags.Error as error:
             sys.exit(f"error: {' '.join(str(error).split())}")
-        except KeyboardInterrupt:
-            sys.exit("interrupted: start the same command again")
+        except Stopped:
+            print("stopped: start the same command again to go on from the last checkpoint", file=sys.stderr)
+            sys.exit(STOPPED)
 
     app.run(guarded)

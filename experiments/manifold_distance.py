@@ -14,14 +14,16 @@ MNIST 0.63 (standard), 0.60, 0.50, 0.42; Fashion-MNIST 0.62, 0.59, 0.53, 0.43; C
 0.105, 0.094.
 """
 
-from typing import Any, NamedTuple
+import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import launch, presets
+from experiments import launch, presets, stages
+from experiments.stages import Network
 from robgrad import attacks, checkpoints, datasets, losses, manifold, models, report, stacking, training, vae_gan
 from robgrad.alignment import align, loss_gradient
 
@@ -33,81 +35,6 @@ COLUMNS = (
     *("clean_median_distance", "rescaled_mode", "transfer_median_distance", "tangent_fraction"),
     "tangent_fraction_chance",
 )
-
-
-class Network(NamedTuple):
-    """How one network is trained; a standard one has no norm, no loss and epsilon 0."""
-
-    norm: str | None
-    loss: str | None
-    epsilon: float
-
-    @property
-    def name(self) -> str:
-        """For instance `l2-xent-4`, or `standard`."""
-        return f"{self.norm}-{self.loss}-{self.epsilon:g}" if self.norm else "standard"
-
-
-def stacks_of(config: presets.Config) -> list[list[Network]]:
-    """The networks of the experiment: the standard one, then a stack for each norm and training loss."""
-    epsilons = {"l2": config.l2_epsilons, "linf": config.linf_epsilons}
-    pairs = [(norm, loss) for norm in config.norms for loss in config.train_losses]
-    robust = [[Network(norm, loss, epsilon) for epsilon in sorted(epsilons[norm])] for norm, loss in pairs]
-    return [[Network(None, None, 0.0)], *robust]
-
-
-def train_networks(config: presets.Config, dataset: datasets.Dataset, train: datasets.Split, key) -> Any:
-    """Trains every stack in turn; returns the parameters of all networks as one stack, the standard one first."""
-    model = models.classifier_for(train.images.shape[1:], len(dataset.classes))
-    train_losses = presets.losses_of(config, bound=500.0)
-    step_sizes = {None: 0.0, "l2": config.l2_step_size, "linf": config.linf_step_size}
-    trained = []
-    for index, networks in enumerate(stacks_of(config)):
-        norm, loss = networks[0].norm, networks[0].loss
-        attack = attacks.no_attack
-        if norm and loss:
-            attack = attacks.pgd(attacks.NORMS[norm], train_losses[loss], config.attack_steps)
-        keys = jax.random.split(jax.random.fold_in(key, index), len(networks))
-        states = stacking.stack([training.init_classifier(model, train.images.shape[1:], one) for one in keys])
-        count = len(networks)
-        numbers = training.Numbers(
-            jnp.array([network.epsilon for network in networks]),
-            jnp.full(count, step_sizes[norm]),
-            jnp.full(count, config.learning_rate),
-        )
-        states = training.fit(
-            training.classifier_step(model, attack),
-            states,
-            numbers,
-            train,
-            mesh=stacking.device_mesh(count, config.batch_size),
-            batch_size=config.batch_size,
-            epochs=config.epochs if norm else config.standard_epochs,
-            shuffle=config.shuffle,
-            names=[network.name for network in networks],
-            report=launch.progress(f"training {f'{norm}-{loss}, {count} networks' if norm else 'standard'}"),
-        )
-        trained.append(states.params)
-    return model, stacking.concatenate(trained)
-
-
-def train_manifold(config: presets.Config, train: datasets.Split, key):
-    """Trains the VAE-GAN; returns its networks and its variables."""
-    model = vae_gan.vae_gan_for(train.images.shape[1:])
-    model = model._replace(discriminator_steps=config.discriminator_steps)
-    states = training.fit(
-        vae_gan.train_step(model),
-        stacking.stack([vae_gan.init(model, train.images.shape[1:], key)]),
-        vae_gan.Numbers(jnp.array([config.reconstruction_weight]), jnp.array([config.vae_gan_learning_rate])),
-        train,
-        mesh=stacking.device_mesh(1, config.vae_gan_batch_size),
-        batch_size=config.vae_gan_batch_size,
-        epochs=config.vae_gan_epochs,
-        shuffle=config.shuffle,
-        names=["VAE-GAN"],
-        report=launch.progress("training VAE-GAN"),
-    )
-    return model, stacking.replica(states.params, 0)
 
 
 def analyser(config: presets.Config, model, generator: vae_gan.VaeGan, loss: losses.Loss, mesh):
@@ -143,10 +70,11 @@ def tangent_spaces(config: presets.Config, generator: vae_gan.VaeGan):
     return lambda variables, images: stacking.replica(run((), stacking.stack([variables]), images), 0)
 
 
-def measure(config: presets.Config, model, params, generator, variables, test: datasets.Split, key):
+def measure(config: presets.Config, model, params, generator, variables, test: datasets.Split, key, workdir: Path):
     """Analyses all test images on all networks, a block of images after another, for each analysis loss.
 
-    Attacked images and gradients are kept of the first block only.
+    Each block is saved in the run's `analysis` and, where it was saved before, read from there. Attacked
+    images and gradients are kept of the first block only.
     """
     mesh = stacking.device_mesh(stacking.size(params), config.chunk)
     tangents = tangent_spaces(config, generator)
@@ -155,16 +83,22 @@ def measure(config: presets.Config, model, params, generator, variables, test: d
     keys = jax.random.split(key, len(test.labels))
     parts: dict[str, list] = {name: [] for name in runs}
     progress = launch.progress(f"analysing {len(test.labels)} images, {stacking.size(params)} networks")
-    for rows in (blocks := list(presets.blocks(len(test.labels), 5 * config.chunk))):
+    blocks = list(presets.blocks(len(test.labels), 5 * config.chunk))
+    for block, rows in enumerate(blocks):
         images = datasets.Split(*(leaf[rows] for leaf in test))
-        examples = ((keys[rows], images), tangents(variables, images.images))
+        tangent = None
         for name, run in runs.items():
-            part = jax.device_get(run(shared, params, examples))
-            if parts[name]:
-                part |= {field: part[field][:, :0] for field in ("attacked", "gradient")}
+            path = workdir / "analysis" / f"{name}-{block}.npz"
+            part = report.read_arrays(path)
+            if part is None:
+                tangent = tangents(variables, images.images) if tangent is None else tangent
+                part = jax.device_get(run(shared, params, ((keys[rows], images), tangent)))
+                part = part.pop("alignment")._asdict() | part
+                if block:
+                    part |= {field: part[field][:, :0] for field in ("attacked", "gradient")}
+                report.write_arrays(path, part)
             parts[name].append(part)
-        done = len(parts[name])
-        progress(training.Progress(done, len(blocks), done / len(blocks), {}))
+        progress(training.Progress(block + 1, len(blocks), (block + 1) / len(blocks), {}))
     join = lambda *leaves: np.concatenate(leaves, axis=1)[:, : len(test.labels)]  # noqa: E731
     return {name: jax.tree.map(join, *pieces) for name, pieces in parts.items()}
 
@@ -178,20 +112,17 @@ def rows_of(networks: list[Network], analysis_loss: str, accuracy, robust_accura
     """One row a network: its accuracies, and distances and alignment under one analysis attack."""
     rows = []
     for index, network in enumerate(networks):
-        alignment = jax.tree.map(lambda leaf, index=index: leaf[index], measured["alignment"])
-        clean = alignment.distance
+        one = {name: values[index] for name, values in measured.items()}
+        clean = one["distance"]
         row = {
-            "network": network.name,
-            "train_norm": network.norm,
-            "train_loss": network.loss,
-            "train_epsilon": network.epsilon,
+            **network.row,
             "analysis_loss": analysis_loss,
             "test_accuracy": accuracy[index],
             "robust_accuracy": robust_accuracy[index],
         }
         for prefix, filter_name in (("", "own"), ("transfer_", "transfer")):
-            success = measured[filter_name][index]
-            kept = alignment.attacked_distance[success]
+            success = one[filter_name]
+            kept = one["attacked_distance"][success]
             row |= {
                 f"{prefix}attack_success": np.mean(success),
                 f"{prefix}median_distance": np.median(kept) if kept.size else np.nan,
@@ -199,15 +130,15 @@ def rows_of(networks: list[Network], analysis_loss: str, accuracy, robust_accura
                 f"{prefix}mean_distance": np.mean(kept) if kept.size else np.nan,
                 f"{prefix}rescaled_mode": report.mode(rescaled(kept, clean)),
             }
-        fractions = alignment.tangent_fraction[np.isfinite(alignment.tangent_fraction)]
+        fractions = one["tangent_fraction"][np.isfinite(one["tangent_fraction"])]
         row |= {
             "clean_median_distance": np.median(clean),
             "clean_rescaled_mode": report.mode(rescaled(clean, clean)),
             "tangent_fraction": np.mean(fractions) if fractions.size else np.nan,
             **_bounds("tangent_fraction", fractions, np.mean),
-            "tangent_fraction_chance": np.mean(alignment.chance),
-            "gradient_norm": np.median(alignment.gradient_norm),
-            "zero_gradients": int(np.sum(~np.isfinite(alignment.tangent_fraction))),
+            "tangent_fraction_chance": np.mean(one["chance"]),
+            "gradient_norm": np.median(one["gradient_norm"]),
+            "zero_gradients": int(np.sum(~np.isfinite(one["tangent_fraction"]))),
         }
         rows.append(row)
     return rows
@@ -217,14 +148,14 @@ def _bounds(name: str, values: np.ndarray, statistic) -> report.Row:
     return dict(zip((f"{name}_low", f"{name}_high"), report.interval(values, statistic), strict=True))
 
 
-def per_image(measured) -> dict[str, np.ndarray]:
+def per_image(everything) -> dict[str, np.ndarray]:
     """What was measured of each image `[network, image]`, by analysis loss and name."""
+    figures = ("attacked", "gradient")
     return {
         f"{loss}/{name}": values
-        for loss, parts in measured.items()
-        for name, values in (
-            parts["alignment"]._asdict() | {"own": parts["own"], "transfer": parts["transfer"]}
-        ).items()
+        for loss, measured in everything.items()
+        for name, values in measured.items()
+        if name not in figures
     }
 
 
@@ -236,14 +167,14 @@ def rescaled(distances: np.ndarray, clean: np.ndarray) -> np.ndarray:
 def draw(workdir, config: presets.Config, networks: list[Network], analysis_loss: str, measured, test, rows) -> None:
     """The figures of one analysis attack: densities, loss gradients, attacked images, tangent fractions."""
     names = [network.name for network in networks]
-    clean = measured["alignment"].distance[0]
+    clean = measured["distance"][0]
     pairs = dict.fromkeys((network.norm, network.loss) for network in networks if network.norm)
     panels = {}
     for norm, loss in pairs:
         curves = {"test data": rescaled(clean, clean)}
         for index, network in enumerate(networks):
             if network.norm is None or (network.norm, network.loss) == (norm, loss):
-                kept = measured["alignment"].attacked_distance[index][measured["own"][index]]
+                kept = measured["attacked_distance"][index][measured["own"][index]]
                 curves[network.name] = rescaled(kept, clean)
         panels[f"{norm}, {loss}"] = curves
     images = np.asarray(datasets.scale(jnp.asarray(test.images[:SHOWN])))
@@ -284,31 +215,31 @@ def main() -> None:
     config, place = presets.from_flags(dataset), launch.environment()
     workdir, finished = checkpoints.open_run(presets.workdir(NAME), NAME, config._asdict(), place)
     if finished:
-        print(report.table(finished["rows"], COLUMNS), f"\nfinished already: {workdir}", sep="\n")
+        launch.show(report.table(finished["rows"], COLUMNS), f"finished already: {workdir}")
         return
     train, test = presets.subsets(config, dataset)
-    networks = [network for stack in stacks_of(config) for network in stack]
-    keys = jax.random.split(jax.random.key(config.seed), 5)
-
-    model, params = train_networks(config, dataset, train, keys[0])
-    generator, variables = train_manifold(config, train, keys[1])
-    draw_manifold(workdir, generator, variables, test, keys[2])
+    networks = stages.networks_of(config)
+    model, params, *_ = stages.train_networks(config, networks, dataset, train, workdir)
+    generator, variables = stages.train_manifold(config, train, workdir)
+    keys = jax.random.split(stages.key_of(config.seed, NAME), 3)
+    draw_manifold(workdir, generator, variables, test, keys[0])
 
     mesh = stacking.device_mesh(len(networks), config.chunk)
     robust_attack = attacks.pgd(attacks.L2, losses.cross_entropy, config.robust_steps)
     numbers = {"epsilon": config.robust_epsilon, "step_size": config.robust_step_size}
     accuracy, robust_accuracy = (
-        np.mean(np.asarray(training.evaluate(model, attack, mesh)(params, test, keys[3], **numbers)) == test.labels, 1)
+        np.mean(np.asarray(training.evaluate(model, attack, mesh)(params, test, keys[1], **numbers)) == test.labels, 1)
         for attack in (attacks.no_attack, robust_attack)
     )
-    rows = []
-    everything = measure(config, model, params, generator, variables, test, keys[4])
+    everything = measure(config, model, params, generator, variables, test, keys[2], workdir)
     report.write_arrays(workdir / "measurements.npz", per_image(everything))
+    rows = []
     for analysis_loss, measured in everything.items():
         rows += rows_of(networks, analysis_loss, accuracy, robust_accuracy, measured)
         draw(workdir, config, networks, analysis_loss, measured, test, rows[-len(networks) :])
     report.write_results(workdir, NAME, config._asdict(), place, rows)
-    print(report.table(rows, COLUMNS), f"\nresults and figures: {workdir}", sep="\n")
+    shutil.rmtree(workdir / "analysis", ignore_errors=True)
+    launch.show(report.table(rows, COLUMNS), f"\nresults and figures: {workdir}")
 
 
 if __name__ == "__main__":

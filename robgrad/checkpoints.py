@@ -1,23 +1,56 @@
-"""What a run directory holds, and how it is opened and written so that nothing finished is ever lost.
+"""What a run directory holds, and how it is written so that nothing finished is lost and nothing half-written is read.
 
-A run is a directory: `config.json` (what was asked, and where it ran), `results.json` and
-`results.csv` (once it has finished), and its figures. Files are replaced, never written in place.
+A run is a directory:
+
+    config.json        what was asked, and where it ran first
+    checkpoints/STAGE  states of a stage under way (Orbax, the last two), removed when it has finished
+    networks/STAGE     a finished stack of networks (Orbax): `params`, and `about`, which says what they are
+    results.json       once the run has finished; with it `results.csv`, `measurements.npz` and figures
+
+Files are replaced, never written in place, and directories renamed into place when they are whole. Arrays
+are stored by name and shape; to load them runs no code from the files.
 """
 
+import contextlib
 import json
 import os
+import shutil
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from robgrad import models, stacking, vae_gan
+from robgrad.manifold import Manifold, from_vae_gan
+
+FORMAT = 1
+KEPT = 2
 
 
 class RunError(RuntimeError):
     """A run directory that cannot be used; its message is for the user."""
 
 
+class Networks(NamedTuple):
+    """Trained classifiers of one architecture: the `names` and what else is known of each, and the stack."""
+
+    model: nn.Module
+    params: Any
+    names: tuple[str, ...]
+    about: Mapping[str, Any]
+
+
 def open_run(workdir: str | os.PathLike, experiment: str, config: Mapping[str, Any], environment: Mapping[str, Any]):
     """Opens a run directory for a configuration, making it if it is new.
+
+    Of several processes only the first writes.
 
     Returns:
       The path, and the contents of `results.json` if the run had finished, else None.
@@ -32,9 +65,9 @@ def open_run(workdir: str | os.PathLike, experiment: str, config: Mapping[str, A
         path.mkdir(parents=True, exist_ok=True)
         if (path / "config.json").exists():
             _check_same(path, json.loads((path / "config.json").read_text()), asked)
-        elif any(path.iterdir()):
+        elif any(file.suffix != ".partial" for file in path.iterdir()):
             raise RunError(f"{path}: expected an empty directory or an earlier run; name another --workdir")
-        else:
+        elif jax.process_index() == 0:
             write(path / "config.json", json.dumps(asked | {"environment": dict(environment)}, indent=2))
         results = path / "results.json"
         return path, json.loads(results.read_text()) if results.exists() else None
@@ -43,11 +76,210 @@ def open_run(workdir: str | os.PathLike, experiment: str, config: Mapping[str, A
 
 
 def write(path: Path, contents: str | bytes) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a file whole or not at all; does nothing in any process but the first."""
+    if jax.process_index():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
         file.write(contents.encode() if isinstance(contents, str) else contents)
+        file.flush()
+        os.fsync(file.fileno())
     os.chmod(file.name, 0o644)
     os.replace(file.name, path)
+
+
+@contextlib.contextmanager
+def states_of(directory: Path, start) -> Iterator[tuple[Any, Callable[[Any], None]]]:
+    """Opens the checkpoints of a training stage.
+
+    Args:
+      directory: where they are kept, the last two.
+      start: stack of states as the stage begins, each with a field `step`.
+
+    Yields:
+      The states to go on from, those of the newest whole checkpoint or else `start`, and `save(states)`,
+      which copies them and writes in the background. A checkpoint that cannot be read is said and left out.
+
+    Raises:
+      RunError: if a checkpoint cannot be written.
+    """
+    directory = directory.absolute()
+    options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, cleanup_tmp_directories=True)
+    with _writing(directory):
+        manager = ocp.CheckpointManager(directory, options=options)
+
+    def save(states) -> None:
+        with _writing(directory):
+            step = int(states.step[0])
+            if step not in manager.all_steps():
+                manager.save(step, args=ocp.args.StandardSave(_plain(states)), force=True)
+
+    try:
+        yield _newest(manager, directory, start), save
+    finally:
+        with _writing(directory):
+            manager.close()
+
+
+def _newest(manager: ocp.CheckpointManager, directory: Path, start):
+    for step in sorted(manager.all_steps(), reverse=True):
+        try:
+            template = jax.tree.map(np.zeros_like, _plain(start))
+            restored = manager.restore(step, args=ocp.args.StandardRestore(template))
+        except Exception as error:
+            _say(f"{directory / str(step)}: cannot be read ({_first_line(error)}); going on from an earlier state")
+            shutil.rmtree(directory / str(step), ignore_errors=True)
+            manager.reload()
+            continue
+        key = jax.random.wrap_key_data(jnp.asarray(restored.key))
+        return jax.tree.map(jnp.asarray, restored._replace(key=key))
+    return start
+
+
+def _plain(states):
+    """A copy that training, which gives its buffers away, does not touch; keys as their data."""
+    copy = np.array if jax.process_count() == 1 else jnp.copy
+    return jax.tree.map(copy, states._replace(key=jax.random.key_data(states.key)))
+
+
+def save_stack(path: Path, params, about: Mapping[str, Any]) -> None:
+    """Saves a finished stack of parameters and a plain description of it, whole or not at all."""
+    with _writing(path), _checkpointer() as checkpointer:
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(jax.tree.map(np.asarray, params)),
+            about=ocp.args.JsonSave({"format": FORMAT, **about}),
+        )
+        checkpointer.save(path.absolute(), items, force=True)
+
+
+def load_networks(path: str | os.PathLike) -> Networks:
+    """Loads one stack of classifiers, a directory in a run's `networks`.
+
+    Raises:
+      RunError: if it is not one, or cannot be read.
+    """
+    about = read_about(Path(path), "classifier")
+    model = models.classifier_for(about["image_shape"], about["classes"])
+    shapes = jax.eval_shape(lambda: models.init(model, jax.random.key(0), about["image_shape"]))
+    params = _params(Path(path), shapes, len(about["networks"]))
+    return Networks(model, params, tuple(network["network"] for network in about["networks"]), about)
+
+
+def load_network(run: str | os.PathLike, name: str) -> models.LogitsFn:
+    """Loads a network from a run directory as a function of one image `[H, W, C]` in [-1, 1].
+
+    Args:
+      run: the directory of a run of any experiment that trained networks.
+      name: for instance `"standard"` or `"l2-xent-2"`.
+
+    Raises:
+      RunError: if there is no such network, naming those there are, or it cannot be read.
+
+    Example:
+      `logits_fn = checkpoints.load_network("runs/manifold_distance-digits-quick", "l2-xent-2")`
+    """
+    known: list[str] = []
+    for path in stages(run):
+        if (about := read_about(path))["kind"] != "classifier":
+            continue
+        names = [network["network"] for network in about["networks"]]
+        if name in names:
+            networks = load_networks(path)
+            return models.logits_fn(networks.model, stacking.replica(networks.params, names.index(name)))
+        known += names
+    expected = ", ".join(sorted(known)) or "a run that trained some"
+    raise RunError(f"{run}: expected a network of {expected}, got '{name}'")
+
+
+def load_vae_gan(path: str | os.PathLike) -> tuple[vae_gan.VaeGan, Any]:
+    """Loads a VAE-GAN, a directory in a run's `networks`: its networks and the variables of one replica."""
+    about = read_about(Path(path), "vae_gan")
+    model = vae_gan.vae_gan_for(about["image_shape"])
+    shapes = jax.eval_shape(lambda: vae_gan.init(model, about["image_shape"], jax.random.key(0)).params)
+    return model, stacking.replica(_params(Path(path), shapes, 1), 0)
+
+
+def load_manifold(run: str | os.PathLike) -> Manifold:
+    """Loads the image manifold from a run directory, images `[H, W, C]` in [-1, 1].
+
+    Raises:
+      RunError: if the run has trained none, or it cannot be read.
+    """
+    for path in stages(run):
+        if read_about(path)["kind"] == "vae_gan":
+            return from_vae_gan(*load_vae_gan(path))
+    raise RunError(f"{run}: expected a run that has trained a VAE-GAN, found none")
+
+
+def stages(run: str | os.PathLike) -> Sequence[Path]:
+    """The finished stacks of a run directory."""
+    directory = Path(run).expanduser() / "networks"
+    if not directory.is_dir():
+        raise RunError(f"{run}: expected a run directory with trained networks, found none in {directory}")
+    return sorted(path for path in directory.iterdir() if path.is_dir() and ".orbax" not in path.name)
+
+
+def finished(path: Path, load: Callable[[Path], Any]) -> Any | None:
+    """What `load` makes of a finished stage; None if it is missing, or cannot be read, which is said."""
+    if not path.exists():
+        return None
+    try:
+        return load(path)
+    except RunError as error:
+        _say(f"{error}: doing this stage again")
+        shutil.rmtree(path, ignore_errors=True)
+        return None
+
+
+def read_about(path: Path, kind: str | None = None) -> dict[str, Any]:
+    """What a finished stack says of itself: `format`, `kind`, `image_shape`, how it was trained, its networks.
+
+    Raises:
+      RunError: if there is none, or it is of another format or kind.
+    """
+    try:
+        with _checkpointer() as checkpointer:
+            about = checkpointer.restore(path.absolute(), ocp.args.Composite(about=ocp.args.JsonRestore())).about
+    except Exception as error:
+        raise RunError(f"{path}: cannot be read as trained networks ({_first_line(error)})") from error
+    if about.get("format") != FORMAT or kind not in (None, about.get("kind")):
+        found = f"format {about.get('format')}, {about.get('kind')}"
+        raise RunError(f"{path}: expected format {FORMAT}, {kind or 'any kind'}, got {found}")
+    return about
+
+
+def _params(path: Path, shapes, replicas: int):
+    template = jax.tree.map(lambda leaf: np.zeros((replicas, *leaf.shape), leaf.dtype), shapes)
+    try:
+        with _checkpointer() as checkpointer:
+            items = ocp.args.Composite(params=ocp.args.StandardRestore(template))
+            return jax.tree.map(jnp.asarray, checkpointer.restore(path.absolute(), items).params)
+    except Exception as error:
+        raise RunError(f"{path}: cannot be read ({_first_line(error)})") from error
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    return ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turns what Orbax and the file system raise on a full or read-only disk into one line."""
+    try:
+        yield
+    except Exception as error:
+        raise RunError(
+            f"{path}: cannot write a checkpoint ({_first_line(error)}); make room or name another --workdir, then "
+            "start the same command again: it goes on from the last whole checkpoint"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr)
 
 
 def _check_same(path: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:

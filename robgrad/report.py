@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import math
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,15 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     file = io.BytesIO()
     np.savez_compressed(file, allow_pickle=False, **arrays)
     write(path, file.getvalue())
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
+    """Reads what `write_arrays` wrote; None where there is no such file, or none that can be read."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error):
+        return None
 
 
 def interval(values: np.ndarray, statistic: Callable[[np.ndarray], float], resamples: int = 1000) -> tuple:
@@ -143,7 +154,9 @@ def _figure(rows: int, columns: int, width: float, height: float):
 
 
 def _save(figure, path: Path) -> None:
-    figure.savefig(path, dpi=120, metadata={"Software": None})
+    file = io.BytesIO()
+    figure.savefig(file, dpi=120, format="png", metadata={"Software": None})
+    write(path, file.getvalue())
 
 
 def _plain(value: Any) -> Any:

@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.sharding import AxisType, Mesh
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 REPLICA, DATA = "replica", "data"
+WHOLE = P()
 
 
 def stack(replicas: Sequence[Any]):
@@ -57,6 +59,28 @@ def device_mesh(replicas: int, batch: int, devices: Sequence[jax.Device] | None 
     return Mesh(grid, (REPLICA, DATA), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
+def everywhere(tree, mesh: Mesh):
+    """Places values that all processes hold on all devices of the mesh; with one process, leaves them as they are."""
+    if jax.process_count() == 1:
+        return tree
+
+    def place(leaf):
+        if isinstance(leaf, Array) and not leaf.is_fully_addressable:
+            return leaf
+        if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(place(jax.random.key_data(leaf)))
+        values = np.asarray(leaf)
+        return jax.make_array_from_callback(values.shape, NamedSharding(mesh, P()), lambda index: values[index])
+
+    return jax.tree.map(place, tree)
+
+
+def agree(*numbers: float) -> np.ndarray:
+    """The numbers of every process `[processes, numbers]`, so that decisions by the clock are the same in all."""
+    mine = np.array(numbers, np.float32)
+    return mine[None] if jax.process_count() == 1 else np.asarray(multihost_utils.process_allgather(mine))
+
+
 def over_replicas(function: Callable) -> Callable:
     """Maps a function of one replica over a stack on one device.
 
@@ -68,20 +92,21 @@ def over_replicas(function: Callable) -> Callable:
     return jax.vmap(function)
 
 
-def per_replica(function: Callable, mesh: Mesh) -> Callable:
+def per_replica(function: Callable, mesh: Mesh, shared_specs: Any = WHOLE) -> Callable:
     """Turns `function(replica, shared)` into one of `(stack, shared)`, spread over a mesh, for use under `jit`.
 
-    `shared` is replicated on every device; the stack is padded to the mesh and the padding dropped.
-    Inside, the axis `DATA` is bound: the function may split batches by its index and sum over it.
+    `shared` is replicated on every device, or split as `shared_specs` says; the stack is padded to the mesh
+    and the padding dropped. Results are whole in every process. Inside, the axis `DATA` is bound: the
+    function may split batches by its index and sum over it.
     """
 
     def local(stacked, shared):
         return over_replicas(lambda one: function(one, shared))(stacked)
 
-    spread = jax.shard_map(local, mesh=mesh, in_specs=(P(REPLICA), P()), out_specs=P(REPLICA), check_vma=False)
+    spread = jax.shard_map(local, mesh=mesh, in_specs=(P(REPLICA), shared_specs), out_specs=P(REPLICA), check_vma=False)
 
     def run(stacked, shared):
-        results = spread(_padded(stacked, mesh.shape[REPLICA]), shared)
+        results = _whole(spread(padded(stacked, mesh.shape[REPLICA]), shared), mesh)
         return jax.tree.map(lambda leaf: leaf[: size(stacked)], results)
 
     return run
@@ -107,14 +132,19 @@ def per_example(function: Callable, mesh: Mesh, chunk: int = 100) -> Callable:
     )
 
     @jax.jit
-    def run(shared, stacked, examples):
-        results = spread(shared, _padded(stacked, rows), _padded(examples, columns))
+    def compiled(shared, stacked, examples):
+        results = _whole(spread(shared, padded(stacked, rows), padded(examples, columns)), mesh)
         return jax.tree.map(lambda leaf: leaf[: size(stacked), : size(examples)], results)
 
-    return run
+    return lambda *arguments: compiled(*everywhere(arguments, mesh))
 
 
-def _padded(tree, multiple: int):
+def _whole(tree, mesh: Mesh):
+    """Gathers results where other processes hold a part of them."""
+    return lax.with_sharding_constraint(tree, NamedSharding(mesh, P())) if jax.process_count() > 1 else tree
+
+
+def padded(tree, multiple: int):
     """Repeats the last entry of the leading axis until its length divides by `multiple`."""
     missing = -size(tree) % multiple
 

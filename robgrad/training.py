@@ -17,6 +17,7 @@ import numpy as np
 import optax
 from jax import Array, lax
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from robgrad import models, stacking
 from robgrad.attacks import Attack
@@ -65,6 +66,24 @@ class Progress(NamedTuple):
     steps: int
     epoch: float
     metrics: dict[str, np.ndarray]
+
+
+class Checkpoints(NamedTuple):
+    """When and how `fit` saves.
+
+    Attributes:
+      save: called with the states, whose buffers it must copy.
+      minutes: save at the first end of a segment this long after the last.
+      steps: save whenever the step divides by this; 0 for never.
+    """
+
+    save: Callable[[TrainState], None]
+    minutes: float = 10.0
+    steps: int = 0
+
+
+class StoppedError(RuntimeError):
+    """Training was asked to stop, and has saved if it could."""
 
 
 class DivergedError(RuntimeError):
@@ -127,8 +146,11 @@ def fit(
     batch_size: int,
     epochs: int,
     shuffle: bool = True,
+    shard_data: bool = False,
     names: Sequence[str] = (),
     report: Callable[[Progress], None] = lambda progress: None,
+    checkpoints: Checkpoints | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> TrainState:
     """Trains a stack in compiled segments of steps until each replica has seen `epochs` epochs.
 
@@ -144,8 +166,12 @@ def fit(
       batch_size: examples a step, over all devices.
       epochs: passes over the data in all, those already in `states` included.
       shuffle: a new order each epoch; off, the stored order each time, as the paper had it.
+      shard_data: split the data over the mesh's data axis instead of copying it to every device; the
+        numbers are the same.
       names: name of each replica, for errors.
       report: called after each segment, about every 20 seconds.
+      checkpoints: when and how to save; by default never.
+      stop: asked after each segment; once true, `fit` saves and raises.
 
     Returns:
       The trained stack.
@@ -153,6 +179,7 @@ def fit(
     Raises:
       ValueError: if `batch_size` is not in 1..N or `epochs` is below 1.
       DivergedError: if a replica's loss stops being finite.
+      StoppedError: if `stop` said so, in any process.
     """
     examples = stacking.size(data)
     if not 1 <= batch_size <= examples:
@@ -160,12 +187,14 @@ def fit(
     if epochs < 1:
         raise ValueError(f"expected at least 1 epoch, got {epochs}")
     per_epoch = examples // batch_size
+    states, numbers, data = stacking.everywhere((states, numbers, data), mesh)
     data = jax.tree.map(jnp.asarray, data)
-    done, steps, count = int(states.step[0]), epochs * per_epoch, 1
+    done, steps, count, saved = int(states.step[0]), epochs * per_epoch, 1, time.monotonic()
+    save_steps = checkpoints.steps if checkpoints else 0
     while done < steps:
-        count = min(count, per_epoch - done % per_epoch)
+        count = min(count, per_epoch - done % per_epoch, *([save_steps - done % save_steps] if save_steps else []))
         began = time.perf_counter()
-        states, sums = _segment(step, mesh, batch_size, shuffle, states, numbers, data, count)
+        states, sums = _segment(step, mesh, batch_size, shuffle, shard_data, states, numbers, data, np.int32(count))
         metrics = {name: np.asarray(total) / count for name, total in sums.items()}
         seconds = time.perf_counter() - began
         done += count
@@ -173,6 +202,14 @@ def fit(
         report(Progress(done, steps, done / per_epoch, metrics))
         # The count is data to the compiled loop: aim at segments that hide the cost of starting one.
         count = int(np.clip(20.0 * count / seconds, 1, 8 * count))
+        due = checkpoints is not None and time.monotonic() - saved > 60 * checkpoints.minutes
+        answers = stacking.agree(count, due, stop())
+        count, stopping = int(answers[0, 0]), bool(answers[:, 2].any())
+        if checkpoints and (answers[0, 1] or stopping or (save_steps and done % save_steps == 0)):
+            checkpoints.save(states)
+            saved = time.monotonic()
+        if stopping:
+            raise StoppedError(f"stopped at step {done} of {steps}")
     return states
 
 
@@ -198,11 +235,24 @@ def evaluate(model: nn.Module, attack: Attack, mesh: Mesh, *, chunk: int = 100) 
     return on_split
 
 
-@partial(jax.jit, static_argnums=range(4), donate_argnums=4)
-def _segment(step: Step, mesh: Mesh, batch_size: int, shuffle: bool, states, numbers, data, count):
+@partial(jax.jit, static_argnums=range(5), donate_argnums=5)
+def _segment(step: Step, mesh: Mesh, batch_size: int, shuffle: bool, shard_data: bool, states, numbers, data, count):
     """Takes `count` steps, all within one epoch; returns the stack and its summed metrics."""
     examples = stacking.size(data)
     per_epoch = examples // batch_size
+
+    def gather(data, rows: Array) -> Any:
+        """Rows of the data; where each device holds a part, each gives what it has and all get the whole."""
+        if not shard_data:
+            return jax.tree.map(lambda leaf: leaf[rows], data)
+        held = stacking.size(data)
+        here = rows - lax.axis_index(stacking.DATA) * held
+
+        def pick(leaf: Array) -> Array:
+            mine = ((here >= 0) & (here < held)).reshape(-1, *[1] * (leaf.ndim - 1))
+            return lax.psum(jnp.where(mine, leaf[jnp.clip(here, 0, held - 1)], 0), stacking.DATA)
+
+        return jax.tree.map(pick, data)
 
     def of_replica(replica, shared):
         (state, numbers), (data, count) = replica, shared
@@ -213,10 +263,14 @@ def _segment(step: Step, mesh: Mesh, batch_size: int, shuffle: bool, states, num
         def take(state: TrainState) -> Batch:
             share = -(-batch_size // lax.axis_size(stacking.DATA))
             positions = lax.axis_index(stacking.DATA) * share + jnp.arange(share)
-            rows = order[state.step % per_epoch * batch_size + jnp.minimum(positions, batch_size - 1)]
+            every = jnp.arange(share * lax.axis_size(stacking.DATA)) if shard_data else positions
+            rows = order[state.step % per_epoch * batch_size + jnp.minimum(every, batch_size - 1)]
+            chosen = gather(data, rows)
+            if shard_data:
+                chosen = jax.tree.map(lambda leaf: leaf[positions], chosen)
             keys = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(state.key, ~state.step)))(positions)
             weights = (positions < batch_size).astype(jnp.float32)
-            return Batch(jax.tree.map(lambda leaf: leaf[rows], data), weights, keys)
+            return Batch(chosen, weights, keys)
 
         def body(_, carry):
             state, sums = carry
@@ -227,7 +281,9 @@ def _segment(step: Step, mesh: Mesh, batch_size: int, shuffle: bool, states, num
         sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), metrics)
         return lax.fori_loop(0, count, body, (state, sums))
 
-    return stacking.per_replica(of_replica, mesh)((states, numbers), (data, count))
+    specs = (P(stacking.DATA) if shard_data else P(), P())
+    shared = (stacking.padded(data, mesh.shape[stacking.DATA]) if shard_data else data, count)
+    return stacking.per_replica(of_replica, mesh, specs)((states, numbers), shared)
 
 
 def _check_finite(metrics: dict[str, np.ndarray], names: Sequence[str], epoch: float) -> None:

@@ -1,0 +1,194 @@
+"""Runs that are killed, stopped, damaged or out of room, and what is read of finished ones."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from robgrad import attacks, checkpoints, datasets, losses, manifold, models, stacking, training, vae_gan
+
+ROOT = Path(__file__).parent.parent
+MODEL = models.digits_cnn()
+STEP = training.classifier_step(MODEL, attacks.pgd(attacks.L2, losses.cross_entropy, 2, random_start=True))
+RUN = [
+    *("--norms=l2", "--train_losses=xent", "--l2_epsilons=0.5,1", "--analysis_losses=xent", "--chunk=16"),
+    *("--train_examples=200", "--test_examples=20", "--epochs=2", "--standard_epochs=2", "--attack_steps=2"),
+    *("--vae_gan_epochs=3", "--analysis_steps=2", "--robust_steps=2", "--checkpoint_every=3"),
+]
+
+
+def start():
+    keys = jax.random.split(jax.random.key(0), 2)
+    return stacking.stack([training.init_classifier(MODEL, (8, 8, 1), key) for key in keys])
+
+
+def fit(states, data, **options):
+    numbers = training.Numbers(jnp.array([0.2, 0.4]), jnp.full(2, 0.5), jnp.full(2, 1e-3))
+    options = {"mesh": stacking.device_mesh(2, 10), "batch_size": 10, "epochs": 2, **options}
+    return training.fit(STEP, states, numbers, data, **options)
+
+
+def equal(one, two):
+    jax.tree.map(np.testing.assert_array_equal, one.params, two.params)
+
+
+@pytest.fixture(scope="module")
+def data(digits):
+    return datasets.Split(*(leaf[:100] for leaf in digits.train))
+
+
+@pytest.fixture(scope="module")
+def whole(data):
+    return fit(start(), data)
+
+
+@pytest.fixture
+def stopped(tmp_path, data):
+    """A stage stopped at step 9 of 20, with checkpoints at 3, 6 and 9, of which two are kept."""
+    asked = []
+    with checkpoints.states_of(tmp_path / "stage", start()) as (states, save):
+        every = training.Checkpoints(save, steps=3)
+        with pytest.raises(training.StoppedError, match="stopped at step 9 of 20"):
+            fit(states, data, checkpoints=every, stop=lambda: asked.append(0) or len(asked) == 4)
+    return tmp_path / "stage"
+
+
+def test_training_goes_on_from_a_checkpoint_to_the_bit(stopped, data, whole):
+    assert sorted(int(path.name) for path in stopped.iterdir() if path.name.isdigit()) == [6, 9]
+    with checkpoints.states_of(stopped, start()) as (states, _):
+        assert states.step.tolist() == [9, 9]
+        equal(fit(states, data), whole)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "deleted", "all"])
+def test_a_damaged_checkpoint_is_said_and_passed_over(stopped, data, whole, damage, capsys):
+    for step in (6, 9) if damage == "all" else (9,):
+        for path in [path for path in (stopped / str(step)).rglob("*") if path.is_file() and path.stat().st_size > 200]:
+            path.unlink() if damage == "deleted" else path.write_bytes(path.read_bytes()[:100])
+    with checkpoints.states_of(stopped, start()) as (states, save):
+        assert states.step.tolist() == [0, 0] if damage == "all" else [6, 6]
+        equal(fit(states, data, checkpoints=training.Checkpoints(save, steps=3)), whole)
+    assert f"{stopped / '9'}: cannot be read" in capsys.readouterr().err
+
+
+def test_saving_copies_what_training_gives_away(tmp_path, data, whole):
+    """Each save is still being written while the next segment overwrites the buffers."""
+    with checkpoints.states_of(tmp_path, start()) as (states, save):
+        equal(fit(states, data, checkpoints=training.Checkpoints(save, steps=1)), whole)
+    with checkpoints.states_of(tmp_path, start()) as (states, _):
+        equal(states, whole)
+
+
+def test_networks_and_manifolds_are_read_back(tmp_path):
+    params = start().params
+    names = ("standard", "l2-xent-1")
+    about = {"kind": "classifier", "image_shape": [8, 8, 1], "classes": 10, "networks": [{"network": n} for n in names]}
+    checkpoints.save_stack(tmp_path / "networks" / "two", params, about)
+    model = vae_gan.digits_vae_gan()
+    states = stacking.stack([vae_gan.init(model, (8, 8, 1), jax.random.key(1))])
+    about = {"kind": "vae_gan", "image_shape": [8, 8, 1]}
+    checkpoints.save_stack(tmp_path / "networks" / "vae-gan", states.params, about)
+
+    image = jax.random.uniform(jax.random.key(2), (8, 8, 1), minval=-1.0)
+    for index, name in enumerate(names):
+        expected = models.logits_fn(MODEL, stacking.replica(params, index))(image)
+        np.testing.assert_array_equal(checkpoints.load_network(tmp_path, name)(image), expected)
+    expected = manifold.project(manifold.from_vae_gan(model, stacking.replica(states.params, 0)), image)
+    np.testing.assert_array_equal(manifold.project(checkpoints.load_manifold(tmp_path), image), expected)
+
+    with pytest.raises(checkpoints.RunError, match="expected a network of l2-xent-1, standard, got 'nothing'"):
+        checkpoints.load_network(tmp_path, "nothing")
+    with pytest.raises(checkpoints.RunError, match="found none in"):
+        checkpoints.load_manifold(tmp_path / "networks")
+    for path in (tmp_path / "networks" / "two" / "params").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(checkpoints.RunError, match="cannot be read"):
+        checkpoints.load_network(tmp_path, "standard")
+
+
+def launch(*arguments, cache, before=()):
+    command = [*before, sys.executable, "-m", "experiments.manifold_distance", *RUN, *arguments]
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment |= {"JAX_COMPILATION_CACHE_DIR": str(cache)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, cache_dir):
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    began = time.monotonic()
+    process = launch(f"--workdir={workdir}", cache=cache_dir)
+    assert process.wait(900) == 0, process.stderr.read()
+    return workdir, time.monotonic() - began
+
+
+def rows(workdir):
+    return json.loads((workdir / "results.json").read_text())["rows"]
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+def test_killed_runs_end_with_the_rows_of_an_uninterrupted_one(uninterrupted, tmp_path, cache_dir, kills):
+    expected, _ = uninterrupted
+    moments = random.Random(kills)
+    for _ in range(kills):
+        process = launch(f"--workdir={tmp_path / 'run'}", cache=cache_dir)
+        # From the first sign of work, at any moment of it: also in the middle of a save.
+        while not (tmp_path / "run").exists() and process.poll() is None:
+            time.sleep(0.05)
+        time.sleep(moments.uniform(0, 12))
+        process.kill()
+        process.wait()
+    process = launch(f"--workdir={tmp_path / 'run'}", cache=cache_dir)
+    assert process.wait(900) == 0, process.stderr.read()
+    assert rows(tmp_path / "run") == rows(expected)
+    for path in checkpoints.stages(expected):
+        name = path.name
+        load = checkpoints.load_vae_gan if name == "vae-gan" else lambda path: checkpoints.load_networks(path)[1:2]
+        one, two = load(path)[-1], load(tmp_path / "run" / "networks" / name)[-1]
+        jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
+def test_sigterm_saves_and_says_how_to_go_on(uninterrupted, tmp_path, cache_dir):
+    expected, _ = uninterrupted
+    run = tmp_path / "run"
+    process = launch(f"--workdir={run}", cache=cache_dir)
+    while not list(run.glob("checkpoints/*/*/commit_success.txt")) + list(run.glob("networks/*")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 75
+    assert said.strip().splitlines()[-1].endswith(("start the same command again to go on", "from the last checkpoint"))
+    assert "Traceback" not in said
+    taken = launch(f"--workdir={tmp_path / 'other'}", f"--networks_from={expected}", cache=cache_dir)
+    assert taken.wait(600) == 0, taken.stderr.read()
+    assert rows(tmp_path / "other") == rows(expected)
+    assert "training" not in taken.stderr.read()
+
+
+def test_a_full_disk_ends_in_one_line(tmp_path, cache_dir, uninterrupted):
+    limit = ("bash", "-c", 'ulimit -f 20; exec "$@"', "bash")
+    process = launch(f"--workdir={tmp_path / 'run'}", cache=cache_dir, before=limit)
+    _, said = process.communicate(timeout=600)
+    assert process.returncode == 1
+    assert "cannot write a checkpoint" in said.strip().splitlines()[-1]
+    assert "Traceback" not in said
+
+
+def test_networks_trained_otherwise_are_refused(tmp_path, cache_dir, uninterrupted):
+    expected, _ = uninterrupted
+    process = launch(f"--workdir={tmp_path}", f"--networks_from={expected}", "--epochs=1", cache=cache_dir)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "was trained with epochs = 2, this run wants 1" in said
