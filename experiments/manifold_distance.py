@@ -25,7 +25,8 @@ from absl import flags
 from experiments import launch, presets, stages
 from experiments.stages import Network
 from robgrad import attacks, checkpoints, datasets, losses, manifold, models, report, stacking, training, vae_gan
-from robgrad.alignment import align, loss_gradient
+from robgrad.alignment import align
+from robgrad.attributions import loss_gradient
 
 FLAGS = flags.FLAGS
 NAME = "manifold_distance"

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from robgrad.attacks import Attack, length, no_attack
+from robgrad.attributions import loss_gradient
 from robgrad.datasets import scale
 from robgrad.losses import Loss, cross_entropy
 from robgrad.manifold import Manifold, TangentSpace, distance, tangent_space
@@ -40,13 +41,6 @@ class Alignment(NamedTuple):
     cosine: Array
     distance: Array
     attacked_distance: Array
-
-
-def loss_gradient(logits_fn: LogitsFn, image: Array, label: Array | None = None, loss: Loss = cross_entropy) -> Array:
-    """Gradient of the loss by one image; at the network's own prediction where no label is given."""
-    if label is None:
-        label = jnp.argmax(logits_fn(image))
-    return jax.grad(lambda x: loss(logits_fn(x), label))(image)
 
 
 def align(

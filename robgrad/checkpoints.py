@@ -76,16 +76,25 @@ def open_run(workdir: str | os.PathLike, experiment: str, config: Mapping[str, A
 
 
 def write(path: Path, contents: str | bytes) -> None:
-    """Writes a file whole or not at all; does nothing in any process but the first."""
+    """Writes a file whole or not at all; does nothing in any process but the first.
+
+    Raises:
+      RunError: if it cannot be written.
+    """
     if jax.process_index():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
-        file.write(contents.encode() if isinstance(contents, str) else contents)
-        file.flush()
-        os.fsync(file.fileno())
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
+            try:
+                file.write(contents.encode() if isinstance(contents, str) else contents)
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                os.unlink(file.name)
+                raise
+        os.chmod(file.name, 0o644)
+        os.replace(file.name, path)
 
 
 @contextlib.contextmanager
@@ -112,7 +121,9 @@ def states_of(directory: Path, start) -> Iterator[tuple[Any, Callable[[Any], Non
         with _writing(directory):
             step = int(states.step[0])
             if step not in manager.all_steps():
-                manager.save(step, args=ocp.args.StandardSave(_plain(states)), force=True)
+                copy = _plain(states)
+                _reserve(directory, copy)
+                manager.save(step, args=ocp.args.StandardSave(copy), force=True)
 
     try:
         yield _newest(manager, directory, start), save
@@ -149,6 +160,8 @@ def save_stack(path: Path, params, about: Mapping[str, Any]) -> None:
             params=ocp.args.StandardSave(jax.tree.map(np.asarray, params)),
             about=ocp.args.JsonSave({"format": FORMAT, **about}),
         )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _reserve(path.parent, params)
         checkpointer.save(path.absolute(), items, force=True)
 
 
@@ -258,18 +271,25 @@ def _params(path: Path, shapes, replicas: int):
         raise RunError(f"{path}: cannot be read ({_first_line(error)})") from error
 
 
+def _reserve(directory: Path, tree) -> None:
+    """Raises `OSError` unless the disk takes a file of this size now: Orbax finds out halfway, and noisily."""
+    with tempfile.TemporaryFile(dir=directory) as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, max(1, sum(leaf.nbytes for leaf in jax.tree.leaves(tree))))
+
+
 def _checkpointer() -> ocp.Checkpointer:
     return ocp.Checkpointer(ocp.CompositeCheckpointHandler())
 
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Turns what Orbax and the file system raise on a full or read-only disk into one line."""
+    """Turns what the file system and Orbax raise on a full or read-only disk into one line."""
     try:
         yield
     except Exception as error:
         raise RunError(
-            f"{path}: cannot write a checkpoint ({_first_line(error)}); make room or name another --workdir, then "
+            f"{path}: cannot be written ({_first_line(error)}); make room or name another --workdir, then "
             "start the same command again: it goes on from the last whole checkpoint"
         ) from error
 

@@ -182,7 +182,7 @@ def test_a_full_disk_ends_in_one_line(tmp_path, cache_dir, uninterrupted):
     process = launch(f"--workdir={tmp_path / 'run'}", cache=cache_dir, before=limit)
     _, said = process.communicate(timeout=600)
     assert process.returncode == 1
-    assert "cannot write a checkpoint" in said.strip().splitlines()[-1]
+    assert "cannot be written" in said.strip().splitlines()[-1]
     assert "Traceback" not in said
 
 

@@ -71,8 +71,8 @@ def test_alignment_in_closed_form():
 def test_label_is_the_prediction_unless_given():
     logits_fn = lambda x: jnp.stack([x[0] + 1, 2 * x[1], x[2]])  # noqa: E731
     image = jnp.zeros(8).at[1].set(0.1)
-    predicted = alignment.loss_gradient(logits_fn, image, loss=losses.cw_margin)
-    given = alignment.loss_gradient(logits_fn, image, 1, losses.cw_margin)
+    predicted = attributions.loss_gradient(logits_fn, image, loss=losses.cw_margin)
+    given = attributions.loss_gradient(logits_fn, image, 1, losses.cw_margin)
     np.testing.assert_array_equal(predicted[:3], [-1.0, 2.0, 0.0])
     np.testing.assert_array_equal(given[:3], [1.0, -2.0, 0.0])
 

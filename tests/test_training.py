@@ -144,3 +144,30 @@ def test_numbers_never_recompile(data):
         training.fit(STEP, states(1, count), scaled, data, mesh=one_device(), batch_size=8, epochs=1)
         compiled.append(training._segment._cache_size())
     assert compiled[0] == compiled[-1]
+
+
+@pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices")
+@pytest.mark.parametrize("batch", [10, 7])
+def test_sharded_data_give_the_numbers_of_copies(data, batch):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]).reshape(1, 2), (stacking.REPLICA, stacking.DATA))
+    odd = datasets.Split(*(leaf[:63] for leaf in data))
+    fit = lambda shard: training.fit(  # noqa: E731
+        STEP, states(1), numbers(1), odd, mesh=mesh, batch_size=batch, epochs=2, shard_data=shard
+    )
+    close(fit(True).params, fit(False).params, atol=0)
+
+
+@pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices")
+def test_the_step_runs_under_pmap(data):
+    """The pure step, one half of a batch on each of two devices, as `fit` runs it on a mesh."""
+    images, labels = (np.asarray(leaf[:10]).reshape(2, 5, *leaf.shape[1:]) for leaf in data)
+    keys = jax.random.split(jax.random.key(3), (2, 5))
+    halves = training.Batch(datasets.Split(images, labels), np.ones((2, 5), np.float32), keys)
+    whole = jax.tree.map(lambda leaf: leaf.reshape(1, 10, *leaf.shape[2:]), halves)
+    state, number = stacking.replica(states(1), 0), training.Numbers(0.5, 0.5, 1e-2)
+    mapped = jax.pmap(STEP, axis_name=stacking.DATA, in_axes=(None, None, 0), devices=jax.devices()[:2])
+    batched = jax.vmap(STEP, axis_name=stacking.DATA, in_axes=(None, None, 0))
+    two, metrics = mapped(state, number, halves)
+    one, expected = batched(state, number, whole)
+    close(stacking.replica(two.params, 0), stacking.replica(one.params, 0))
+    np.testing.assert_allclose(metrics["loss"], np.repeat(expected["loss"], 2), rtol=1e-5)
