@@ -14,6 +14,7 @@ MNIST 0.63 (standard), 0.60, 0.50, 0.42; Fashion-MNIST 0.62, 0.59, 0.53, 0.43; C
 0.105, 0.094.
 """
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -22,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import launch, presets, stages
+from experiments import launch, presets, settings, stages
 from experiments.stages import Network
 from robgrad import attacks, checkpoints, datasets, losses, manifold, models, report, stacking, training, vae_gan
 from robgrad.alignment import align
@@ -30,6 +31,7 @@ from robgrad.attributions import loss_gradient
 
 FLAGS = flags.FLAGS
 NAME = "manifold_distance"
+settings.define(presets.ManifoldConfig)
 SHOWN = 10
 COLUMNS = (
     *("network", "analysis_loss", "test_accuracy", "robust_accuracy", "attack_success", "median_distance"),
@@ -38,7 +40,7 @@ COLUMNS = (
 )
 
 
-def analyser(config: presets.Config, model, generator: vae_gan.VaeGan, loss: losses.Loss, mesh):
+def analyser(config: presets.ManifoldConfig, model, generator: vae_gan.VaeGan, loss: losses.Loss, mesh):
     """Compiles the measurement of one test image on one network, for all of both."""
     attack = attacks.pgd(attacks.L2, loss, config.analysis_steps)
 
@@ -61,7 +63,7 @@ def analyser(config: presets.Config, model, generator: vae_gan.VaeGan, loss: los
     return stacking.per_example(analyse, mesh, config.chunk)
 
 
-def tangent_spaces(config: presets.Config, generator: vae_gan.VaeGan):
+def tangent_spaces(config: presets.ManifoldConfig, generator: vae_gan.VaeGan):
     """Compiles the tangent space at each image; they are the same for all networks and losses."""
 
     def at(_, variables, pixels):
@@ -71,7 +73,9 @@ def tangent_spaces(config: presets.Config, generator: vae_gan.VaeGan):
     return lambda variables, images: stacking.replica(run((), stacking.stack([variables]), images), 0)
 
 
-def measure(config: presets.Config, model, params, generator, variables, test: datasets.Split, key, workdir: Path):
+def measure(
+    config: presets.ManifoldConfig, model, params, generator, variables, test: datasets.Split, key, workdir: Path
+):
     """Analyses all test images on all networks, a block of images after another, for each analysis loss.
 
     Each block is saved in the run's `analysis` and, where it was saved before, read from there. Attacked
@@ -84,7 +88,7 @@ def measure(config: presets.Config, model, params, generator, variables, test: d
     keys = jax.random.split(key, len(test.labels))
     parts: dict[str, list] = {name: [] for name in runs}
     progress = launch.progress(f"analysing {len(test.labels)} images, {stacking.size(params)} networks")
-    blocks = list(presets.blocks(len(test.labels), 5 * config.chunk))
+    blocks = list(settings.blocks(len(test.labels), 5 * config.chunk))
     for block, rows in enumerate(blocks):
         images = datasets.Split(*(leaf[rows] for leaf in test))
         tangent = None
@@ -104,9 +108,9 @@ def measure(config: presets.Config, model, params, generator, variables, test: d
     return {name: jax.tree.map(join, *pieces) for name, pieces in parts.items()}
 
 
-def analysis_losses(config: presets.Config) -> dict[str, losses.Loss]:
+def analysis_losses(config: presets.ManifoldConfig) -> dict[str, losses.Loss]:
     """The losses of the analysis attacks, the margin unbounded."""
-    return {name: presets.losses_of(config, bound=np.inf)[name] for name in config.analysis_losses}
+    return {name: settings.losses_of(config, bound=np.inf)[name] for name in config.analysis_losses}
 
 
 def rows_of(networks: list[Network], analysis_loss: str, accuracy, robust_accuracy, measured) -> list[report.Row]:
@@ -165,7 +169,9 @@ def rescaled(distances: np.ndarray, clean: np.ndarray) -> np.ndarray:
     return (distances - clean.min()) / np.ptp(clean)
 
 
-def draw(workdir, config: presets.Config, networks: list[Network], analysis_loss: str, measured, test, rows) -> None:
+def draw(
+    workdir, config: presets.ManifoldConfig, networks: list[Network], analysis_loss: str, measured, test, rows
+) -> None:
     """The figures of one analysis attack: densities, loss gradients, attacked images, tangent fractions."""
     names = [network.name for network in networks]
     clean = measured["distance"][0]
@@ -213,12 +219,12 @@ def draw_manifold(workdir, generator: vae_gan.VaeGan, variables, test: datasets.
 def main() -> None:
     """Runs the experiment of the flags."""
     dataset = datasets.load(FLAGS.dataset, FLAGS.data_dir)
-    config, place = presets.from_flags(dataset), launch.environment()
-    workdir, finished = checkpoints.open_run(presets.workdir(NAME), NAME, config._asdict(), place)
+    config, place = settings.from_flags(presets.ManifoldConfig, presets.MANIFOLD, dataset), launch.environment()
+    workdir, finished = checkpoints.open_run(settings.workdir(NAME), NAME, dataclasses.asdict(config), place)
     if finished:
         launch.show(report.table(finished["rows"], COLUMNS), f"finished already: {workdir}")
         return
-    train, test = presets.subsets(config, dataset)
+    train, test = settings.subsets(config, dataset)
     networks = stages.networks_of(config)
     model, params, *_ = stages.train_networks(config, networks, dataset, train, workdir)
     generator, variables = stages.train_manifold(config, train, workdir)
@@ -227,9 +233,10 @@ def main() -> None:
 
     mesh = stacking.device_mesh(len(networks), config.chunk)
     robust_attack = attacks.pgd(attacks.L2, losses.cross_entropy, config.robust_steps)
-    numbers = {"epsilon": config.robust_epsilon, "step_size": config.robust_step_size}
     accuracy, robust_accuracy = (
-        np.mean(np.asarray(training.evaluate(model, attack, mesh)(params, test, keys[1], **numbers)) == test.labels, 1)
+        training.accuracies(model, attack, mesh, config.chunk)(
+            params, test, keys[1], config.robust_epsilon, config.robust_step_size
+        )
         for attack in (attacks.no_attack, robust_attack)
     )
     everything = measure(config, model, params, generator, variables, test, keys[2], workdir)
@@ -238,7 +245,7 @@ def main() -> None:
     for analysis_loss, measured in everything.items():
         rows += rows_of(networks, analysis_loss, accuracy, robust_accuracy, measured)
         draw(workdir, config, networks, analysis_loss, measured, test, rows[-len(networks) :])
-    report.write_results(workdir, NAME, config._asdict(), place, rows)
+    report.write_results(workdir, NAME, dataclasses.asdict(config), place, rows)
     shutil.rmtree(workdir / "analysis", ignore_errors=True)
     launch.show(report.table(rows, COLUMNS), f"\nresults and figures: {workdir}")
 

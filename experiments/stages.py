@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from experiments import launch, presets
+from experiments import launch, presets, settings
 from robgrad import attacks, checkpoints, datasets, models, stacking, training, vae_gan
 
 FLAGS = flags.FLAGS
@@ -88,7 +88,7 @@ def _trained(config, networks: list[Network], dataset, train, run: Path) -> chec
     model = models.classifier_for(image_shape, classes)
     attack = attacks.no_attack
     if first.norm and first.loss:
-        loss = presets.losses_of(config, bound=500.0)[first.loss]
+        loss = settings.losses_of(config, bound=500.0)[first.loss]
         attack = attacks.pgd(attacks.NORMS[first.norm], loss, config.attack_steps)
     keys = [key_of(config.seed, network.name) for network in networks]
     count = len(networks)
@@ -121,7 +121,7 @@ def _trained(config, networks: list[Network], dataset, train, run: Path) -> chec
     return checkpoints.Networks(model, states.params, tuple(names), about)
 
 
-def train_manifold(config: presets.Config, train: datasets.Split, run: Path) -> tuple[vae_gan.VaeGan, Any]:
+def train_manifold(config: presets.ManifoldConfig, train: datasets.Split, run: Path) -> tuple[vae_gan.VaeGan, Any]:
     """Trains, continues or loads the VAE-GAN; returns its networks and its variables."""
     path, image_shape = run / "networks" / MANIFOLD, train.images.shape[1:]
     done = checkpoints.finished(path, checkpoints.load_vae_gan)
@@ -165,7 +165,7 @@ def _settings(config: presets.Config, network: Network | None) -> dict[str, Any]
     """What a network depends on beside its name: of the configuration, what its training reads."""
     names = ["dataset", "seed", "held_out", "train_examples", "shuffle"]
     if network is None:
-        names += [name for name in config._fields if name.startswith("vae_gan")]
+        names += ["vae_gan_epochs", "vae_gan_batch_size", "vae_gan_learning_rate"]
         names += ["reconstruction_weight", "discriminator_steps"]
     else:
         names += ["batch_size", "learning_rate", "epochs" if network.norm else "standard_epochs"]

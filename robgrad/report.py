@@ -19,15 +19,23 @@ BANDWIDTH_FACTOR = 0.25
 Row = dict[str, Any]
 
 
-def write_results(workdir: Path, experiment: str, config: Mapping, environment: Mapping, rows: Sequence[Row]) -> None:
-    """Writes tidy rows as `results.csv` and, last, as `results.json`, whose presence says the run has finished."""
-    rows = [{name: _plain(value) for name, value in row.items()} for row in rows]
+def write_results(
+    workdir: Path, experiment: str, config: Mapping, environment: Mapping, rows: Sequence[Row], **tables: Sequence[Row]
+) -> None:
+    """Writes tidy rows as `results.csv` and, last, as `results.json`, whose presence says the run has finished.
+
+    Further tables go into `results.json` by name.
+    """
+    rows, *others = (
+        [{name: _plain(value) for name, value in row.items()} for row in table] for table in (rows, *tables.values())
+    )
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0])
     writer.writeheader()
     writer.writerows(rows)
     write(workdir / "results.csv", text.getvalue())
     results = {"experiment": experiment, "config": dict(config), "environment": dict(environment), "rows": rows}
+    results |= dict(zip(tables, others, strict=True))
     write(workdir / "results.json", json.dumps(results, indent=2, allow_nan=False))
 
 
@@ -112,6 +120,31 @@ def bar_figure(
     _save(figure, path)
 
 
+def curve_figure(path: Path, panels: Mapping[str, Mapping[str, tuple]], xlabel: str, ylabel: str) -> None:
+    """One panel for each title, one line with error bars for each label: `(x, y, deviation)`."""
+    figure, axes = _figure(1, len(panels), 4.6, 3.4)
+    for axis, (title, curves) in zip(axes.flat, panels.items(), strict=True):
+        for index, (label, (x, y, deviation)) in enumerate(curves.items()):
+            axis.errorbar(x, y, deviation, color=f"C{index}", label=label, marker="o", markersize=3, capsize=2)
+        axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
+        axis.legend(fontsize=8, frameon=False)
+    _save(figure, path)
+
+
+def scatter_figure(path: Path, series: Mapping[str, tuple[np.ndarray, np.ndarray]], xlabel: str, ylabel: str) -> None:
+    """Points and a least-squares line for each label."""
+    figure, ((axis,),) = _figure(1, 1, 6.0, 4.2)
+    for index, (label, (x, y)) in enumerate(series.items()):
+        axis.scatter(x, y, s=14, color=f"C{index}", label=label)
+        if len(x) > 1 and np.ptp(x) > 0:
+            ends = np.array([x.min(), x.max()])
+            axis.plot(ends, np.polyval(np.polyfit(x, y, 1), ends), color=f"C{index}", linewidth=1)
+    axis.axhline(0.0, color="0.7", linewidth=0.8)
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+    axis.legend(fontsize=8, frameon=False, title="(linear, rank correlation)", title_fontsize=8)
+    _save(figure, path)
+
+
 def image_grid(path: Path, rows: Mapping[str, np.ndarray], *, signed: bool = False) -> None:
     """One labelled row of images `[n, H, W, C]` for each name, in [-1, 1].
 
@@ -161,6 +194,8 @@ def _save(figure, path: Path) -> None:
 
 def _plain(value: Any) -> Any:
     """A JSON value: Python's own numbers, NaN and infinity as null."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

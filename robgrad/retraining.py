@@ -124,7 +124,7 @@ def rank_maps(
     *,
     coin: bool = True,
     chunk=100,
-) -> Callable[[Any, Array, Array], Array]:
+) -> Callable[[Any, Any, Array], Array]:
     """Compiles rank maps of a set of images, by each method and by Random.
 
     Args:
@@ -284,14 +284,15 @@ def roar(
     retrainings = grid(("own", RANDOM), percentiles, seeds, (benchmark,))
     mesh = stacking.device_mesh(len(retrainings), batch_size)
     maps = rank_maps(lambda _: logits_fn, {"own": attribution}, stacking.device_mesh(1, 100))
-    keys = jax.random.split(key, 3)
+    start_key, *keys = jax.random.split(key, 3)
     examples = [
-        Examples(*split, maps((jnp.zeros(()),), jnp.asarray(split.images), k)) for split, k in zip((train, test), keys, strict=False)
+        Examples(split.images, split.labels, maps(jnp.zeros(()), split.images, one))
+        for split, one in zip((train, test), keys, strict=True)
     ]
     numbers = numbers_of(retrainings, ("own", RANDOM), shape[0] * shape[1], learning_rate)
     states = training.fit(
         retraining_step(model, colour),
-        initial_states(model, shape, retrainings, keys[2]),
+        initial_states(model, shape, retrainings, start_key),
         numbers,
         examples[0],
         mesh=mesh,

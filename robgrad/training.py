@@ -235,6 +235,16 @@ def evaluate(model: nn.Module, attack: Attack, mesh: Mesh, *, chunk: int = 100) 
     return on_split
 
 
+def accuracies(model: nn.Module, attack: Attack, mesh: Mesh, chunk: int = 100) -> Callable[..., np.ndarray]:
+    """`evaluate` as accuracies: `run(params, split, key, epsilon, step_size)` to the share of right labels `[S]`."""
+    predict = evaluate(model, attack, mesh, chunk=chunk)
+
+    def run(params, split: Split, key: Array, epsilon: float = 0.0, step_size: float = 0.0) -> np.ndarray:
+        return np.mean(np.asarray(predict(params, split, key, epsilon, step_size)) == split.labels, axis=1)
+
+    return run
+
+
 @partial(jax.jit, static_argnums=range(5), donate_argnums=5)
 def _segment(step: Step, mesh: Mesh, batch_size: int, shuffle: bool, shard_data: bool, states, numbers, data, count):
     """Takes `count` steps, all within one epoch; returns the stack and its summed metrics."""

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robgrad import alignment, attacks, layers, losses, manifold, vae_gan
+from robgrad import alignment, attacks, attributions, layers, losses, manifold, vae_gan
 
 KEY = jax.random.key(0)
 MIX = jax.random.normal(KEY, (4, 12))

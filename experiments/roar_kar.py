@@ -1,0 +1,330 @@
+r"""Section 3.2: adversarial training makes gradients faithful, measured by ROAR and KAR.
+
+Trains a standard and many robust networks, ranks the pixels of every image by each attribution of each
+network, and retrains fresh networks on the occluded images, a whole benchmark of a network as one stack.
+
+    python -m experiments.roar_kar                                   # digits, a quarter of an hour on 2 cores
+    python -m experiments.roar_kar --dataset=cifar10 --preset=paper  # 81 networks, 7,290 retrainings
+    python -m experiments.roar_kar --dataset=cifar10 --preset=paper --epsilons=5 --losses=xent --seeds=1
+
+Expected: ROAR scores rise with the training epsilon (published rank correlations 0.89 to 0.99 on CIFAR-10); KAR
+scores rise for Gradient * Input (0.56 to 0.88), for Gradient only with l-inf training.
+"""
+
+import dataclasses
+import itertools
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from scipy import stats
+
+from experiments import launch, presets, settings, stages
+from robgrad import attacks, checkpoints, datasets, losses, models, report, retraining, stacking, training
+from robgrad.attributions import ATTRIBUTIONS
+from robgrad.retraining import KAR, RANDOM, ROAR
+
+FLAGS = flags.FLAGS
+NAME = "roar_kar"
+settings.define(presets.RetrainingConfig)
+flags.DEFINE_alias("losses", "train_losses")
+flags.DEFINE_integer("stack_size", None, "Retrainings in one stack. Default: as many as memory allows.", lower_bound=1)
+
+COLUMNS = (
+    "network",
+    "test_accuracy",
+    "robust_accuracy",
+    "benchmark",
+    "attribution",
+    "score",
+    "score_low",
+    "score_high",
+)
+CORRELATED = ("benchmark", "against", "train_norm", "train_loss", "attribution")
+_GRADIENT, _TIMES_INPUT = ATTRIBUTIONS
+_GROUPS = list(itertools.product(("xent", "cw"), (_TIMES_INPUT, _GRADIENT), ("l2", "linf")))
+# Linear and rank correlation of each group in turn.
+_PUBLISHED = {
+    (ROAR, "strength"): (
+        ".9488 .9455 .9505 .9351 .9457 .9727 .9114 .8857 .9503 .9571 .9744 .9870 .9600 .9883 .9603 .9857"
+    ),
+    (KAR, "strength"): (
+        ".6284 .6260 .8911 .8766 -.5294 -.4623 .5578 .5779 .5316 .5597 .6957 .6701 -.7680 -.7844 .2541 .2909"
+    ),
+    (ROAR, "accuracy"): (
+        "-.9765 -.9584 -.9597 -.9377 -.9699 -.9701 -.9352 -.9091 "
+        "-.9636 -.9273 -.9585 -.9701 -.9686 -.9597 -.9402 -.9740"
+    ),
+    (KAR, "accuracy"): (
+        "-.6505 -.5623 -.8261 -.8169 .4931 .4805 -.5062 -.5156 -.5565 -.5922 -.6547 -.6494 .7215 .7390 -.1934 -.2494"
+    ),
+}
+
+
+def published(benchmark: str, against: str, norm: str, loss: str, attribution: str) -> tuple[float, float]:
+    """The paper's linear and rank correlation on CIFAR-10."""
+    values = [float(value) for value in _PUBLISHED[benchmark, against].split()]
+    index = _GROUPS.index((loss, attribution, norm))
+    return values[2 * index], values[2 * index + 1]
+
+
+def thinned(epsilons: Sequence[float], count: int) -> tuple[float, ...]:
+    """Some of the radii, evenly spread down from the largest."""
+    ordered = sorted(epsilons)
+    count = min(count, len(ordered))
+    return tuple(ordered[round(len(ordered) * (index + 1) / count) - 1] for index in range(count))
+
+
+def stack_size(model, image_shape: Sequence[int], batch: int) -> int:
+    """How many networks' training fits into half of the free memory of a device.
+
+    A network needs its parameters five times (itself, Adam's two moments, its gradients and a copy on the
+    way); where replicas are batched, as on accelerators, its activations too.
+    """
+    shapes = jax.eval_shape(lambda: models.init(model, jax.random.key(0), image_shape))
+    needed = 5 * sum(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    else:
+        images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.float32)
+        loss = lambda params, images: jnp.sum(models.logits(model, params, images))  # noqa: E731
+        equations = jax.make_jaxpr(jax.grad(loss))(shapes, images).eqns
+        needed += sum(variable.aval.size * 4 for equation in equations for variable in equation.outvars)
+        usage = device.memory_stats() or {}
+        free = usage.get("bytes_limit", 2**33) - usage.get("bytes_in_use", 0)
+    return max(1, int(free / 2 / needed))
+
+
+class Tools(NamedTuple):
+    """What is compiled once for all networks: rank maps, the retraining step, and the test of retrained networks."""
+
+    model: nn.Module
+    maps: Callable
+    step: training.Step
+    hits: Callable
+    stack: int
+
+
+def tools_of(config: presets.RetrainingConfig, model: nn.Module, train: datasets.Split, count: int) -> Tools:
+    """Builds them; source networks and retrained ones are of one architecture."""
+    fill = None if config.own_mean else retraining.mean_colour(train.images)
+    maps = retraining.rank_maps(
+        lambda params: models.logits_fn(model, params),
+        ATTRIBUTIONS,
+        stacking.device_mesh(1, config.chunk),
+        coin=not config.random_ranking,
+        chunk=config.chunk,
+    )
+    hits = retraining.evaluate(model, fill, stacking.device_mesh(count, config.chunk), config.chunk)
+    return Tools(model, maps, retraining.retraining_step(model, fill), hits, count)
+
+
+def hits_of(config: presets.RetrainingConfig, network: stages.Network, params, tools: Tools, train, test, run: Path):
+    """Whether each retrained network of a source network is right on each test image, `[retraining, image]`."""
+    methods = (*ATTRIBUTIONS, RANDOM)
+    own = tuple(ATTRIBUTIONS) if network.norm else methods
+    retrainings = retraining.grid(own, config.percentiles, config.seeds)
+    path = run / "retraining" / f"{network.name}.npz"
+    saved = report.read_arrays(path)
+    if saved is not None:
+        return retrainings, saved["hits"]
+    keys = jax.random.split(stages.key_of(config.seed, f"ranks of {network.name}"))
+    examples = [
+        retraining.Examples(split.images, split.labels, tools.maps(params, split.images, key))
+        for split, key in zip((train, test), keys, strict=True)
+    ]
+    image_shape, hits = train.images.shape[1:], []
+    for first in range(0, len(retrainings), tools.stack):
+        part = retrainings[first : first + tools.stack]
+        numbers = retraining.numbers_of(part, methods, math.prod(image_shape[:2]), config.learning_rate)
+        states = stages.fit(
+            run,
+            f"retraining-{network.name}-{first}",
+            tools.step,
+            retraining.initial_states(tools.model, image_shape, part, stages.key_of(config.seed, "retraining")),
+            numbers,
+            examples[0],
+            mesh=stacking.device_mesh(len(part), config.retraining_batch_size),
+            batch_size=config.retraining_batch_size,
+            epochs=config.retraining_epochs,
+            shuffle=config.shuffle,
+            names=[f"{one.benchmark} {one.method} {one.percentile:g}% seed {one.seed}" for one in part],
+        )
+        hits.append(np.asarray(tools.hits(states.params, numbers, examples[1])))
+    report.write_arrays(path, {"hits": np.concatenate(hits)})
+    for stage in (run / "checkpoints").glob(f"retraining-{network.name}-*"):
+        shutil.rmtree(stage, ignore_errors=True)
+    return retrainings, np.concatenate(hits)
+
+
+def rows_of(config, networks, accuracy, robust_accuracy, hits) -> Iterator[report.Row]:
+    """A row for each network, benchmark and attribution; Random's are the standard network's."""
+    by_name: dict[tuple, list] = {}
+    for network, (retrainings, right) in zip(networks, hits, strict=True):
+        for one, row in zip(retrainings, right, strict=True):
+            by_name.setdefault((network.name, one.benchmark, one.method), []).append(row)
+    shape = (len(config.percentiles), config.seeds, -1)
+    for place, network in enumerate(networks):
+        for benchmark, method in itertools.product((ROAR, KAR), (*ATTRIBUTIONS, RANDOM)):
+            right = by_name.get((network.name, benchmark, method))
+            if right is None:
+                continue
+            random = np.reshape(by_name[networks[0].name, benchmark, RANDOM], shape)
+            curve = retraining.curve(benchmark, config.percentiles, np.reshape(right, shape), random)
+            yield {
+                **network.row,
+                "test_accuracy": accuracy[place],
+                "robust_accuracy": robust_accuracy[place],
+                "benchmark": benchmark,
+                "attribution": method,
+                "percentiles": list(config.percentiles),
+                "curve": curve.mean.tolist(),
+                "curve_std": curve.std.tolist(),
+                "score": curve.score,
+                "score_low": curve.low,
+                "score_high": curve.high,
+            }
+
+
+def points(rows: Sequence[report.Row], benchmark: str, against: str, norm: str, loss: str, attribution: str):
+    """Abscissae and scores of one group of networks, the standard one at strength 0."""
+    chosen = [
+        row
+        for row in rows
+        if row["benchmark"] == benchmark
+        and row["attribution"] == attribution
+        and (row["train_norm"], row["train_loss"]) in ((norm, loss), (None, None))
+    ]
+    largest = max(row["train_epsilon"] for row in chosen) or 1.0
+    x = [row["train_epsilon"] / largest if against == "strength" else row["test_accuracy"] for row in chosen]
+    return np.array(x), np.array([row["score"] for row in chosen])
+
+
+def correlations(config, rows: Sequence[report.Row]) -> list[report.Row]:
+    """Linear (Pearson) and rank (Spearman) correlations of scores, with 95% intervals by Fisher's transformation."""
+    table = []
+    for benchmark, against in _PUBLISHED:
+        for loss, attribution, norm in _GROUPS:
+            if norm not in config.norms or loss not in config.train_losses:
+                continue
+            x, y = points(rows, benchmark, against, norm, loss, attribution)
+            row: report.Row = dict(zip(CORRELATED, (benchmark, against, norm, loss, attribution), strict=True))
+            row["networks"] = len(x)
+            paper = published(benchmark, against, norm, loss, attribution)
+            tests = (("linear", stats.pearsonr), ("rank", stats.spearmanr))
+            for (name, function), theirs in zip(tests, paper, strict=True):
+                value = function(x, y).statistic if len(x) > 2 and np.ptp(x) > 0 and np.ptp(y) > 0 else math.nan
+                spread = 1.96 / math.sqrt(len(x) - 3) if len(x) > 3 else math.inf
+                centre = np.arctanh(np.clip(value, -1 + 1e-12, 1 - 1e-12))
+                row |= {
+                    name: value,
+                    f"{name}_low": np.tanh(centre - spread),
+                    f"{name}_high": np.tanh(centre + spread),
+                    f"{name}_published": theirs,
+                }
+            table.append(row)
+    return table
+
+
+def draw_scatter(workdir: Path, config, rows, table: Sequence[report.Row], against: str, xlabel: str) -> None:
+    """A figure for each benchmark and training loss: scores against `against`, lines fitted, correlations named."""
+    for benchmark, loss in itertools.product((ROAR, KAR), config.train_losses):
+        series = {}
+        for row in table:
+            if (row["benchmark"], row["against"], row["train_loss"]) == (benchmark, against, loss):
+                norm, attribution = row["train_norm"], row["attribution"]
+                label = f"{norm}, {attribution.replace('_', ' ')} ({row['linear']:.2f}, {row['rank']:.2f})"
+                series[label] = points(rows, benchmark, against, norm, loss, attribution)
+        report.scatter_figure(
+            workdir / f"{benchmark}_{against}_{loss}.png", series, xlabel, f"{benchmark.upper()} score"
+        )
+
+
+def draw_curves(workdir: Path, config, networks, rows) -> None:
+    """Accuracy against percentile: Random, and each attribution for the standard and the strongest networks."""
+    strongest = {(n.norm, n.loss): n.name for n in networks}
+    for benchmark in (ROAR, KAR):
+        panels: dict[str, Any] = {}
+        for attribution in ATTRIBUTIONS:
+            curves = {}
+            for row in rows:
+                kind = row["attribution"]
+                if (
+                    row["benchmark"] == benchmark
+                    and kind in (attribution, RANDOM)
+                    and row["network"] in strongest.values()
+                ):
+                    name = "random" if kind == RANDOM else row["network"]
+                    curves[name] = (row["percentiles"], row["curve"], row["curve_std"])
+            panels[attribution.replace("_", " ")] = curves
+        verb = "kept" if benchmark == KAR else "removed"
+        report.curve_figure(workdir / f"{benchmark}_curves.png", panels, f"% of pixels {verb}", "test accuracy")
+
+
+def run_benchmark() -> tuple[Path, presets.RetrainingConfig, dict[str, Any]]:
+    """Runs, continues or reads the experiment of the flags; returns its directory, configuration and results."""
+    dataset = datasets.load(FLAGS.dataset, FLAGS.data_dir)
+    config = settings.from_flags(presets.RetrainingConfig, presets.RETRAINING, dataset)
+    l2, linf = (thinned(radii, config.epsilons) for radii in (config.l2_epsilons, config.linf_epsilons))
+    config, place = dataclasses.replace(config, l2_epsilons=l2, linf_epsilons=linf), launch.environment()
+    workdir, finished = checkpoints.open_run(settings.workdir(NAME), NAME, dataclasses.asdict(config), place)
+    if finished:
+        return workdir, config, finished
+    train, test = settings.subsets(config, dataset)
+    networks = stages.networks_of(config)
+    model, params, *_ = stages.train_networks(config, networks, dataset, train, workdir)
+    mesh = stacking.device_mesh(len(networks), config.chunk)
+    attack = attacks.pgd(attacks.L2, losses.cross_entropy, config.robust_steps)
+    accuracy, robust_accuracy = (
+        training.accuracies(model, one, mesh, config.chunk)(
+            params, test, stages.key_of(config.seed, NAME), config.robust_epsilon, config.robust_step_size
+        )
+        for one in (attacks.no_attack, attack)
+    )
+    image_shape = train.images.shape[1:]
+    size = FLAGS.stack_size or stack_size(model, image_shape, config.retraining_batch_size)
+    count = 2 * len(config.percentiles) * config.seeds * (len(ATTRIBUTIONS) * len(networks) + 1)
+    pixels = math.prod(image_shape[:2])
+    maps = (len(ATTRIBUTIONS) + 1) * pixels * (1 if pixels <= 256 else 2) * (len(train.labels) + len(test.labels))
+    launch.show(
+        f"{count} retrainings of {len(networks)} networks, at most {size} in a stack; "
+        f"rank maps of a network: {maps / 2**20:.0f} MiB"
+    )
+    tools = tools_of(config, model, train, size)
+    hits = [
+        hits_of(config, network, stacking.replica(params, index), tools, train, test, workdir)
+        for index, network in enumerate(networks)
+    ]
+    rows = list(rows_of(config, networks, accuracy, robust_accuracy, hits))
+    table = correlations(config, rows)
+    draw_curves(workdir, config, networks, rows)
+    draw_scatter(workdir, config, rows, table, "strength", "training epsilon over the largest")
+    report.write_results(workdir, NAME, dataclasses.asdict(config), place, rows, correlations=table)
+    return workdir, config, {"rows": rows, "correlations": table}
+
+
+def main() -> None:
+    """Runs the experiment of the flags."""
+    workdir, _, results = run_benchmark()
+    show_correlations(results, "strength")
+    launch.show(report.table(results["rows"], COLUMNS), f"\nresults and figures: {workdir}")
+
+
+def show_correlations(results, against: str) -> None:
+    """Prints the correlations against strength or accuracy beside the paper's."""
+    chosen = [row for row in results["correlations"] if row["against"] == against]
+    columns = [f"{name}{suffix}" for name in ("linear", "rank") for suffix in ("", "_low", "_high", "_published")]
+    launch.show(report.table(chosen, [*CORRELATED, *columns]), "")
+
+
+if __name__ == "__main__":
+    launch.run(main)
