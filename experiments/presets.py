@@ -140,7 +140,16 @@ MANIFOLD = {
     "paper": {"mnist": _MNIST, "fashion_mnist": _FASHION, "cifar10": _CIFAR},
     "quick": {
         "digits": _DIGITS,
-        "mnist": _MNIST | _QUICK_28,
+        # MNIST needs more training than Fashion-MNIST before few examples show the order, and wider steps of strength.
+        "mnist": _MNIST
+        | _QUICK_28
+        | {
+            "l2_epsilons": (0.5, 2.0, 4.0),
+            "linf_epsilons": (0.1, 0.2, 0.4),
+            "linf_step_size": 0.2,
+            "epochs": 4,
+            "vae_gan_epochs": 16,
+        },
         "fashion_mnist": _FASHION | _QUICK_28,
         "cifar10": _CIFAR | _QUICK_32,
     },
