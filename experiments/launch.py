@@ -22,6 +22,7 @@ STOPPED = 75  # EX_TEMPFAIL: what was asked for is not done yet, try again.
 # Only for releases it was tried on: an XLA that does not know the flag refuses to start.
 _FAST_CPU_FLAGS = {"0.10.2": ("--xla_cpu_experimental_ynn_fusion_type=dot",)}
 
+flags.DEFINE_integer("seed", 0, "Seed of everything random.", lower_bound=0)
 flags.DEFINE_string("workdir", None, "Directory of this run. Default: one in runs/, named after what is run.")
 flags.DEFINE_enum(
     "matmul_precision",

@@ -18,7 +18,6 @@ from robgrad import attacks, datasets, losses
 flags.DEFINE_string("dataset", "digits", "'digits' (embedded), or the TFDS name of an image classification set.")
 flags.DEFINE_string("data_dir", None, "TFDS data directory. Default: $TFDS_DATA_DIR, then ~/tensorflow_datasets.")
 flags.DEFINE_enum("preset", "quick", ["quick", "paper"], "Sizes: 'quick' for two CPU cores, or the paper's.")
-flags.DEFINE_integer("seed", 0, "Seed of everything random.", lower_bound=0)
 
 FLAGS = flags.FLAGS
 C = TypeVar("C", bound=presets.Config)

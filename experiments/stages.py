@@ -61,7 +61,7 @@ def networks_of(config: presets.Config) -> list[Network]:
 
 
 def key_of(seed: int, name: str) -> jax.Array:
-    """A random key that depends on the seed and a name alone, so that a network is the same in any stack."""
+    """A random key that depends on the seed and a name alone, not on what else a run does."""
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
 
 
@@ -90,7 +90,8 @@ def _trained(config, networks: list[Network], dataset, train, run: Path) -> chec
     if first.norm and first.loss:
         loss = settings.losses_of(config, bound=500.0)[first.loss]
         attack = attacks.pgd(attacks.NORMS[first.norm], loss, config.attack_steps)
-    keys = [key_of(config.seed, network.name) for network in networks]
+    # All start alike and see the data in one order, so that they differ by what they were trained against alone.
+    start = training.init_classifier(model, image_shape, key_of(config.seed, "classifiers"))
     count = len(networks)
     numbers = training.Numbers(
         jnp.array([network.epsilon for network in networks]),
@@ -102,7 +103,7 @@ def _trained(config, networks: list[Network], dataset, train, run: Path) -> chec
         run,
         first.stage,
         training.classifier_step(model, attack),
-        stacking.stack([training.init_classifier(model, image_shape, key) for key in keys]),
+        stacking.stack([start] * count),
         numbers,
         train,
         mesh=stacking.device_mesh(count, config.batch_size),

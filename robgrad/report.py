@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import gaussian_kde
@@ -142,6 +142,35 @@ def scatter_figure(path: Path, series: Mapping[str, tuple[np.ndarray, np.ndarray
     axis.axhline(0.0, color="0.7", linewidth=0.8)
     axis.set(xlabel=xlabel, ylabel=ylabel)
     axis.legend(fontsize=8, frameon=False, title="(linear, rank correlation)", title_fontsize=8)
+    _save(figure, path)
+
+
+class Plane(NamedTuple):
+    """One panel in the plane [-1, 1]^2: labelled points `[n, 2]`, regions of classes 0 and 1 on a grid, an arrow."""
+
+    points: Mapping[str, np.ndarray]
+    regions: np.ndarray | None = None
+    arrow: tuple[np.ndarray, np.ndarray] | None = None
+
+
+def plane_figure(path: Path, panels: Mapping[str, Plane]) -> None:
+    """One panel for each title: points, and where given regions and an arrow."""
+    figure, axes = _figure(1, len(panels), 3.4, 3.6)
+    colors = ("tab:blue", "tab:red", "tab:green")
+    for axis, (title, plane) in zip(axes.flat, panels.items(), strict=True):
+        if plane.regions is not None:
+            extent = (-1, 1, -1, 1)
+            axis.imshow(
+                plane.regions, cmap="coolwarm", alpha=0.25, extent=extent, origin="lower", interpolation="nearest"
+            )
+        for color, (label, points) in zip(colors, plane.points.items(), strict=False):
+            axis.scatter(*points.T, s=1, color=color, alpha=0.4, label=label)
+        if plane.arrow is not None:
+            axis.annotate(
+                "", plane.arrow[1], plane.arrow[0], arrowprops={"width": 1.5, "headwidth": 7, "color": "black"}
+            )
+        axis.set(title=title, xlim=(-1, 1), ylim=(-1, 1), aspect="equal")
+        axis.legend(fontsize=7, frameon=False, loc="upper left", markerscale=4)
     _save(figure, path)
 
 
