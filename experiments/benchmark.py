@@ -3,14 +3,22 @@ r"""What attack and training steps cost, as ratios within one run.
     python -m experiments.benchmark                    # a few minutes on 2 cores
     python -m experiments.benchmark --networks=digits --repeats=5
 
-For each of the three classifiers, a PGD-40 attack and PGD-10 training steps: in a compiled loop, by the
-same step called from a Python loop, and in a compiled loop over plain `lax` convolutions and pooling.
+Suite `loops`, for each of the three classifiers: a PGD-40 attack and PGD-10 training steps, in a compiled loop,
+by the same step called from a Python loop, and in a compiled loop over plain `lax` convolutions and pooling.
 Expected on a CPU: the compiled loop is no slower than the Python loop, and many times faster than `lax`.
+
+Suite `retrain`: steps of a stack of ROAR retrainings as one program, against the same retrainings one after
+another by our own step and by PyTorch (eager, channels-last, and as a `torch.func` stack), each framework in
+its own process, at equal work: equal parameters, images and occlusions, and equal losses in the end.
 """
 
 import contextlib
+import importlib.util
 import json
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -20,11 +28,12 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import flags
 from jax import lax
 
-from experiments import launch
-from robgrad import attacks, checkpoints, datasets, layers, losses, models, report, stacking, training
+from experiments import launch, peers
+from robgrad import attacks, checkpoints, datasets, layers, losses, models, report, retraining, stacking, training
 
 FLAGS = flags.FLAGS
 NETWORKS: dict[str, tuple[Callable, tuple[int, int, int], int]] = {
@@ -34,11 +43,18 @@ NETWORKS: dict[str, tuple[Callable, tuple[int, int, int], int]] = {
 }
 EPSILON, STEP_SIZE = 1.0, 2.0
 COLUMNS = ("network", "task", "variant", "ms_per_step", "spread", "images_per_second", "compile_seconds", "ratio")
+SUITES = ("loops", "retrain")
+# Replicas in a stack and steps of each.
+STACKS = {"digits": (16, 20), "mnist": (2, 2), "cifar": (4, 3)}
+RETRAINING_BATCH = 100
 
 flags.DEFINE_list("networks", list(NETWORKS), f"Classifiers to time, of {', '.join(NETWORKS)}.")
 flags.DEFINE_integer("repeats", 5, "Timed runs, after one to warm up; medians are shown.", lower_bound=1)
 flags.DEFINE_integer("pgd_steps", 40, "Steps of the timed attack.", lower_bound=1)
 flags.DEFINE_integer("train_steps", 4, "Training steps in a timed run.", lower_bound=1)
+flags.DEFINE_list("suites", list(SUITES), f"What to time, of {', '.join(SUITES)}.")
+flags.DEFINE_bool("peers", True, "Compare with PyTorch where it is installed.")
+flags.register_validator("suites", lambda names: {*names} <= {*SUITES}, f"expected some of {', '.join(SUITES)}")
 flags.register_validator("networks", lambda names: {*names} <= {*NETWORKS}, f"expected some of {', '.join(NETWORKS)}")
 
 
@@ -155,15 +171,107 @@ def compare(network: str, task_name: str, build: Callable[..., Task]) -> list[re
     return rows
 
 
+def retraining_rows(network: str) -> list[report.Row]:
+    """Times a stack of retrainings against them one after another; `ratio` is a variant's time over the stack's."""
+    make, shape, _ = NETWORKS[network]
+    model, (replicas, steps) = make(), STACKS[network]
+    generator = np.random.default_rng(0)
+    images = generator.uniform(-1, 1, (RETRAINING_BATCH, *shape)).astype(np.float32)
+    labels = np.arange(RETRAINING_BATCH) % 10
+    pixels = shape[0] * shape[1]
+    ranks = np.stack([generator.permutation(pixels).reshape(shape[:2]) for _ in images]).astype(np.int32)
+    thresholds = np.linspace(0.1, 0.9, replicas) * pixels // 1
+    retrainings = [retraining.Retraining(retraining.ROAR, "own", 0.0, seed) for seed in range(replicas)]
+    states = retraining.initial_states(model, shape, retrainings, jax.random.key(0))
+    occlusion = retraining.Occlusion(
+        jnp.zeros(replicas, jnp.int32), jnp.asarray(thresholds, jnp.int32), jnp.zeros(replicas, bool)
+    )
+    numbers = retraining.Numbers(occlusion, jnp.full(replicas, 1e-3))
+    examples = retraining.Examples(images, labels, ranks[:, None])
+    batch = training.Batch(examples, jnp.ones(len(images)), jax.random.split(jax.random.key(1), len(images)))
+    step = retraining.retraining_step(model, jnp.zeros(shape[-1]))
+
+    def of_replica(replica, batch):
+        def body(_, carry):
+            state, metrics = step(carry[0], replica[1], batch)
+            return state, metrics["loss"]
+
+        return lax.fori_loop(0, steps, body, (replica[0], jnp.zeros(())))[1]
+
+    def program(count: int, devices=None):
+        mesh = stacking.device_mesh(count, 1, devices)
+        some = jax.tree.map(lambda leaf: leaf[:count], (states, numbers))
+        began = time.perf_counter()
+        compiled = jax.jit(stacking.per_replica(of_replica, mesh)).lower(some, batch).compile()
+        return compiled, time.perf_counter() - began, some
+
+    stacked, stacked_compile, every = program(replicas)
+    single, single_compile, one = program(1, jax.devices()[:1])
+    times = {
+        "one program, stacked": (timed(lambda: stacked(every, batch)), stacked_compile),
+        "one after another": (timed(lambda: [single(one, batch) for _ in range(replicas)]), single_compile),
+    }
+    if FLAGS.peers:
+        losses = np.asarray(stacked(every, batch))
+        times |= torch_times(model, shape, states.params, examples, thresholds, steps, losses)
+    rows: list[report.Row] = []
+    for variant, (seconds, compile_seconds) in times.items():
+        per_step = [one / steps / replicas for one in seconds]
+        median = statistics.median(per_step)
+        rows.append(
+            {
+                "network": network,
+                "task": f"retrain {replicas}",
+                "variant": variant,
+                "ms_per_step": 1000 * median,
+                "spread": f"{1000 * min(per_step):.3g}..{1000 * max(per_step):.3g}",
+                "images_per_second": RETRAINING_BATCH / median,
+                "compile_seconds": compile_seconds,
+                "ratio": median / rows[0]["ms_per_step"] * 1000 if rows else 1.0,
+            }
+        )
+    return rows
+
+
+def torch_times(model, shape, params, examples, thresholds, steps: int, losses) -> dict[str, tuple[list[float], float]]:
+    """PyTorch's times, each variant in a process of its own while this one rests; its losses must equal ours."""
+    if importlib.util.find_spec("torch") is None:
+        print("PyTorch: not installed, skipped (pip install 'robgrad[benchmark]')")
+        return {}
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    named = {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+    spec = {"stages": model.stages, "window": model.window, "dense": model.dense, "image_shape": shape}
+    work = {"images": examples.images, "labels": examples.labels, "ranks": examples.ranks[:, 0]}
+    work |= {"thresholds": thresholds, "steps": steps, "repeats": FLAGS.repeats, "spec": json.dumps(spec)}
+    times = {}
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "work.npz"
+        np.savez(file, allow_pickle=False, **named, **work)
+        for variant in peers.VARIANTS:
+            command = [sys.executable, "-m", "experiments.peers", str(file), variant]
+            result = subprocess.run(command, capture_output=True, text=True)
+            if result.returncode:
+                print(f"PyTorch, {variant}: failed ({result.stderr.strip().splitlines()[-1]}), skipped")
+                continue
+            measured = json.loads(result.stdout)
+            np.testing.assert_allclose(measured["losses"], losses, rtol=0.02)
+            times[f"PyTorch, {variant.replace('_', ' ')}"] = (measured["seconds"], 0.0)
+    return times
+
+
 def main() -> None:
     """Runs the chosen comparisons, prints their table and writes it."""
     jax.config.update("jax_enable_compilation_cache", False)
     rows = []
-    for network in FLAGS.networks:
+    for network in FLAGS.networks if "loops" in FLAGS.suites else ():
         for task_name, build in ((f"pgd-{FLAGS.pgd_steps}", attack_task), ("train", training_task)):
             part = compare(network, task_name, build)
             print(report.table(part, COLUMNS), flush=True)
             rows += part
+    for network in FLAGS.networks if "retrain" in FLAGS.suites else ():
+        part = retraining_rows(network)
+        print(report.table(part, COLUMNS), flush=True)
+        rows += part
     workdir = Path(FLAGS.workdir or "runs/benchmark")
     workdir.mkdir(parents=True, exist_ok=True)
     results = {"experiment": "benchmark", "environment": launch.environment(), "rows": rows}

@@ -25,7 +25,7 @@ from absl import flags
 
 from experiments import launch, presets, settings, stages
 from experiments.stages import Network
-from robgrad import attacks, checkpoints, datasets, losses, manifold, models, report, stacking, training, vae_gan
+from robgrad import attacks, checkpoints, datasets, generative, losses, manifold, models, report, stacking, training
 from robgrad.alignment import align
 from robgrad.attributions import loss_gradient
 
@@ -40,7 +40,7 @@ COLUMNS = (
 )
 
 
-def analyser(config: presets.ManifoldConfig, model, generator: vae_gan.VaeGan, loss: losses.Loss, mesh):
+def analyser(config: presets.ManifoldConfig, model, generator: generative.VaeGan, loss: losses.Loss, mesh):
     """Compiles the measurement of one test image on one network, for all of both."""
     attack = attacks.pgd(attacks.L2, loss, config.analysis_steps)
 
@@ -63,7 +63,7 @@ def analyser(config: presets.ManifoldConfig, model, generator: vae_gan.VaeGan, l
     return stacking.per_example(analyse, mesh, config.chunk)
 
 
-def tangent_spaces(config: presets.ManifoldConfig, generator: vae_gan.VaeGan):
+def tangent_spaces(config: presets.ManifoldConfig, generator: generative.VaeGan):
     """Compiles the tangent space at each image; they are the same for all networks and losses."""
 
     def at(_, variables, pixels):
@@ -200,7 +200,7 @@ def draw(
     )
 
 
-def draw_manifold(workdir, generator: vae_gan.VaeGan, variables, test: datasets.Split, key) -> None:
+def draw_manifold(workdir, generator: generative.VaeGan, variables, test: datasets.Split, key) -> None:
     """Reconstructions of test images, and images decoded from the prior."""
     surface = manifold.from_vae_gan(generator, variables)
     images = datasets.scale(jnp.asarray(test.images[:SHOWN]))

@@ -25,9 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from scipy import stats
 
-from experiments import launch, presets, settings, stages
+from experiments import correlations, launch, presets, settings, stages
 from robgrad import attacks, checkpoints, datasets, losses, models, report, retraining, stacking, training
 from robgrad.attributions import ATTRIBUTIONS
 from robgrad.retraining import KAR, RANDOM, ROAR
@@ -48,32 +47,6 @@ COLUMNS = (
     "score_low",
     "score_high",
 )
-CORRELATED = ("benchmark", "against", "train_norm", "train_loss", "attribution")
-_GRADIENT, _TIMES_INPUT = ATTRIBUTIONS
-_GROUPS = list(itertools.product(("xent", "cw"), (_TIMES_INPUT, _GRADIENT), ("l2", "linf")))
-# Linear and rank correlation of each group in turn.
-_PUBLISHED = {
-    (ROAR, "strength"): (
-        ".9488 .9455 .9505 .9351 .9457 .9727 .9114 .8857 .9503 .9571 .9744 .9870 .9600 .9883 .9603 .9857"
-    ),
-    (KAR, "strength"): (
-        ".6284 .6260 .8911 .8766 -.5294 -.4623 .5578 .5779 .5316 .5597 .6957 .6701 -.7680 -.7844 .2541 .2909"
-    ),
-    (ROAR, "accuracy"): (
-        "-.9765 -.9584 -.9597 -.9377 -.9699 -.9701 -.9352 -.9091 "
-        "-.9636 -.9273 -.9585 -.9701 -.9686 -.9597 -.9402 -.9740"
-    ),
-    (KAR, "accuracy"): (
-        "-.6505 -.5623 -.8261 -.8169 .4931 .4805 -.5062 -.5156 -.5565 -.5922 -.6547 -.6494 .7215 .7390 -.1934 -.2494"
-    ),
-}
-
-
-def published(benchmark: str, against: str, norm: str, loss: str, attribution: str) -> tuple[float, float]:
-    """The paper's linear and rank correlation on CIFAR-10."""
-    values = [float(value) for value in _PUBLISHED[benchmark, against].split()]
-    index = _GROUPS.index((loss, attribution, norm))
-    return values[2 * index], values[2 * index + 1]
 
 
 def thinned(epsilons: Sequence[float], count: int) -> tuple[float, ...]:
@@ -195,60 +168,6 @@ def rows_of(config, networks, accuracy, robust_accuracy, hits) -> Iterator[repor
             }
 
 
-def points(rows: Sequence[report.Row], benchmark: str, against: str, norm: str, loss: str, attribution: str):
-    """Abscissae and scores of one group of networks, the standard one at strength 0."""
-    chosen = [
-        row
-        for row in rows
-        if row["benchmark"] == benchmark
-        and row["attribution"] == attribution
-        and (row["train_norm"], row["train_loss"]) in ((norm, loss), (None, None))
-    ]
-    largest = max(row["train_epsilon"] for row in chosen) or 1.0
-    x = [row["train_epsilon"] / largest if against == "strength" else row["test_accuracy"] for row in chosen]
-    return np.array(x), np.array([row["score"] for row in chosen])
-
-
-def correlations(config, rows: Sequence[report.Row]) -> list[report.Row]:
-    """Linear (Pearson) and rank (Spearman) correlations of scores, with 95% intervals by Fisher's transformation."""
-    table = []
-    for benchmark, against in _PUBLISHED:
-        for loss, attribution, norm in _GROUPS:
-            if norm not in config.norms or loss not in config.train_losses:
-                continue
-            x, y = points(rows, benchmark, against, norm, loss, attribution)
-            row: report.Row = dict(zip(CORRELATED, (benchmark, against, norm, loss, attribution), strict=True))
-            row["networks"] = len(x)
-            paper = published(benchmark, against, norm, loss, attribution)
-            tests = (("linear", stats.pearsonr), ("rank", stats.spearmanr))
-            for (name, function), theirs in zip(tests, paper, strict=True):
-                value = function(x, y).statistic if len(x) > 2 and np.ptp(x) > 0 and np.ptp(y) > 0 else math.nan
-                spread = 1.96 / math.sqrt(len(x) - 3) if len(x) > 3 else math.inf
-                centre = np.arctanh(np.clip(value, -1 + 1e-12, 1 - 1e-12))
-                row |= {
-                    name: value,
-                    f"{name}_low": np.tanh(centre - spread),
-                    f"{name}_high": np.tanh(centre + spread),
-                    f"{name}_published": theirs,
-                }
-            table.append(row)
-    return table
-
-
-def draw_scatter(workdir: Path, config, rows, table: Sequence[report.Row], against: str, xlabel: str) -> None:
-    """A figure for each benchmark and training loss: scores against `against`, lines fitted, correlations named."""
-    for benchmark, loss in itertools.product((ROAR, KAR), config.train_losses):
-        series = {}
-        for row in table:
-            if (row["benchmark"], row["against"], row["train_loss"]) == (benchmark, against, loss):
-                norm, attribution = row["train_norm"], row["attribution"]
-                label = f"{norm}, {attribution.replace('_', ' ')} ({row['linear']:.2f}, {row['rank']:.2f})"
-                series[label] = points(rows, benchmark, against, norm, loss, attribution)
-        report.scatter_figure(
-            workdir / f"{benchmark}_{against}_{loss}.png", series, xlabel, f"{benchmark.upper()} score"
-        )
-
-
 def draw_curves(workdir: Path, config, networks, rows) -> None:
     """Accuracy against percentile: Random, and each attribution for the standard and the strongest networks."""
     strongest = {(n.norm, n.loss): n.name for n in networks}
@@ -305,9 +224,9 @@ def run_benchmark() -> tuple[Path, presets.RetrainingConfig, dict[str, Any]]:
         for index, network in enumerate(networks)
     ]
     rows = list(rows_of(config, networks, accuracy, robust_accuracy, hits))
-    table = correlations(config, rows)
+    table = correlations.table_of(config, rows)
     draw_curves(workdir, config, networks, rows)
-    draw_scatter(workdir, config, rows, table, "strength", "training epsilon over the largest")
+    correlations.draw(workdir, config, rows, table, "strength", "training epsilon over the largest")
     report.write_results(workdir, NAME, dataclasses.asdict(config), place, rows, correlations=table)
     return workdir, config, {"rows": rows, "correlations": table}
 
@@ -315,15 +234,8 @@ def run_benchmark() -> tuple[Path, presets.RetrainingConfig, dict[str, Any]]:
 def main() -> None:
     """Runs the experiment of the flags."""
     workdir, _, results = run_benchmark()
-    show_correlations(results, "strength")
+    correlations.show(results, "strength")
     launch.show(report.table(results["rows"], COLUMNS), f"\nresults and figures: {workdir}")
-
-
-def show_correlations(results, against: str) -> None:
-    """Prints the correlations against strength or accuracy beside the paper's."""
-    chosen = [row for row in results["correlations"] if row["against"] == against]
-    columns = [f"{name}{suffix}" for name in ("linear", "rank") for suffix in ("", "_low", "_high", "_published")]
-    launch.show(report.table(chosen, [*CORRELATED, *columns]), "")
 
 
 if __name__ == "__main__":

@@ -159,7 +159,7 @@ def _preset(table: Mapping[str, Any], dataset: datasets.Dataset) -> dict[str, An
         case shape:
             raise flags.IllegalFlagValueError(
                 f"--dataset={dataset.name}: expected images of 28x28x1 or 32x32xC pixels, got "
-                f"{'x'.join(map(str, shape))}; use robgrad as a library with a vae_gan.VaeGan of that size"
+                f"{'x'.join(map(str, shape))}; use robgrad as a library with a generative.VaeGan of that size"
             )
     return preset | {
         "train_examples": min(preset["train_examples"], len(dataset.train.labels)),

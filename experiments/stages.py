@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from absl import flags
 
 from experiments import launch, presets, settings
-from robgrad import attacks, checkpoints, datasets, models, stacking, training, vae_gan
+from robgrad import attacks, checkpoints, datasets, generative, models, stacking, training, vae_gan
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("networks_from", None, "Directory of another run whose networks and manifold are used where equal.")
@@ -122,7 +122,7 @@ def _trained(config, networks: list[Network], dataset, train, run: Path) -> chec
     return checkpoints.Networks(model, states.params, tuple(names), about)
 
 
-def train_manifold(config: presets.ManifoldConfig, train: datasets.Split, run: Path) -> tuple[vae_gan.VaeGan, Any]:
+def train_manifold(config: presets.ManifoldConfig, train: datasets.Split, run: Path) -> tuple[generative.VaeGan, Any]:
     """Trains, continues or loads the VAE-GAN; returns its networks and its variables."""
     path, image_shape = run / "networks" / MANIFOLD, train.images.shape[1:]
     done = checkpoints.finished(path, checkpoints.load_vae_gan)
@@ -132,7 +132,7 @@ def train_manifold(config: presets.ManifoldConfig, train: datasets.Split, run: P
     taken = FLAGS.networks_from and Path(FLAGS.networks_from) / "networks" / MANIFOLD
     if taken and taken.exists() and _equal(checkpoints.read_about(taken), settings, taken):
         return checkpoints.load_vae_gan(taken)
-    model = vae_gan.vae_gan_for(image_shape)._replace(discriminator_steps=config.discriminator_steps)
+    model = generative.vae_gan_for(image_shape)._replace(discriminator_steps=config.discriminator_steps)
     states = fit(
         run,
         MANIFOLD,

@@ -13,7 +13,7 @@ l-inf training gains more in KAR than l2 training and loses little in ROAR.
 
 import numpy as np
 
-from experiments import launch, roar_kar
+from experiments import correlations, launch, roar_kar
 from robgrad import report
 from robgrad.attributions import ATTRIBUTIONS
 from robgrad.retraining import KAR, ROAR
@@ -41,8 +41,8 @@ def main() -> None:
     """Draws the figures of the flags' run."""
     workdir, config, results = roar_kar.run_benchmark()
     rows, table = results["rows"], results["correlations"]
-    roar_kar.draw_scatter(workdir, config, rows, table, "accuracy", "test accuracy")
-    roar_kar.show_correlations(results, "accuracy")
+    correlations.draw(workdir, config, rows, table, "accuracy", "test accuracy")
+    correlations.show(results, "accuracy")
     ways = means(rows)
     launch.show(report.table(ways, tuple(ways[0])), f"\nresults and figures: {workdir}")
 

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from robgrad import models, stacking, vae_gan
+from robgrad import generative, models, stacking, vae_gan
 from robgrad.manifold import Manifold, from_vae_gan
 
 FORMAT = 1
@@ -204,10 +204,10 @@ def load_network(run: str | os.PathLike, name: str) -> models.LogitsFn:
     raise RunError(f"{run}: expected a network of {expected}, got '{name}'")
 
 
-def load_vae_gan(path: str | os.PathLike) -> tuple[vae_gan.VaeGan, Any]:
+def load_vae_gan(path: str | os.PathLike) -> tuple[generative.VaeGan, Any]:
     """Loads a VAE-GAN, a directory in a run's `networks`: its networks and the variables of one replica."""
     about = read_about(Path(path), "vae_gan")
-    model = vae_gan.vae_gan_for(about["image_shape"])
+    model = generative.vae_gan_for(about["image_shape"])
     shapes = jax.eval_shape(lambda: vae_gan.init(model, about["image_shape"], jax.random.key(0)).params)
     return model, stacking.replica(_params(Path(path), shapes, 1), 0)
 

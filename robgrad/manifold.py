@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from robgrad import vae_gan
+from robgrad import generative
 from robgrad.attacks import length
 
 
@@ -21,7 +21,7 @@ class Manifold(NamedTuple):
     decode: Callable[[Array], Array]
 
 
-def from_vae_gan(model: vae_gan.VaeGan, variables, sampling_key: Array | None = None) -> Manifold:
+def from_vae_gan(model: generative.VaeGan, variables, sampling_key: Array | None = None) -> Manifold:
     """The manifold of a trained VAE-GAN: the encoder's mean and the decoder, at running statistics.
 
     Args:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robgrad import attacks, checkpoints, datasets, losses, manifold, models, stacking, training, vae_gan
+from robgrad import attacks, checkpoints, datasets, generative, losses, manifold, models, stacking, training, vae_gan
 
 ROOT = Path(__file__).parent.parent
 MODEL = models.digits_cnn()
@@ -93,7 +93,7 @@ def test_networks_and_manifolds_are_read_back(tmp_path):
     names = ("standard", "l2-xent-1")
     about = {"kind": "classifier", "image_shape": [8, 8, 1], "classes": 10, "networks": [{"network": n} for n in names]}
     checkpoints.save_stack(tmp_path / "networks" / "two", params, about)
-    model = vae_gan.digits_vae_gan()
+    model = generative.digits_vae_gan()
     states = stacking.stack([vae_gan.init(model, (8, 8, 1), jax.random.key(1))])
     about = {"kind": "vae_gan", "image_shape": [8, 8, 1]}
     checkpoints.save_stack(tmp_path / "networks" / "vae-gan", states.params, about)

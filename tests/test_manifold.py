@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robgrad import alignment, attacks, attributions, layers, losses, manifold, vae_gan
+from robgrad import alignment, attacks, attributions, generative, layers, losses, manifold, vae_gan
 
 KEY = jax.random.key(0)
 MIX = jax.random.normal(KEY, (4, 12))
@@ -111,7 +111,7 @@ def test_analyser_equals_one_image_at_a_time():
 
 
 def test_vae_gan_manifold_takes_the_mean_or_a_sample(digits):
-    model = vae_gan.digits_vae_gan()
+    model = generative.digits_vae_gan()
     variables = vae_gan.init(model, (8, 8, 1), KEY).params
     image = jnp.zeros((8, 8, 1))
     mean, log_variance = model.encoder.apply(variables["encoder"], image[None])

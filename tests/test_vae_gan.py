@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robgrad import datasets, stacking, training, vae_gan
+from robgrad import datasets, generative, stacking, training, vae_gan
 
 SHAPES = {
     (8, 8, 1): (10, [], [], []),
@@ -34,7 +34,7 @@ def kernels(variables):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_layers_and_ranges(shape):
     latent, *expected = SHAPES[shape]
-    model = vae_gan.vae_gan_for(shape)
+    model = generative.vae_gan_for(shape)
     variables = vae_gan.init(model, shape, jax.random.key(0)).params
     for network, wanted in zip(("encoder", "decoder", "discriminator"), expected, strict=True):
         assert not wanted or kernels(variables[network]) == sorted(wanted)
@@ -48,13 +48,13 @@ def test_layers_and_ranges(shape):
 
 def test_unknown_shapes_are_refused():
     with pytest.raises(ValueError, match=r"expected images of shape .* got \[9, 9, 1\]"):
-        vae_gan.vae_gan_for((9, 9, 1))
+        generative.vae_gan_for((9, 9, 1))
 
 
-SMALL = vae_gan.VaeGan(
-    vae_gan.Encoder((4,), 4, 3),
-    vae_gan.Decoder((4, 4, 4), (), vae_gan.Layer(1, 4, 2)),
-    vae_gan.Discriminator((vae_gan.Layer(4, 4, 2),), 8),
+SMALL = generative.VaeGan(
+    generative.Encoder((4,), 4, 3),
+    generative.Decoder((4, 4, 4), (), generative.Layer(1, 4, 2)),
+    generative.Discriminator((generative.Layer(4, 4, 2),), 8),
     3,
 )
 STEP = vae_gan.train_step(SMALL)
@@ -151,11 +151,11 @@ def test_learns_to_reconstruct(data):
 @pytest.mark.parametrize("gain", [0.05, 3.0])
 def test_spectral_norm_is_that_of_the_convolution(gain):
     """Against the singular values of the convolution written out as a matrix."""
-    layer = vae_gan.SpectralConv(vae_gan.Layer(3, 4, 2))
+    layer = generative.SpectralConv(generative.Layer(3, 4, 2))
     images = jax.random.normal(jax.random.key(0), (5, 6, 6, 2))
     variables = layer.init(jax.random.key(1), images)
     variables["params"]["kernel"] *= gain / jnp.abs(variables["params"]["kernel"]).max()
-    plain = vae_gan.Conv(3, 4, 2)
+    plain = generative.Conv(3, 4, 2)
     matrix = jax.vmap(lambda x: plain.apply({"params": variables["params"]}, x.reshape(1, 6, 6, 2)).ravel())(
         jnp.eye(72)
     )

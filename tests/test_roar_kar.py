@@ -1,0 +1,112 @@
+"""Sections 2.2, 3.2 and 3.3 as a user runs them, small."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+ROOT = Path(__file__).parent.parent
+SMALL = [
+    *("--train_examples=200", "--test_examples=50", "--epochs=1", "--standard_epochs=2", "--attack_steps=2"),
+    *("--robust_steps=2", "--epsilons=3", "--norms=l2", "--percentiles=30,70", "--seeds=2", "--retraining_epochs=2"),
+]
+FIELDS = {
+    *("network", "train_norm", "train_loss", "train_epsilon", "test_accuracy", "robust_accuracy", "benchmark"),
+    *("attribution", "percentiles", "curve", "curve_std", "score", "score_low", "score_high"),
+}
+
+
+def run(experiment, *arguments, cache):
+    command = [sys.executable, "-m", f"experiments.{experiment}", *arguments]
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment["JAX_COMPILATION_CACHE_DIR"] = str(cache)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, cache_dir):
+    workdir = tmp_path_factory.mktemp("runs") / "first"
+    result = run("roar_kar", f"--workdir={workdir}", "--stack_size=13", *SMALL, cache=cache_dir)
+    assert result.returncode == 0, result.stderr
+    return workdir, result
+
+
+def test_rows_curves_and_correlations(finished):
+    workdir, result = finished
+    results = json.loads((workdir / "results.json").read_text())
+    rows = results["rows"]
+    networks = ["standard", "l2-xent-0.7", "l2-xent-1.3", "l2-xent-2"]
+    # Random is retrained once, on the standard network's account.
+    expected = [
+        (n, b, a) for n in networks for b in ("roar", "kar") for a in ("gradient", "gradient_times_input", "random")
+    ]
+    expected = [row for row in expected if row[0] == "standard" or row[2] != "random"]
+    assert [(row["network"], row["benchmark"], row["attribution"]) for row in rows] == expected
+    for row in rows:
+        assert set(row) >= FIELDS
+        assert len(row["curve"]) == len(row["curve_std"]) == len(row["percentiles"]) == 2
+        assert row["score_low"] <= row["score"] <= row["score_high"]
+        assert row["score"] == pytest.approx(0.0, abs=1e-9) or row["attribution"] != "random"
+    chosen = [row for row in rows if (row["benchmark"], row["attribution"]) == ("roar", "gradient")]
+    one = next(
+        c
+        for c in results["correlations"]
+        if (c["benchmark"], c["attribution"], c["against"]) == ("roar", "gradient", "strength")
+    )
+    x, y = [row["train_epsilon"] for row in chosen], [row["score"] for row in chosen]
+    assert one["linear"] == pytest.approx(np.corrcoef(x, y)[0, 1])
+    assert one["rank"] == pytest.approx(stats.spearmanr(x, y).statistic)
+    assert one["linear_published"] == 0.9457
+    assert "88 retrainings" not in result.stdout
+    assert "72 retrainings of 4 networks, at most 13 in a stack" in result.stdout
+
+
+def test_the_stack_size_changes_no_curve_and_tradeoff_reads_the_same_run(finished, tmp_path, cache_dir):
+    workdir, _ = finished
+    shared = [f"--workdir={tmp_path / 'run'}", f"--networks_from={workdir}", *SMALL]
+    result = run("roar_kar", *shared, cache=cache_dir)
+    assert result.returncode == 0, result.stderr
+    first, second = (json.loads((path / "results.json").read_text())["rows"] for path in (workdir, tmp_path / "run"))
+    for one, two in zip(first, second, strict=True):
+        np.testing.assert_allclose(one["curve"], two["curve"], atol=0.021)
+    assert "retraining" not in run("tradeoff", *shared, cache=cache_dir).stderr
+    figures = {path.name for path in (tmp_path / "run").glob("*.png")}
+    assert figures >= {"roar_curves.png", "kar_strength_xent.png", "roar_accuracy_xent.png", "kar_accuracy_xent.png"}
+
+
+def test_the_boundary_turns_towards_the_data(tmp_path, cache_dir):
+    workdir = tmp_path / "toy"
+    result = run("boundary_tilting", f"--workdir={workdir}", "--repeats=2", "--points=1500", cache=cache_dir)
+    assert result.returncode == 0, result.stderr
+    rows = json.loads((workdir / "results.json").read_text())["rows"]
+    assert [row["network"] for row in rows] == ["standard", "weak", "strong"]
+    for field in ("displacement_angle", "boundary_angle"):
+        assert rows[0][field] > rows[1][field] > rows[2][field]
+    assert rows[0]["share_outside"] > rows[2]["share_outside"]
+    assert all(row["test_accuracy"] > 0.99 for row in rows)
+    assert (workdir / "boundaries.png").exists()
+    assert (
+        "finished already"
+        in run("boundary_tilting", f"--workdir={workdir}", "--repeats=2", "--points=1500", cache=cache_dir).stdout
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--percentiles=0,50"], "expected different finite numbers > 0 and < 100"),
+        (["--stack_size=0"], "--stack_size=0"),
+        (["--seeds=0"], "--seeds=0"),
+        (["--preset=paper"], "expected --dataset to be one of"),
+    ],
+)
+def test_bad_input_ends_in_one_line(arguments, message, tmp_path, cache_dir):
+    result = run("roar_kar", f"--workdir={tmp_path / 'run'}", *arguments, cache=cache_dir)
+    assert result.returncode not in (0, None)
+    assert message in result.stderr + result.stdout
+    assert "Traceback" not in result.stderr
