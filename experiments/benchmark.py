@@ -133,42 +133,54 @@ def plain_lax():
         yield
 
 
-def timed(run: Callable[[], Any]) -> list[float]:
-    """Seconds of each of the warm runs."""
-    jax.block_until_ready(run())
-    seconds = []
-    for _ in range(FLAGS.repeats):
-        began = time.perf_counter()
+def alternated(runs: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
+    """Seconds of warm runs, the variants taking turns, so that the machine's moods meet all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
         jax.block_until_ready(run())
-        seconds.append(time.perf_counter() - began)
+    for _ in range(FLAGS.repeats):
+        for name, run in runs.items():
+            began = time.perf_counter()
+            jax.block_until_ready(run())
+            seconds[name].append(time.perf_counter() - began)
     return seconds
+
+
+def row_of(network: str, task: str, variant: str, per_step: list[float], images: float, compile_seconds: float):
+    """A row of the table, but for its ratio."""
+    median = statistics.median(per_step)
+    return {
+        "network": network,
+        "task": task,
+        "variant": variant,
+        "ms_per_step": 1000 * median,
+        "spread": f"{1000 * min(per_step):.3g}..{1000 * max(per_step):.3g}",
+        "images_per_second": images / median,
+        "compile_seconds": compile_seconds,
+    }
+
+
+def with_ratios(rows: list[report.Row]) -> list[report.Row]:
+    """Rows with each one's time over the first one's."""
+    return [row | {"ratio": row["ms_per_step"] / rows[0]["ms_per_step"]} for row in rows]
 
 
 def compare(network: str, task_name: str, build: Callable[..., Task]) -> list[report.Row]:
     """Times the three variants of one task; `ratio` is a variant's time over the compiled loop's."""
     make, shape, batch = NETWORKS[network]
     task = build(make(), shape, batch)
-    rows: list[report.Row] = []
-    for variant in ("compiled loop", "Python loop", "compiled loop, plain lax"):
-        # Plain lax is so slow in loops that two steps tell enough.
-        chosen = task._replace(steps=min(task.steps, 2)) if "lax" in variant else task
-        with plain_lax() if "lax" in variant else contextlib.nullcontext():
-            run, compile_seconds = (python_loop if variant == "Python loop" else compiled_loop)(chosen)
-        per_step = [seconds / chosen.steps for seconds in timed(run)]
-        median = statistics.median(per_step)
-        rows.append(
-            {
-                "network": network,
-                "task": task_name,
-                "variant": variant,
-                "ms_per_step": 1000 * median,
-                "spread": f"{1000 * min(per_step):.3g}..{1000 * max(per_step):.3g}",
-                "images_per_second": chosen.images / median / (task.steps if task_name != "train" else 1),
-                "compile_seconds": compile_seconds,
-                "ratio": median / rows[0]["ms_per_step"] * 1000 if rows else 1.0,
-            }
-        )
-    return rows
+    # Plain lax is so slow in loops that two steps tell enough.
+    short = task._replace(steps=min(task.steps, 2))
+    built = {"compiled loop": compiled_loop(task), "Python loop": python_loop(task)}
+    with plain_lax():
+        built["compiled loop, plain lax"] = compiled_loop(short)
+    times = alternated({name: run for name, (run, _) in built.items()})
+    rows = []
+    for name, seconds in times.items():
+        steps = short.steps if "lax" in name else task.steps
+        images = batch if task_name == "train" else batch / task.steps
+        rows.append(row_of(network, task_name, name, [one / steps for one in seconds], images, built[name][1]))
+    return with_ratios(rows)
 
 
 def retraining_rows(network: str) -> list[report.Row]:
@@ -207,33 +219,25 @@ def retraining_rows(network: str) -> list[report.Row]:
 
     stacked, stacked_compile, every = program(replicas)
     single, single_compile, one = program(1, jax.devices()[:1])
-    times = {
-        "one program, stacked": (timed(lambda: stacked(every, batch)), stacked_compile),
-        "one after another": (timed(lambda: [single(one, batch) for _ in range(replicas)]), single_compile),
+    runs = {
+        "one program, stacked": lambda: stacked(every, batch),
+        "one after another": lambda: [single(one, batch) for _ in range(replicas)],
     }
+    compile_seconds = dict(zip(runs, (stacked_compile, single_compile), strict=True))
+    times = alternated(runs)
     if FLAGS.peers:
         losses = np.asarray(stacked(every, batch))
         times |= torch_times(model, shape, states.params, examples, thresholds, steps, losses)
-    rows: list[report.Row] = []
-    for variant, (seconds, compile_seconds) in times.items():
+    rows = []
+    for name, seconds in times.items():
         per_step = [one / steps / replicas for one in seconds]
-        median = statistics.median(per_step)
         rows.append(
-            {
-                "network": network,
-                "task": f"retrain {replicas}",
-                "variant": variant,
-                "ms_per_step": 1000 * median,
-                "spread": f"{1000 * min(per_step):.3g}..{1000 * max(per_step):.3g}",
-                "images_per_second": RETRAINING_BATCH / median,
-                "compile_seconds": compile_seconds,
-                "ratio": median / rows[0]["ms_per_step"] * 1000 if rows else 1.0,
-            }
+            row_of(network, f"retrain {replicas}", name, per_step, RETRAINING_BATCH, compile_seconds.get(name, 0.0))
         )
-    return rows
+    return with_ratios(rows)
 
 
-def torch_times(model, shape, params, examples, thresholds, steps: int, losses) -> dict[str, tuple[list[float], float]]:
+def torch_times(model, shape, params, examples, thresholds, steps: int, losses) -> dict[str, list[float]]:
     """PyTorch's times, each variant in a process of its own while this one rests; its losses must equal ours."""
     if importlib.util.find_spec("torch") is None:
         print("PyTorch: not installed, skipped (pip install 'robgrad[benchmark]')")
@@ -255,7 +259,7 @@ def torch_times(model, shape, params, examples, thresholds, steps: int, losses) 
                 continue
             measured = json.loads(result.stdout)
             np.testing.assert_allclose(measured["losses"], losses, rtol=0.02)
-            times[f"PyTorch, {variant.replace('_', ' ')}"] = (measured["seconds"], 0.0)
+            times[f"PyTorch, {variant.replace('_', ' ')}"] = measured["seconds"]
     return times
 
 

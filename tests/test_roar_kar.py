@@ -42,8 +42,9 @@ def test_rows_curves_and_correlations(finished):
     rows = results["rows"]
     networks = ["standard", "l2-xent-0.7", "l2-xent-1.3", "l2-xent-2"]
     # Random is retrained once, on the standard network's account.
+    methods = ("gradient", "gradient_times_input", "random")
     expected = [
-        (n, b, a) for n in networks for b in ("roar", "kar") for a in ("gradient", "gradient_times_input", "random")
+        (network, benchmark, method) for network in networks for benchmark in ("roar", "kar") for method in methods
     ]
     expected = [row for row in expected if row[0] == "standard" or row[2] != "random"]
     assert [(row["network"], row["benchmark"], row["attribution"]) for row in rows] == expected
@@ -53,11 +54,8 @@ def test_rows_curves_and_correlations(finished):
         assert row["score_low"] <= row["score"] <= row["score_high"]
         assert row["score"] == pytest.approx(0.0, abs=1e-9) or row["attribution"] != "random"
     chosen = [row for row in rows if (row["benchmark"], row["attribution"]) == ("roar", "gradient")]
-    one = next(
-        c
-        for c in results["correlations"]
-        if (c["benchmark"], c["attribution"], c["against"]) == ("roar", "gradient", "strength")
-    )
+    key = ("roar", "gradient", "strength")
+    one = next(c for c in results["correlations"] if (c["benchmark"], c["attribution"], c["against"]) == key)
     x, y = [row["train_epsilon"] for row in chosen], [row["score"] for row in chosen]
     assert one["linear"] == pytest.approx(np.corrcoef(x, y)[0, 1])
     assert one["rank"] == pytest.approx(stats.spearmanr(x, y).statistic)
@@ -90,10 +88,8 @@ def test_the_boundary_turns_towards_the_data(tmp_path, cache_dir):
     assert rows[0]["share_outside"] > rows[2]["share_outside"]
     assert all(row["test_accuracy"] > 0.99 for row in rows)
     assert (workdir / "boundaries.png").exists()
-    assert (
-        "finished already"
-        in run("boundary_tilting", f"--workdir={workdir}", "--repeats=2", "--points=1500", cache=cache_dir).stdout
-    )
+    again = run("boundary_tilting", f"--workdir={workdir}", "--repeats=2", "--points=1500", cache=cache_dir)
+    assert "finished already" in again.stdout
 
 
 @pytest.mark.parametrize(
