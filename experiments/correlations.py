@@ -14,7 +14,7 @@ from robgrad.attributions import ATTRIBUTIONS
 from robgrad.retraining import KAR, ROAR
 
 CORRELATED = ("benchmark", "against", "train_norm", "train_loss", "attribution")
-_GRADIENT, _TIMES_INPUT = ATTRIBUTIONS
+_GRADIENT, _TIMES_INPUT = "gradient", "gradient_times_input"
 _GROUPS = list(itertools.product(("xent", "cw"), (_TIMES_INPUT, _GRADIENT), ("l2", "linf")))
 # Linear and rank correlation of each group in turn.
 _PUBLISHED = {
@@ -34,8 +34,10 @@ _PUBLISHED = {
 }
 
 
-def published(benchmark: str, against: str, norm: str, loss: str, attribution: str) -> tuple[float, float]:
-    """The paper's linear and rank correlation on CIFAR-10."""
+def published(benchmark: str, against: str, norm: str, loss: str, attribution: str) -> Sequence[float | None]:
+    """The paper's linear and rank correlation on CIFAR-10; None for attributions that it does not have."""
+    if (loss, attribution, norm) not in _GROUPS:
+        return None, None
     values = [float(value) for value in _PUBLISHED[benchmark, against].split()]
     index = _GROUPS.index((loss, attribution, norm))
     return values[2 * index], values[2 * index + 1]
@@ -56,12 +58,14 @@ def points(rows: Sequence[report.Row], benchmark: str, against: str, norm: str, 
 
 
 def table_of(config, rows: Sequence[report.Row]) -> list[report.Row]:
-    """Linear (Pearson) and rank (Spearman) correlations of scores, with 95% intervals by Fisher's transformation."""
+    """Linear (Pearson) and rank (Spearman) correlations of scores, with 95% intervals by Fisher's transformation.
+
+    For ranks with the variance of Fieller et al. (1957), and a perfect order taken half a step below 1, since
+    few networks can be in order by chance.
+    """
     table = []
     for benchmark, against in _PUBLISHED:
-        for loss, attribution, norm in _GROUPS:
-            if norm not in config.norms or loss not in config.train_losses:
-                continue
+        for loss, attribution, norm in itertools.product(config.train_losses, ATTRIBUTIONS, config.norms):
             x, y = points(rows, benchmark, against, norm, loss, attribution)
             row: report.Row = dict(zip(CORRELATED, (benchmark, against, norm, loss, attribution), strict=True))
             row["networks"] = len(x)
@@ -69,8 +73,10 @@ def table_of(config, rows: Sequence[report.Row]) -> list[report.Row]:
             tests = (("linear", stats.pearsonr), ("rank", stats.spearmanr))
             for (name, function), theirs in zip(tests, paper, strict=True):
                 value = function(x, y).statistic if len(x) > 2 and np.ptp(x) > 0 and np.ptp(y) > 0 else math.nan
-                spread = 1.96 / math.sqrt(len(x) - 3) if len(x) > 3 else math.inf
-                centre = np.arctanh(np.clip(value, -1 + 1e-12, 1 - 1e-12))
+                count, rank = len(x), name == "rank"
+                spread = 1.96 * math.sqrt((1.06 if rank else 1.0) / (count - 3)) if count > 3 else math.inf
+                most = 1 - (6 / (count**3 - count) if rank and count > 2 else 1e-12)
+                centre = np.arctanh(np.clip(value, -most, most))
                 row |= {
                     name: value,
                     f"{name}_low": np.tanh(centre - spread),
@@ -88,7 +94,8 @@ def draw(workdir: Path, config, rows, table: Sequence[report.Row], against: str,
         for row in table:
             if (row["benchmark"], row["against"], row["train_loss"]) == (benchmark, against, loss):
                 norm, attribution = row["train_norm"], row["attribution"]
-                label = f"{norm}, {attribution.replace('_', ' ')} ({row['linear']:.2f}, {row['rank']:.2f})"
+                values = ", ".join("-" if row[name] is None else f"{row[name]:.2f}" for name in ("linear", "rank"))
+                label = f"{norm}, {attribution.replace('_', ' ')} ({values})"
                 series[label] = points(rows, benchmark, against, norm, loss, attribution)
         report.scatter_figure(
             workdir / f"{benchmark}_{against}_{loss}.png", series, xlabel, f"{benchmark.upper()} score"

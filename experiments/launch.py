@@ -68,6 +68,8 @@ def patiently() -> Iterator[Callable[[], bool]]:
         yield _asked_to_stop.is_set
     finally:
         _can_wait = False
+    if _asked_to_stop.is_set():
+        raise Stopped
 
 
 def checkpoint_interval() -> tuple[float, int]:
@@ -95,7 +97,9 @@ def prepare() -> None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "robgrad" / "xla"))
     jax.config.update("jax_default_matmul_precision", FLAGS.matmul_precision)
-    if FLAGS.coordinator_address or FLAGS.num_processes or FLAGS.process_id:
+    # JAX's own service would take SIGTERM from us.
+    jax.config.update("jax_enable_preemption_service", False)
+    if any(flag is not None for flag in (FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)):
         _join(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)
     elif importlib.util.find_spec("libtpu") and os.environ.get("JAX_PLATFORMS") in (None, "", "tpu"):
         # On Cloud TPU, JAX finds the other hosts of a slice; elsewhere it says that it cannot.
@@ -209,7 +213,7 @@ def run(main: Callable[[], None]) -> None:
         except flags.Error as error:
             sys.exit(f"error: {' '.join(str(error).split())}")
         except Stopped:
-            print("stopped: start the same command again to go on from the last checkpoint", file=sys.stderr)
+            print("stopped: start the same command again to go on from what is saved", file=sys.stderr)
             sys.exit(STOPPED)
 
     app.run(guarded)

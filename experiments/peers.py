@@ -64,15 +64,16 @@ def one_after_another(arrays, spec, channels_last: bool) -> Callable[[], list[fl
     images = images.permute(0, 3, 1, 2).contiguous()
     layout = torch.channels_last if channels_last else torch.contiguous_format
 
+    model = network(**spec).to(memory_format=layout)
+    thresholds = arrays["thresholds"].tolist()
+    starts = [list(weights(arrays, replica, spec["stages"], images.shape[-1])) for replica in range(len(thresholds))]
+
     def run() -> list[float]:
         last = []
-        for replica, threshold in enumerate(arrays["thresholds"].tolist()):
-            model = network(**spec)
+        for start, threshold in zip(starts, thresholds, strict=True):
             with torch.no_grad():
-                sources = weights(arrays, replica, spec["stages"], images.shape[-1])
-                for parameter, value in zip(model.parameters(), sources, strict=True):
+                for parameter, value in zip(model.parameters(), start, strict=True):
                     parameter.copy_(value)
-            model = model.to(memory_format=layout)
             optimizer = torch.optim.Adam(model.parameters(), 1e-3)
             for _ in range(int(arrays["steps"])):
                 optimizer.zero_grad(set_to_none=True)

@@ -18,6 +18,7 @@ class Config:
     dataset: str
     preset: str
     seed: int
+    matmul_precision: str
     held_out: int
     train_examples: int
     test_examples: int

@@ -128,10 +128,10 @@ def from_flags(config: type[C], tables: Mapping[str, Mapping[str, Any]], dataset
     given: dict[str, Any] = {name: FLAGS[name].value for name in names if FLAGS[name].value is not None}
     for name, value in given.items():
         if isinstance(value, list):
-            given[name] = tuple(float(item) if name in _NUMBERS else item for item in value)
-    made = config(
-        dataset=dataset.name, preset=FLAGS.preset, seed=FLAGS.seed, **_preset(tables[FLAGS.preset], dataset) | given
-    )
+            given[name] = tuple(sorted(map(float, value)) if name in _NUMBERS else value)
+    common = {"dataset": dataset.name, "preset": FLAGS.preset, "seed": FLAGS.seed}
+    common["matmul_precision"] = FLAGS.matmul_precision
+    made = config(**common, **_preset(tables[FLAGS.preset], dataset) | given)
     available = len(dataset.train.labels) - made.held_out
     _check("train_examples", made.train_examples, available, f"{dataset.name} has {available} left to train on")
     tests = len(dataset.test.labels)

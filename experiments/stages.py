@@ -19,7 +19,9 @@ from experiments import launch, presets, settings
 from robgrad import attacks, checkpoints, datasets, generative, models, stacking, training, vae_gan
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("networks_from", None, "Directory of another run whose networks and manifold are used where equal.")
+flags.DEFINE_string(
+    "networks_from", None, "Directory of another run, trained alike, whose networks and manifold are used."
+)
 flags.DEFINE_bool("shard_data", False, "Split the training data over devices instead of copying it to each.")
 
 MANIFOLD = "vae-gan"
@@ -129,9 +131,12 @@ def train_manifold(config: presets.ManifoldConfig, train: datasets.Split, run: P
     if done:
         return done
     settings = _settings(config, None)
-    taken = FLAGS.networks_from and Path(FLAGS.networks_from) / "networks" / MANIFOLD
-    if taken and taken.exists() and _equal(checkpoints.read_about(taken), settings, taken):
-        return checkpoints.load_vae_gan(taken)
+    about = {"kind": "vae_gan", "image_shape": list(image_shape), "training": settings}
+    other = _other_run(MANIFOLD)
+    if other and _equal(checkpoints.read_about(other), settings, other):
+        model, variables = checkpoints.load_vae_gan(other)
+        checkpoints.save_stack(path, stacking.stack([variables]), about)
+        return model, variables
     model = generative.vae_gan_for(image_shape)._replace(discriminator_steps=config.discriminator_steps)
     states = fit(
         run,
@@ -146,7 +151,6 @@ def train_manifold(config: presets.ManifoldConfig, train: datasets.Split, run: P
         shuffle=config.shuffle,
         names=["VAE-GAN"],
     )
-    about = {"kind": "vae_gan", "image_shape": list(image_shape), "training": settings}
     checkpoints.save_stack(path, states.params, about)
     shutil.rmtree(run / "checkpoints" / MANIFOLD, ignore_errors=True)
     return model, stacking.replica(states.params, 0)
@@ -164,7 +168,7 @@ def fit(run: Path, name: str, step: training.Step, start: training.TrainState, n
 
 def _settings(config: presets.Config, network: Network | None) -> dict[str, Any]:
     """What a network depends on beside its name: of the configuration, what its training reads."""
-    names = ["dataset", "seed", "held_out", "train_examples", "shuffle"]
+    names = ["dataset", "seed", "held_out", "train_examples", "shuffle", "matmul_precision"]
     if network is None:
         names += ["vae_gan_epochs", "vae_gan_batch_size", "vae_gan_learning_rate"]
         names += ["reconstruction_weight", "discriminator_steps"]
@@ -172,6 +176,13 @@ def _settings(config: presets.Config, network: Network | None) -> dict[str, Any]
         names += ["batch_size", "learning_rate", "epochs" if network.norm else "standard_epochs"]
         names += ["attack_steps", f"{network.norm}_step_size", "zero_mask"] if network.norm else []
     return {name: getattr(config, name) for name in names}
+
+
+def _other_run(stage: str) -> Path | None:
+    """Where the run of `--networks_from` keeps a stage; None without that flag, or where that run has none such."""
+    if FLAGS.networks_from is None:
+        return None
+    return next((path for path in checkpoints.stages(FLAGS.networks_from) if path.name == stage), None)
 
 
 def _equal(about: Mapping[str, Any], settings: Mapping[str, Any], path: Path) -> bool:
@@ -187,8 +198,8 @@ def _equal(about: Mapping[str, Any], settings: Mapping[str, Any], path: Path) ->
 
 def _taken(config, networks: list[Network], train) -> checkpoints.Networks | None:
     """The networks from another run, if it has all of them."""
-    path = FLAGS.networks_from and Path(FLAGS.networks_from) / "networks" / networks[0].stage
-    if not path or not path.exists():
+    path = _other_run(networks[0].stage)
+    if path is None:
         return None
     found = checkpoints.load_networks(path)
     names = tuple(network.name for network in networks)

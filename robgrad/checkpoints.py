@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,10 @@ KEPT = 2
 
 class RunError(RuntimeError):
     """A run directory that cannot be used; its message is for the user."""
+
+
+class FormatError(RunError):
+    """Trained networks that can be read, but are of another format or kind than expected."""
 
 
 class Networks(NamedTuple):
@@ -59,6 +64,25 @@ def open_run(workdir: str | os.PathLike, experiment: str, config: Mapping[str, A
       RunError: if the directory holds a run of another experiment or configuration, or something else,
         or cannot be written. Nothing in it is touched then.
     """
+    if jax.process_count() > 1:
+        return _open_together(workdir, experiment, config, environment)
+    return _open(workdir, experiment, config, environment)
+
+
+def _open_together(*arguments):
+    """The first process opens the directory, then the others, who find it made; if it cannot, none goes on."""
+    opened, failed = None, None
+    if jax.process_index() == 0:
+        try:
+            opened = _open(*arguments)
+        except RunError as error:
+            failed = error
+    if stacking.agree(failed is not None)[0, 0]:
+        raise failed or RunError(f"{arguments[0]}: the first process could not open it, see its message")
+    return opened or _open(*arguments)
+
+
+def _open(workdir, experiment: str, config: Mapping[str, Any], environment: Mapping[str, Any]):
     path = Path(workdir).expanduser()
     asked = json.loads(json.dumps({"experiment": experiment, "config": config}))
     try:
@@ -67,11 +91,11 @@ def open_run(workdir: str | os.PathLike, experiment: str, config: Mapping[str, A
             _check_same(path, json.loads((path / "config.json").read_text()), asked)
         elif any(file.suffix != ".partial" for file in path.iterdir()):
             raise RunError(f"{path}: expected an empty directory or an earlier run; name another --workdir")
-        elif jax.process_index() == 0:
+        else:
             write(path / "config.json", json.dumps(asked | {"environment": dict(environment)}, indent=2))
         results = path / "results.json"
         return path, json.loads(results.read_text()) if results.exists() else None
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise RunError(f"{path}: cannot be used as a run directory ({error}); name another --workdir") from error
 
 
@@ -107,7 +131,7 @@ def states_of(directory: Path, start) -> Iterator[tuple[Any, Callable[[Any], Non
 
     Yields:
       The states to go on from, those of the newest whole checkpoint or else `start`, and `save(states)`,
-      which copies them and writes in the background. A checkpoint that cannot be read is said and left out.
+      which copies them and writes in the background. A checkpoint that cannot be read is said and put aside.
 
     Raises:
       RunError: if a checkpoint cannot be written.
@@ -137,9 +161,10 @@ def _newest(manager: ocp.CheckpointManager, directory: Path, start):
         try:
             template = jax.tree.map(np.zeros_like, _plain(start))
             restored = manager.restore(step, args=ocp.args.StandardRestore(template))
+            chex.assert_trees_all_equal_shapes_and_dtypes(restored, template)
         except Exception as error:
             _say(f"{directory / str(step)}: cannot be read ({_first_line(error)}); going on from an earlier state")
-            shutil.rmtree(directory / str(step), ignore_errors=True)
+            _put_aside(directory / str(step), directory.with_name(f"{directory.name}.unreadable-{step}"))
             manager.reload()
             continue
         key = jax.random.wrap_key_data(jnp.asarray(restored.key))
@@ -229,7 +254,7 @@ def stages(run: str | os.PathLike) -> Sequence[Path]:
     directory = Path(run).expanduser() / "networks"
     if not directory.is_dir():
         raise RunError(f"{run}: expected a run directory with trained networks, found none in {directory}")
-    return sorted(path for path in directory.iterdir() if path.is_dir() and ".orbax" not in path.name)
+    return sorted(path for path in directory.iterdir() if path.is_dir() and "." not in path.name)
 
 
 def finished(path: Path, load: Callable[[Path], Any]) -> Any | None:
@@ -238,10 +263,19 @@ def finished(path: Path, load: Callable[[Path], Any]) -> Any | None:
         return None
     try:
         return load(path)
+    except FormatError:
+        raise
     except RunError as error:
-        _say(f"{error}: doing this stage again")
-        shutil.rmtree(path, ignore_errors=True)
+        _say(f"{error}: put aside, doing this stage again")
+        _put_aside(path, path.with_name(f"{path.name}.unreadable"))
         return None
+
+
+def _put_aside(path: Path, place: Path) -> None:
+    """Moves what cannot be read out of the way; it may be read yet, by someone else or another day."""
+    if jax.process_index() == 0:
+        shutil.rmtree(place, ignore_errors=True)
+        path.rename(place)
 
 
 def read_about(path: Path, kind: str | None = None) -> dict[str, Any]:
@@ -257,7 +291,7 @@ def read_about(path: Path, kind: str | None = None) -> dict[str, Any]:
         raise RunError(f"{path}: cannot be read as trained networks ({_first_line(error)})") from error
     if about.get("format") != FORMAT or kind not in (None, about.get("kind")):
         found = f"format {about.get('format')}, {about.get('kind')}"
-        raise RunError(f"{path}: expected format {FORMAT}, {kind or 'any kind'}, got {found}")
+        raise FormatError(f"{path}: expected format {FORMAT}, {kind or 'any kind'}, got {found}")
     return about
 
 

@@ -208,9 +208,10 @@ def score(benchmark: str, percentiles: Sequence[float], attribution: np.ndarray,
     reverse for KAR. At both ends the curves meet (nothing removed: the untouched network's accuracy; all
     removed: chance), so that the area does not depend on either.
     """
-    gain = attribution - random if benchmark == KAR else random - attribution
+    order = np.argsort(percentiles)
+    gain = (attribution - random if benchmark == KAR else random - attribution)[..., order]
     gain = np.concatenate([np.zeros_like(gain[..., :1]), gain, np.zeros_like(gain[..., :1])], axis=-1)
-    return np.trapezoid(gain, np.array([0.0, *percentiles, 100.0]) / 100, axis=-1)
+    return np.trapezoid(gain, np.array([0.0, *np.asarray(percentiles)[order], 100.0]) / 100, axis=-1)
 
 
 def curve(benchmark: str, percentiles: Sequence[float], hits: np.ndarray, random_hits: np.ndarray) -> Curve:

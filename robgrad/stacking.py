@@ -75,6 +75,18 @@ def everywhere(tree, mesh: Mesh):
     return jax.tree.map(place, tree)
 
 
+def split(tree, mesh: Mesh):
+    """Splits the leading axis over the mesh's data axis, padded to divide; each device is given its part alone."""
+    columns = mesh.shape[DATA]
+
+    def place(leaf) -> Array:
+        values = np.asarray(leaf)
+        values = np.concatenate([values, np.repeat(values[-1:], -len(values) % columns, axis=0)])
+        return jax.make_array_from_callback(values.shape, NamedSharding(mesh, P(DATA)), lambda index: values[index])
+
+    return jax.tree.map(place, tree)
+
+
 def agree(*numbers: float) -> np.ndarray:
     """The numbers of every process `[processes, numbers]`, so that decisions by the clock are the same in all."""
     mine = np.array(numbers, np.float32)

@@ -187,14 +187,15 @@ def fit(
     if epochs < 1:
         raise ValueError(f"expected at least 1 epoch, got {epochs}")
     per_epoch = examples // batch_size
-    states, numbers, data = stacking.everywhere((states, numbers, data), mesh)
-    data = jax.tree.map(jnp.asarray, data)
+    states, numbers = stacking.everywhere((states, numbers), mesh)
+    data = stacking.split(data, mesh) if shard_data else jax.tree.map(jnp.asarray, stacking.everywhere(data, mesh))
     done, steps, count, saved = int(states.step[0]), epochs * per_epoch, 1, time.monotonic()
     save_steps = checkpoints.steps if checkpoints else 0
+    run = partial(_segment, step, mesh, (batch_size, examples), shuffle, shard_data)
     while done < steps:
         count = min(count, per_epoch - done % per_epoch, *([save_steps - done % save_steps] if save_steps else []))
         began = time.perf_counter()
-        states, sums = _segment(step, mesh, batch_size, shuffle, shard_data, states, numbers, data, np.int32(count))
+        states, sums = run(states, numbers, data, np.int32(count))
         metrics = {name: np.asarray(total) / count for name, total in sums.items()}
         seconds = time.perf_counter() - began
         done += count
@@ -246,9 +247,11 @@ def accuracies(model: nn.Module, attack: Attack, mesh: Mesh, chunk: int = 100) -
 
 
 @partial(jax.jit, static_argnums=range(5), donate_argnums=5)
-def _segment(step: Step, mesh: Mesh, batch_size: int, shuffle: bool, shard_data: bool, states, numbers, data, count):
+def _segment(
+    step: Step, mesh: Mesh, sizes: tuple[int, int], shuffle: bool, shard_data: bool, states, numbers, data, count
+):
     """Takes `count` steps, all within one epoch; returns the stack and its summed metrics."""
-    examples = stacking.size(data)
+    batch_size, examples = sizes
     per_epoch = examples // batch_size
 
     def gather(data, rows: Array) -> Any:
@@ -292,8 +295,7 @@ def _segment(step: Step, mesh: Mesh, batch_size: int, shuffle: bool, shard_data:
         return lax.fori_loop(0, count, body, (state, sums))
 
     specs = (P(stacking.DATA) if shard_data else P(), P())
-    shared = (stacking.padded(data, mesh.shape[stacking.DATA]) if shard_data else data, count)
-    return stacking.per_replica(of_replica, mesh, specs)((states, numbers), shared)
+    return stacking.per_replica(of_replica, mesh, specs)((states, numbers), (data, count))
 
 
 def _check_finite(metrics: dict[str, np.ndarray], names: Sequence[str], epoch: float) -> None:

@@ -114,9 +114,9 @@ def test_bad_input_ends_in_one_line(arguments, message, tmp_path, cache_dir):
 
 def test_a_directory_of_another_configuration_is_refused(finished, cache_dir):
     workdir, _ = finished
-    before = {file: file.read_bytes() for file in workdir.iterdir()}
+    before = {file: file.read_bytes() for file in workdir.rglob("*") if file.is_file()}
     result = run(f"--workdir={workdir}", "--seed=7", *SMALL, cache=cache_dir)
     assert result.returncode == 1
     assert result.stderr.strip().splitlines()[-1].startswith("error: ")
     assert "holds a run with seed = 0, asked for 7" in result.stderr
-    assert before == {file: file.read_bytes() for file in workdir.iterdir()}
+    assert before == {file: file.read_bytes() for file in workdir.rglob("*") if file.is_file()}
