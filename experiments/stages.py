@@ -76,7 +76,7 @@ def train_networks(
         path, members = run / "networks" / name, list(group)
         stack = checkpoints.finished(path, checkpoints.load_networks)
         if stack is None:
-            stack = _taken(config, members, train) or _trained(config, members, dataset, train, run)
+            stack = _taken(config, members) or _trained(config, members, dataset, train, run)
             checkpoints.save_stack(path, stack.params, stack.about)
             shutil.rmtree(run / "checkpoints" / name, ignore_errors=True)
         stacks.append(stack)
@@ -196,7 +196,7 @@ def _equal(about: Mapping[str, Any], settings: Mapping[str, Any], path: Path) ->
     return True
 
 
-def _taken(config, networks: list[Network], train) -> checkpoints.Networks | None:
+def _taken(config, networks: list[Network]) -> checkpoints.Networks | None:
     """The networks from another run, if it has all of them."""
     path = _other_run(networks[0].stage)
     if path is None:
