@@ -33,7 +33,7 @@ from absl import flags
 from jax import lax
 
 from experiments import launch, peers
-from robgrad import attacks, checkpoints, datasets, layers, losses, models, report, retraining, stacking, training
+from robgrad import attacks, datasets, layers, losses, models, report, retraining, runs, stacking, training
 
 FLAGS = flags.FLAGS
 NETWORKS: dict[str, tuple[Callable, tuple[int, int, int], int]] = {
@@ -279,7 +279,7 @@ def main() -> None:
     workdir = Path(FLAGS.workdir or "runs/benchmark")
     workdir.mkdir(parents=True, exist_ok=True)
     results = {"experiment": "benchmark", "environment": launch.environment(), "rows": rows}
-    checkpoints.write(workdir / "results.json", json.dumps(results, indent=2))
+    runs.write(workdir / "results.json", json.dumps(results, indent=2))
     print(f"\nresults: {workdir}")
 
 

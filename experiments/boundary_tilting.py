@@ -16,7 +16,7 @@ from absl import flags
 from jax import Array, lax
 
 from experiments import launch
-from robgrad import attacks, checkpoints, datasets, losses, models, report, stacking, training
+from robgrad import attacks, datasets, losses, models, report, runs, stacking, training
 
 FLAGS = flags.FLAGS
 NAME = "boundary_tilting"
@@ -135,7 +135,7 @@ def main() -> None:
     """Runs the experiment of the flags."""
     place = launch.environment()
     config = {"seed": FLAGS.seed, "repeats": FLAGS.repeats, "points": FLAGS.points}
-    workdir, finished = checkpoints.open_run(FLAGS.workdir or f"runs/{NAME}", NAME, config, place)
+    workdir, finished = runs.open_run(FLAGS.workdir or f"runs/{NAME}", NAME, config, place)
     if finished:
         launch.show(report.table(finished["rows"], COLUMNS), f"finished already: {workdir}")
         return

@@ -199,8 +199,8 @@ def run(main: Callable[[], None]) -> None:
             signal.signal(number, _on_signal)
         try:
             prepare()
-            from robgrad.checkpoints import RunError
             from robgrad.datasets import DataError
+            from robgrad.runs import RunError
             from robgrad.training import DivergedError, StoppedError
 
             try:

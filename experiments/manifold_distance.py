@@ -25,7 +25,7 @@ from absl import flags
 
 from experiments import launch, presets, settings, stages
 from experiments.stages import Network
-from robgrad import attacks, checkpoints, datasets, generative, losses, manifold, models, report, stacking, training
+from robgrad import attacks, datasets, generative, losses, manifold, models, report, runs, stacking, training
 from robgrad.alignment import align
 from robgrad.attributions import loss_gradient
 
@@ -220,7 +220,7 @@ def main() -> None:
     """Runs the experiment of the flags."""
     dataset = datasets.load(FLAGS.dataset, FLAGS.data_dir)
     config, place = settings.from_flags(presets.ManifoldConfig, presets.MANIFOLD, dataset), launch.environment()
-    workdir, finished = checkpoints.open_run(settings.workdir(NAME), NAME, dataclasses.asdict(config), place)
+    workdir, finished = runs.open_run(settings.workdir(NAME), NAME, dataclasses.asdict(config), place)
     if finished:
         launch.show(report.table(finished["rows"], COLUMNS), f"finished already: {workdir}")
         return

@@ -27,7 +27,7 @@ import numpy as np
 from absl import flags
 
 from experiments import correlations, launch, presets, settings, stages
-from robgrad import attacks, checkpoints, datasets, losses, models, report, retraining, stacking, training
+from robgrad import attacks, datasets, losses, models, report, retraining, runs, stacking, training
 from robgrad.attributions import ATTRIBUTIONS
 from robgrad.retraining import KAR, RANDOM, ROAR
 
@@ -209,7 +209,7 @@ def run_benchmark() -> tuple[Path, presets.RetrainingConfig, dict[str, Any]]:
         for name, radii in (("l2_epsilons", config.l2_epsilons), ("linf_epsilons", config.linf_epsilons))
     )
     config, place = dataclasses.replace(config, l2_epsilons=l2, linf_epsilons=linf), launch.environment()
-    workdir, finished = checkpoints.open_run(settings.workdir(NAME), NAME, dataclasses.asdict(config), place)
+    workdir, finished = runs.open_run(settings.workdir(NAME), NAME, dataclasses.asdict(config), place)
     if finished:
         return workdir, config, finished
     train, test = settings.subsets(config, dataset)
@@ -226,7 +226,7 @@ def run_benchmark() -> tuple[Path, presets.RetrainingConfig, dict[str, Any]]:
     image_shape = train.images.shape[1:]
     size = FLAGS.stack_size or kept_size(workdir) or stack_size(model, image_shape, config.retraining_batch_size)
     size = int(stacking.agree(size).min())
-    checkpoints.write(workdir / STACK_SIZE, str(size))
+    runs.write(workdir / STACK_SIZE, str(size))
     count = 2 * len(config.percentiles) * config.seeds * (len(ATTRIBUTIONS) * len(networks) + 1)
     pixels = math.prod(image_shape[:2])
     maps = (len(ATTRIBUTIONS) + 1) * pixels * (1 if pixels <= 256 else 2) * (len(train.labels) + len(test.labels))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from absl import flags
 
 from experiments import launch, presets, settings
-from robgrad import attacks, checkpoints, datasets, generative, models, stacking, training, vae_gan
+from robgrad import attacks, checkpoints, datasets, generative, models, runs, stacking, training, vae_gan
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
@@ -189,7 +189,7 @@ def _equal(about: Mapping[str, Any], settings: Mapping[str, Any], path: Path) ->
     different = [name for name, value in settings.items() if about["training"].get(name) != value]
     if different:
         name, found = different[0], about["training"].get(different[0])
-        raise checkpoints.RunError(
+        raise runs.RunError(
             f"--networks_from: {path} was trained with {name} = {found}, this run wants {settings[name]}; give the "
             "same settings, or leave --networks_from out"
         )

@@ -1,18 +1,11 @@
-"""What a run directory holds, and how it is written so that nothing finished is lost and nothing half-written is read.
+"""Training stages saved as they go, and trained networks saved and loaded, with Orbax.
 
-A run is a directory:
-
-    config.json        what was asked, and where it ran first
-    checkpoints/STAGE  states of a stage under way (Orbax, the last two), removed when it has finished
-    networks/STAGE     a finished stack of networks (Orbax): `params`, and `about`, which says what they are
-    results.json       once the run has finished; with it `results.csv`, `measurements.npz` and figures
-
-Files are replaced, never written in place, and directories renamed into place when they are whole. Arrays
-are stored by name and shape; to load them runs no code from the files.
+The states of a stage under way lie in a run's `checkpoints/STAGE`, a finished stack of networks in
+`networks/STAGE` as two items: `params`, and `about`, which says what they are. Directories are renamed into
+place when they are whole. Arrays are stored by name and shape; to load them runs no code from the files.
 """
 
 import contextlib
-import json
 import os
 import shutil
 import sys
@@ -30,13 +23,10 @@ import orbax.checkpoint as ocp
 
 from robgrad import generative, models, stacking, vae_gan
 from robgrad.manifold import Manifold, from_vae_gan
+from robgrad.runs import RunError, first_line, writing
 
 FORMAT = 1
 KEPT = 2
-
-
-class RunError(RuntimeError):
-    """A run directory that cannot be used; its message is for the user."""
 
 
 class FormatError(RunError):
@@ -50,75 +40,6 @@ class Networks(NamedTuple):
     params: Any
     names: tuple[str, ...]
     about: Mapping[str, Any]
-
-
-def open_run(workdir: str | os.PathLike, experiment: str, config: Mapping[str, Any], environment: Mapping[str, Any]):
-    """Opens a run directory for a configuration, making it if it is new.
-
-    Of several processes only the first writes.
-
-    Returns:
-      The path, and the contents of `results.json` if the run had finished, else None.
-
-    Raises:
-      RunError: if the directory holds a run of another experiment or configuration, or something else,
-        or cannot be written. Nothing in it is touched then.
-    """
-    if jax.process_count() > 1:
-        return _open_together(workdir, experiment, config, environment)
-    return _open(workdir, experiment, config, environment)
-
-
-def _open_together(*arguments):
-    """The first process opens the directory, then the others, who find it made; if it cannot, none goes on."""
-    opened, failed = None, None
-    if jax.process_index() == 0:
-        try:
-            opened = _open(*arguments)
-        except RunError as error:
-            failed = error
-    if stacking.agree(failed is not None)[0, 0]:
-        raise failed or RunError(f"{arguments[0]}: the first process could not open it, see its message")
-    return opened or _open(*arguments)
-
-
-def _open(workdir, experiment: str, config: Mapping[str, Any], environment: Mapping[str, Any]):
-    path = Path(workdir).expanduser()
-    asked = json.loads(json.dumps({"experiment": experiment, "config": config}))
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        if (path / "config.json").exists():
-            _check_same(path, json.loads((path / "config.json").read_text()), asked)
-        elif any(file.suffix != ".partial" for file in path.iterdir()):
-            raise RunError(f"{path}: expected an empty directory or an earlier run; name another --workdir")
-        else:
-            write(path / "config.json", json.dumps(asked | {"environment": dict(environment)}, indent=2))
-        results = path / "results.json"
-        return path, json.loads(results.read_text()) if results.exists() else None
-    except (OSError, ValueError, AttributeError) as error:
-        raise RunError(f"{path}: cannot be used as a run directory ({error}); name another --workdir") from error
-
-
-def write(path: Path, contents: str | bytes) -> None:
-    """Writes a file whole or not at all; does nothing in any process but the first.
-
-    Raises:
-      RunError: if it cannot be written.
-    """
-    if jax.process_index():
-        return
-    with _writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
-            try:
-                file.write(contents.encode() if isinstance(contents, str) else contents)
-                file.flush()
-                os.fsync(file.fileno())
-            except OSError:
-                os.unlink(file.name)
-                raise
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, path)
 
 
 @contextlib.contextmanager
@@ -138,11 +59,11 @@ def states_of(directory: Path, start) -> Iterator[tuple[Any, Callable[[Any], Non
     """
     directory = directory.absolute()
     options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, cleanup_tmp_directories=True)
-    with _writing(directory):
+    with writing(directory):
         manager = ocp.CheckpointManager(directory, options=options)
 
     def save(states) -> None:
-        with _writing(directory):
+        with writing(directory):
             step = int(states.step[0])
             if step not in manager.all_steps():
                 copy = _plain(states)
@@ -152,7 +73,7 @@ def states_of(directory: Path, start) -> Iterator[tuple[Any, Callable[[Any], Non
     try:
         yield _newest(manager, directory, start), save
     finally:
-        with _writing(directory):
+        with writing(directory):
             manager.close()
 
 
@@ -163,7 +84,7 @@ def _newest(manager: ocp.CheckpointManager, directory: Path, start):
             restored = manager.restore(step, args=ocp.args.StandardRestore(template))
             chex.assert_trees_all_equal_shapes_and_dtypes(restored, template)
         except Exception as error:
-            _say(f"{directory / str(step)}: cannot be read ({_first_line(error)}); going on from an earlier state")
+            _say(f"{directory / str(step)}: cannot be read ({first_line(error)}); going on from an earlier state")
             _put_aside(directory / str(step), directory.with_name(f"{directory.name}.unreadable-{step}"))
             manager.reload()
             continue
@@ -180,7 +101,7 @@ def _plain(states):
 
 def save_stack(path: Path, params, about: Mapping[str, Any]) -> None:
     """Saves a finished stack of parameters and a plain description of it, whole or not at all."""
-    with _writing(path), _checkpointer() as checkpointer:
+    with writing(path), _checkpointer() as checkpointer:
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(jax.tree.map(np.asarray, params)),
             about=ocp.args.JsonSave({"format": FORMAT, **about}),
@@ -288,7 +209,7 @@ def read_about(path: Path, kind: str | None = None) -> dict[str, Any]:
         with _checkpointer() as checkpointer:
             about = checkpointer.restore(path.absolute(), ocp.args.Composite(about=ocp.args.JsonRestore())).about
     except Exception as error:
-        raise RunError(f"{path}: cannot be read as trained networks ({_first_line(error)})") from error
+        raise RunError(f"{path}: cannot be read as trained networks ({first_line(error)})") from error
     if about.get("format") != FORMAT or kind not in (None, about.get("kind")):
         found = f"format {about.get('format')}, {about.get('kind')}"
         raise FormatError(f"{path}: expected format {FORMAT}, {kind or 'any kind'}, got {found}")
@@ -302,7 +223,7 @@ def _params(path: Path, shapes, replicas: int):
             items = ocp.args.Composite(params=ocp.args.StandardRestore(template))
             return jax.tree.map(jnp.asarray, checkpointer.restore(path.absolute(), items).params)
     except Exception as error:
-        raise RunError(f"{path}: cannot be read ({_first_line(error)})") from error
+        raise RunError(f"{path}: cannot be read ({first_line(error)})") from error
 
 
 def _reserve(directory: Path, tree) -> None:
@@ -316,36 +237,5 @@ def _checkpointer() -> ocp.Checkpointer:
     return ocp.Checkpointer(ocp.CompositeCheckpointHandler())
 
 
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turns what the file system and Orbax raise on a full or read-only disk into one line."""
-    try:
-        yield
-    except Exception as error:
-        raise RunError(
-            f"{path}: cannot be written ({_first_line(error)}); make room or name another --workdir, then "
-            "start the same command again: it goes on from the last whole checkpoint"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-
-
 def _say(message: str) -> None:
     print(message, file=sys.stderr)
-
-
-def _check_same(path: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    if found.get("experiment") != asked["experiment"]:
-        raise RunError(
-            f"{path}: expected a run of {asked['experiment']}, found one of {found.get('experiment')}; "
-            "name another --workdir"
-        )
-    old, new = found.get("config", {}), asked["config"]
-    for name in sorted(old.keys() | new.keys()):
-        if old.get(name) != new.get(name):
-            raise RunError(
-                f"{path}: holds a run with {name} = {old.get(name)}, asked for {new.get(name)}; "
-                "name another --workdir, or ask for the same to continue it"
-            )

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import gaussian_kde
 
-from robgrad.checkpoints import write
+from robgrad.runs import write
 
 BANDWIDTH_FACTOR = 0.25
 Row = dict[str, Any]

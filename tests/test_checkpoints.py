@@ -14,7 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robgrad import attacks, checkpoints, datasets, generative, losses, manifold, models, stacking, training, vae_gan
+from robgrad import (
+    attacks,
+    checkpoints,
+    datasets,
+    generative,
+    losses,
+    manifold,
+    models,
+    runs,
+    stacking,
+    training,
+    vae_gan,
+)
 
 ROOT = Path(__file__).parent.parent
 MODEL = models.digits_cnn()
@@ -105,14 +117,14 @@ def test_networks_and_manifolds_are_read_back(tmp_path):
     expected = manifold.project(manifold.from_vae_gan(model, stacking.replica(states.params, 0)), image)
     np.testing.assert_array_equal(manifold.project(checkpoints.load_manifold(tmp_path), image), expected)
 
-    with pytest.raises(checkpoints.RunError, match="expected a network of l2-xent-1, standard, got 'nothing'"):
+    with pytest.raises(runs.RunError, match="expected a network of l2-xent-1, standard, got 'nothing'"):
         checkpoints.load_network(tmp_path, "nothing")
-    with pytest.raises(checkpoints.RunError, match="found none in"):
+    with pytest.raises(runs.RunError, match="found none in"):
         checkpoints.load_manifold(tmp_path / "networks")
     for path in (tmp_path / "networks" / "two" / "params").rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(checkpoints.RunError, match="cannot be read"):
+    with pytest.raises(runs.RunError, match="cannot be read"):
         checkpoints.load_network(tmp_path, "standard")
 
 

@@ -7,32 +7,32 @@ import math
 import numpy as np
 import pytest
 
-from robgrad import checkpoints, report
+from robgrad import report, runs
 
 CONFIG = {"dataset": "digits", "radii": (1.0, 2.0)}
 
 
 def test_a_run_is_opened_again_only_for_the_same(tmp_path):
     run = tmp_path / "run"
-    path, finished = checkpoints.open_run(run, "one", CONFIG, {"jax": "1"})
+    path, finished = runs.open_run(run, "one", CONFIG, {"jax": "1"})
     assert finished is None
     report.write_results(path, "one", CONFIG, {"jax": "1"}, [{"a": 1}])
     before = {file: file.read_bytes() for file in run.iterdir()}
-    assert checkpoints.open_run(run, "one", CONFIG, {"jax": "2"})[1]["rows"] == [{"a": 1}]
-    with pytest.raises(checkpoints.RunError, match=r"holds a run with radii = \[1.0, 2.0\], asked for \[3\]"):
-        checkpoints.open_run(run, "one", CONFIG | {"radii": (3,)}, {})
-    with pytest.raises(checkpoints.RunError, match="expected a run of two, found one of one"):
-        checkpoints.open_run(run, "two", CONFIG, {})
+    assert runs.open_run(run, "one", CONFIG, {"jax": "2"})[1]["rows"] == [{"a": 1}]
+    with pytest.raises(runs.RunError, match=r"holds a run with radii = \[1.0, 2.0\], asked for \[3\]"):
+        runs.open_run(run, "one", CONFIG | {"radii": (3,)}, {})
+    with pytest.raises(runs.RunError, match="expected a run of two, found one of one"):
+        runs.open_run(run, "two", CONFIG, {})
     assert before == {file: file.read_bytes() for file in run.iterdir()}
 
 
 def test_other_directories_are_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(checkpoints.RunError, match="expected an empty directory or an earlier run"):
-        checkpoints.open_run(tmp_path, "one", CONFIG, {})
+    with pytest.raises(runs.RunError, match="expected an empty directory or an earlier run"):
+        runs.open_run(tmp_path, "one", CONFIG, {})
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
-    with pytest.raises(checkpoints.RunError, match="cannot be used as a run directory"):
-        checkpoints.open_run(tmp_path / "thesis.tex", "one", CONFIG, {})
+    with pytest.raises(runs.RunError, match="cannot be used as a run directory"):
+        runs.open_run(tmp_path / "thesis.tex", "one", CONFIG, {})
 
 
 def test_results_are_plain_json_and_csv(tmp_path):
