@@ -181,7 +181,7 @@ def test_sigterm_saves_and_says_how_to_go_on(uninterrupted, tmp_path, cache_dir)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=300)
     assert process.returncode == 75
-    assert said.strip().splitlines()[-1].endswith(("start the same command again to go on", "from the last checkpoint"))
+    assert "start the same command again to go on" in said.strip().splitlines()[-1]
     assert "Traceback" not in said
     taken = launch(f"--workdir={tmp_path / 'other'}", f"--networks_from={expected}", cache=cache_dir)
     assert taken.wait(600) == 0, taken.stderr.read()
