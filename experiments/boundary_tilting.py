@@ -9,17 +9,31 @@ Expected: the angle between the adversarial displacement and the data falls from
 (published picture: about 40 degrees) over the weak to the strong one (about 0).
 """
 
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from jax import Array, lax
 
-from experiments import launch
-from robgrad import attacks, datasets, losses, models, report, runs, stacking, training
+from experiments import claims, launch, pages
+from robgrad import attacks, datasets, losses, models, page, report, runs, stacking, training
 
 FLAGS = flags.FLAGS
 NAME = "boundary_tilting"
+TITLE = "2.2 The decision boundary on two Gaussians"
+QUESTION = (
+    "Why do the gradients of robust networks lie along the data? In the plane one can see it: adversarial training "
+    "takes away the tilt of the decision boundary along the direction in which the data hardly vary."
+)
+CAPTIONS = {
+    "boundaries.png": "The data; then each network's decision regions, one class's adversarial examples, and an arrow "
+    "from that class's mean to theirs. The arrow should turn towards the data with training strength."
+}
 RADII = {"standard": 0.0, "weak": 0.25, "strong": 0.5}
 STEP_SIZE, STEPS, EPOCHS, BATCH = 2.0, 40, 10, 100
 ANALYSIS = (1.0, STEP_SIZE)
@@ -131,29 +145,46 @@ def draw(path, data: datasets.Split, params, measured: dict[str, list[dict[str, 
     report.plane_figure(path, panels)
 
 
-def main() -> None:
-    """Runs the experiment of the flags."""
+def run(workdir: Path) -> tuple[Path, dict[str, Any]]:
+    """Runs or reads the experiment of the flags; returns its directory and results."""
     place = launch.environment()
     config = {"seed": FLAGS.seed, "repeats": FLAGS.repeats, "points": FLAGS.points}
-    workdir, finished = runs.open_run(FLAGS.workdir or f"runs/{NAME}", NAME, config, place)
-    if finished:
-        launch.show(report.table(finished["rows"], COLUMNS), f"finished already: {workdir}")
-        return
+    workdir, results = runs.open_run(workdir, NAME, config, place)
+    if results is None:
+        results = _run(workdir, config, place)
+    else:
+        launch.show(f"finished already: {workdir}")
+    if not (workdir / pages.PAGE).exists():
+        pages.write(workdir / pages.PAGE, TITLE, [(part_of(results), workdir, results)])
+    return workdir, results
+
+
+def _run(workdir: Path, config: Mapping[str, Any], place: Mapping[str, str]) -> dict[str, Any]:
+    began = time.monotonic()
     step = training.classifier_step(MODEL, ATTACK)
     measured: dict[str, list[dict[str, Array]]] = {name: [] for name in RADII}
-    progress, first = launch.progress(f"training {len(RADII)} networks, {FLAGS.repeats} times"), None
-    for repeat in range(FLAGS.repeats):
+    label, first = f"training {len(RADII)} networks, {FLAGS.repeats} times", None
+    for _, repeat in launch.counted(range(FLAGS.repeats), label):
         data_key, key = jax.random.split(jax.random.fold_in(jax.random.key(FLAGS.seed), repeat))
         data = datasets.two_gaussians(data_key, FLAGS.points)
         params = train(step, data, key)
         first = (data, params) if first is None else first
         for index, name in enumerate(RADII):
             measured[name].append(jax.device_get(analyse(stacking.replica(params, index), data)))
-        progress(training.Progress(repeat + 1, FLAGS.repeats, repeat + 1, {}))
-    rows = rows_of(measured)
     draw(workdir / "boundaries.png", *first, measured)  # type: ignore[misc, call-arg]
-    report.write_results(workdir, NAME, config, place, rows)
-    launch.show(report.table(rows, COLUMNS), f"\nresults and figures: {workdir}")
+    rows, found = rows_of(measured), claims.of_toy(measured)
+    return report.write_results(workdir, NAME, config, place, rows, time.monotonic() - began, claims=found)
+
+
+def part_of(results: Mapping[str, Any]) -> pages.Part:
+    """What the experiment puts on a page."""
+    table = page.Table("Means over the repeats", results["rows"], COLUMNS)
+    return pages.Part(TITLE, QUESTION, CAPTIONS, [table], results["claims"])
+
+
+def main() -> None:
+    """Runs the experiment of the flags."""
+    pages.show(*run(Path(FLAGS.workdir or f"runs/{NAME}")), COLUMNS)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,10 @@ from robgrad.attributions import ATTRIBUTIONS
 from robgrad.retraining import KAR, ROAR
 
 CORRELATED = ("benchmark", "against", "train_norm", "train_loss", "attribution")
+COLUMNS = (
+    *CORRELATED,
+    *(f"{name}{suffix}" for name in ("linear", "rank") for suffix in ("", "_low", "_high", "_published")),
+)
 _GRADIENT, _TIMES_INPUT = "gradient", "gradient_times_input"
 _GROUPS = list(itertools.product(("xent", "cw"), (_TIMES_INPUT, _GRADIENT), ("l2", "linf")))
 # Linear and rank correlation of each group in turn.
@@ -105,5 +109,4 @@ def draw(workdir: Path, config, rows, table: Sequence[report.Row], against: str,
 def show(results, against: str) -> None:
     """Prints the correlations against strength or accuracy beside the paper's."""
     chosen = [row for row in results["correlations"] if row["against"] == against]
-    columns = [f"{name}{suffix}" for name in ("linear", "rank") for suffix in ("", "_low", "_high", "_published")]
-    launch.show(report.table(chosen, [*CORRELATED, *columns]), "")
+    launch.show(report.table(chosen, COLUMNS), "")

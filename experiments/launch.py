@@ -3,6 +3,8 @@
 import contextlib
 import importlib.metadata
 import importlib.util
+import itertools
+import logging
 import math
 import os
 import platform
@@ -12,10 +14,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+import types
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from absl import app, flags, logging
+import absl.logging
+from absl import app, flags
 
 FLAGS = flags.FLAGS
 STOPPED = 75  # EX_TEMPFAIL: what was asked for is not done yet, try again.
@@ -30,11 +35,10 @@ flags.DEFINE_enum(
     ["float32", "tensorfloat32", "bfloat16"],
     "Precision of matrix products and convolutions where the device has a faster one than float32.",
 )
-
-
 flags.DEFINE_string(
     "checkpoint_every", "10m", "How often training saves: minutes (10m), seconds (90s) or steps (500), at segment ends."
 )
+flags.DEFINE_bool("tensorboard", False, "Write training curves as TensorBoard event files into the run's directory.")
 flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0, for a run of several processes.")
 flags.DEFINE_integer("num_processes", None, "Processes in all, one a host.", lower_bound=1)
 flags.DEFINE_integer("process_id", None, "This process, from 0; only 0 writes results.", lower_bound=0)
@@ -44,6 +48,8 @@ flags.register_validator(
     "expected a positive number of minutes (10m), seconds (90s) or steps (500)",
 )
 
+detail = logging.getLogger("robgrad")
+_COMPILED = "/jax/core/compile/backend_compile_duration"
 _asked_to_stop = threading.Event()
 _can_wait = False
 
@@ -93,6 +99,9 @@ def prepare() -> None:
 
     import jax
 
+    if FLAGS.tensorboard and not importlib.util.find_spec("tensorboardX"):
+        raise flags.IllegalFlagValueError("--tensorboard: needs tensorboardX, from the extra '.[tensorboard]'")
+    jax.monitoring.register_event_duration_secs_listener(_log_compilation)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "robgrad" / "xla"))
@@ -105,6 +114,11 @@ def prepare() -> None:
         # On Cloud TPU, JAX finds the other hosts of a slice; elsewhere it says that it cannot.
         with contextlib.suppress(ValueError, RuntimeError):
             jax.distributed.initialize()
+
+
+def _log_compilation(event: str, duration_secs: float, **_) -> None:
+    if event == _COMPILED and duration_secs > 0.5:
+        detail.info("compiled, or read from the cache, in %.1f s", duration_secs)
 
 
 def _join(address: str | None, processes: int | None, process: int | None) -> None:
@@ -152,34 +166,64 @@ def environment() -> dict[str, str]:
     }
 
 
-def progress(stage: str) -> Callable:
-    """A reporter for `training.fit`: one line, rewritten on a terminal, else written once a minute and at the end."""
+@contextlib.contextmanager
+def progress(stage: str, events: Path | None = None, names: Sequence[str] = ()) -> Iterator[Callable]:
+    """Yields a reporter for `training.fit`: one line, rewritten on a terminal, else once a minute and at the end.
+
+    With `-v` every report is a line of the log; with `--tensorboard` its metrics go to event files in `events`, a
+    curve for each of the stack's `names`.
+    """
     import jax
 
     terminal = sys.stderr.isatty()
     created = began = last = time.monotonic()
-    first = 0
+    first, open_line = 0, False
+    writer: Any = None
+    if FLAGS.tensorboard and events is not None and not jax.process_index():
+        from tensorboardX import SummaryWriter
+
+        writer = SummaryWriter(str(events))
 
     def report(done) -> None:
-        nonlocal last, first, began
+        nonlocal last, first, began, open_line
         if jax.process_index():
             return
         now = time.monotonic()
         if not first:
             # The first segment holds the compilation, so the rate counts from its end.
             first, began = done.step, now
-        finished = done.step == done.steps
-        if not (terminal or finished or now - last > 60):
-            return
-        last = now
+        for metric, values in done.metrics.items() if writer else ():
+            for name, value in zip(names, values, strict=True):
+                writer.add_scalar(f"{metric}/{name}", float(value), done.step)
         rate = (done.step - first) / (now - began) if now > began else 0.0
+        finished = done.step == done.steps
         left = f"{(done.steps - done.step) / rate:.0f} s left" if rate else "estimating time left"
         left = f"took {now - created:.0f} s" if finished else left
+        speed = f", {rate:.3g} steps/s" if rate else ""
         values = "".join(f", {name} {_span(metric)}" for name, metric in done.metrics.items())
-        line = f"{stage}: epoch {done.epoch:.1f} of {done.epoch * done.steps / done.step:.0f}{values}, {left}"
-        print(f"\r{line}\033[K" if terminal else line, end="\n" if finished or not terminal else "", file=sys.stderr)
+        line = f"{stage}: epoch {done.epoch:.1f} of {done.epoch * done.steps / done.step:.0f}{values}{speed}, {left}"
+        detail.info("%s", line)
+        if terminal or finished or now - last > 60:
+            last, open_line = now, terminal and not finished
+            print(f"\r{line}\033[K" if terminal else line, end="" if open_line else "\n", file=sys.stderr, flush=True)
 
-    return report
+    try:
+        yield report
+    finally:
+        if open_line:
+            print(file=sys.stderr)
+        if writer:
+            writer.close()
+
+
+def counted(blocks: Sequence, stage: str) -> Iterator[tuple[int, Any]]:
+    """`enumerate` of the blocks of a stage, with its progress."""
+    with progress(stage) as report:
+        for block, rows in enumerate(blocks):
+            yield block, rows
+            report(
+                types.SimpleNamespace(step=block + 1, steps=len(blocks), epoch=(block + 1) / len(blocks), metrics={})
+            )
 
 
 def _span(values) -> str:
@@ -193,8 +237,10 @@ def run(main: Callable[[], None]) -> None:
     def guarded(arguments: list[str]) -> None:
         if len(arguments) > 1:
             app.usage(shorthelp=True, detailed_error=f"unexpected argument '{arguments[1]}'", exitcode=1)
-        if not FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)
+        # Detail is ours alone: the libraries' would drown it.
+        detail.setLevel(logging.INFO if FLAGS["verbosity"].present and FLAGS.verbosity >= 1 else logging.WARNING)
+        if not FLAGS["verbosity"].present or FLAGS.verbosity == 1:
+            absl.logging.set_verbosity(absl.logging.WARNING)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _on_signal)
         try:
@@ -216,4 +262,9 @@ def run(main: Callable[[], None]) -> None:
             print("stopped: start the same command again to go on from what is saved", file=sys.stderr)
             sys.exit(STOPPED)
 
-    app.run(guarded)
+    # absl's own -v wants a number; alone it means detail.
+    arguments = [
+        "--verbosity=1" if one == "-v" and not after[:2].lstrip("-").isdigit() else one
+        for one, after in itertools.pairwise([*sys.argv, ""])
+    ]
+    app.run(guarded, arguments)

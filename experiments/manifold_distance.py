@@ -16,22 +16,41 @@ MNIST 0.63 (standard), 0.60, 0.50, 0.42; Fashion-MNIST 0.62, 0.59, 0.53, 0.43; C
 
 import dataclasses
 import shutil
+import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import launch, presets, settings, stages
+from experiments import claims, launch, pages, presets, settings, stages
 from experiments.stages import Network
-from robgrad import attacks, datasets, generative, losses, manifold, models, report, runs, stacking, training
+from robgrad import attacks, datasets, generative, losses, manifold, models, page, report, runs, stacking, training
 from robgrad.alignment import align
 from robgrad.attributions import loss_gradient
 
 FLAGS = flags.FLAGS
 NAME = "manifold_distance"
 settings.define(presets.ManifoldConfig)
+TITLE = "2.1 Loss gradients and the image manifold"
+QUESTION = (
+    "Does adversarial training confine a network's loss gradient to the image manifold? If so, its adversarial "
+    "examples lie nearer to their projection onto a VAE-GAN's manifold, and more of its gradient lies along it."
+)
+CAPTIONS = {
+    "loss_gradients.png": "Gradients of the negative loss at the predicted label, from blue to red; with growing "
+    "epsilon noise should give way to shapes.",
+    "densities_*.png": "Distance of attacked images to the manifold, where clean images span 0 to 1 ({} analysis); the "
+    "stronger a network's training, the farther left its curve should lie.",
+    "tangent_fraction_*.png": "Share of the loss gradient along the manifold ({} analysis); it should grow with "
+    "epsilon and lie above what a random direction gets (dashed).",
+    "attacked_*.png": "Test images and what the {} analysis attack makes of them; those of robust networks should "
+    "look like other classes, not like noise.",
+    "vae_gan.png": "The manifold itself: reconstructions should resemble the test images, samples other such images.",
+}
 SHOWN = 10
 COLUMNS = (
     *("network", "analysis_loss", "test_accuracy", "robust_accuracy", "attack_success", "median_distance"),
@@ -87,9 +106,8 @@ def measure(
     shared = (variables, stacking.replica(params, 0), config.analysis_epsilon, config.analysis_step_size)
     keys = jax.random.split(key, len(test.labels))
     parts: dict[str, list] = {name: [] for name in runs}
-    progress = launch.progress(f"analysing {len(test.labels)} images, {stacking.size(params)} networks")
     blocks = list(settings.blocks(len(test.labels), 5 * config.chunk))
-    for block, rows in enumerate(blocks):
+    for block, rows in launch.counted(blocks, f"analysing {len(test.labels)} images, {stacking.size(params)} networks"):
         images = datasets.Split(*(leaf[rows] for leaf in test))
         tangent = None
         for name, run in runs.items():
@@ -103,7 +121,6 @@ def measure(
                     part |= {field: part[field][:, :0] for field in ("attacked", "gradient")}
                 report.write_arrays(path, part)
             parts[name].append(part)
-        progress(training.Progress(block + 1, len(blocks), (block + 1) / len(blocks), {}))
     join = lambda *leaves: np.concatenate(leaves, axis=1)[:, : len(test.labels)]  # noqa: E731
     return {name: jax.tree.map(join, *pieces) for name, pieces in parts.items()}
 
@@ -216,18 +233,27 @@ def draw_manifold(workdir, generator: generative.VaeGan, variables, test: datase
     report.image_grid(workdir / "vae_gan.png", shown)
 
 
-def main() -> None:
-    """Runs the experiment of the flags."""
-    dataset = datasets.load(FLAGS.dataset, FLAGS.data_dir)
-    config, place = settings.from_flags(presets.ManifoldConfig, presets.MANIFOLD, dataset), launch.environment()
-    workdir, finished = runs.open_run(settings.workdir(NAME), NAME, dataclasses.asdict(config), place)
-    if finished:
-        launch.show(report.table(finished["rows"], COLUMNS), f"finished already: {workdir}")
-        return
+def run(
+    workdir: Path, dataset: datasets.Dataset, config: presets.ManifoldConfig, source: stages.Source | None = None
+) -> tuple[Path, dict[str, Any]]:
+    """Runs, continues or reads the experiment; returns its directory and results."""
+    place = launch.environment()
+    workdir, results = runs.open_run(workdir, NAME, dataclasses.asdict(config), place)
+    if results is None:
+        results = _run(workdir, dataset, config, place, source)
+    else:
+        launch.show(f"finished already: {workdir}")
+    if not (workdir / pages.PAGE).exists():
+        pages.write(workdir / pages.PAGE, TITLE, [(part_of(results), workdir, results)])
+    return workdir, results
+
+
+def _run(workdir: Path, dataset: datasets.Dataset, config: presets.ManifoldConfig, place, source) -> dict[str, Any]:
+    began = time.monotonic()
     train, test = settings.subsets(config, dataset)
     networks = stages.networks_of(config)
-    model, params, *_ = stages.train_networks(config, networks, dataset, train, workdir)
-    generator, variables = stages.train_manifold(config, train, workdir)
+    model, params = stages.train_networks(config, networks, dataset, train, workdir, source)
+    generator, variables = stages.train_manifold(config, train, workdir, source)
     keys = jax.random.split(stages.key_of(config.seed, NAME), 3)
     draw_manifold(workdir, generator, variables, test, keys[0])
 
@@ -245,9 +271,25 @@ def main() -> None:
     for analysis_loss, measured in everything.items():
         rows += rows_of(networks, analysis_loss, accuracy, robust_accuracy, measured)
         draw(workdir, config, networks, analysis_loss, measured, test, rows[-len(networks) :])
-    report.write_results(workdir, NAME, dataclasses.asdict(config), place, rows)
+    found = claims.of_manifold(config, networks, everything)
+    asked = dataclasses.asdict(config)
+    results = report.write_results(workdir, NAME, asked, place, rows, time.monotonic() - began, claims=found)
     shutil.rmtree(workdir / "analysis", ignore_errors=True)
-    launch.show(report.table(rows, COLUMNS), f"\nresults and figures: {workdir}")
+    return results
+
+
+def part_of(results: Mapping[str, Any]) -> pages.Part:
+    """What the experiment puts on a page."""
+    table = page.Table("Networks and analysis attacks; every column is in results.csv", results["rows"], COLUMNS)
+    return pages.Part(f"{TITLE}: {results['config']['dataset']}", QUESTION, CAPTIONS, [table], results["claims"])
+
+
+def main() -> None:
+    """Runs the experiment of the flags."""
+    dataset = datasets.load(FLAGS.dataset, FLAGS.data_dir)
+    config = settings.from_flags(presets.ManifoldConfig, presets.MANIFOLD, dataset)
+    workdir, results = run(settings.workdir(NAME), dataset, config, stages.source_of_flags())
+    pages.show(workdir, results, COLUMNS)
 
 
 if __name__ == "__main__":

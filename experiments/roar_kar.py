@@ -16,7 +16,8 @@ import itertools
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,13 +27,28 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import correlations, launch, presets, settings, stages
-from robgrad import attacks, datasets, losses, models, report, retraining, runs, stacking, training
+from experiments import claims, correlations, launch, pages, presets, settings, stages
+from robgrad import attacks, datasets, losses, models, page, report, retraining, runs, stacking, training
 from robgrad.attributions import ATTRIBUTIONS
 from robgrad.retraining import KAR, RANDOM, ROAR
 
 FLAGS = flags.FLAGS
 NAME = "roar_kar"
+METHODS = (*ATTRIBUTIONS, RANDOM)
+TITLE = "3.2 How faithful gradients are: ROAR and KAR"
+QUESTION = (
+    "Do gradients become more faithful attributions with adversarial training? ROAR removes the pixels ranked highest "
+    "and retrains, KAR keeps only them; the score is the area against pixels drawn at random, above zero where an "
+    "attribution knows more than chance."
+)
+CAPTIONS = {
+    "roar_strength_*.png": "ROAR scores against training strength ({} training); in the paper all lines rise.",
+    "kar_strength_*.png": "KAR scores against training strength ({} training); in the paper lines rise but for "
+    "Gradient with l2 training.",
+    "roar_curves.png": "Accuracy after removing pixels: the faster it falls below Random's curve, the more faithful "
+    "the attribution.",
+    "kar_curves.png": "Accuracy after keeping pixels only: the farther above Random's curve, the more faithful.",
+}
 STACK_SIZE = "stack_size.txt"
 settings.define(presets.RetrainingConfig)
 flags.DEFINE_alias("losses", "train_losses")
@@ -109,10 +125,18 @@ def tools_of(config: presets.RetrainingConfig, model: nn.Module, train: datasets
     return Tools(model, maps, retraining.retraining_step(model, fill), hits, count)
 
 
+def retraining_plan(config: presets.RetrainingConfig, name: str, part, tools: Tools, image_shape) -> stages.Plan:
+    """How one stack of retrainings is trained, on `retraining.Examples` with rank maps of all methods."""
+    numbers = retraining.numbers_of(part, METHODS, math.prod(image_shape[:2]), config.learning_rate)
+    states = retraining.initial_states(tools.model, image_shape, part, stages.key_of(config.seed, "retraining"))
+    names = [f"{one.benchmark} {one.method} {one.percentile:g}% seed {one.seed}" for one in part]
+    batch, epochs = config.retraining_batch_size, config.retraining_epochs
+    return stages.Plan(name, tools.step, states, numbers, names, batch, epochs, config.shuffle)
+
+
 def hits_of(config: presets.RetrainingConfig, network: stages.Network, params, tools: Tools, train, test, run: Path):
     """Whether each retrained network of a source network is right on each test image, `[retraining, image]`."""
-    methods = (*ATTRIBUTIONS, RANDOM)
-    own = tuple(ATTRIBUTIONS) if network.norm else methods
+    own = tuple(ATTRIBUTIONS) if network.norm else METHODS
     retrainings = retraining.grid(own, config.percentiles, config.seeds)
     parts = [retrainings[first : first + tools.stack] for first in range(0, len(retrainings), tools.stack)]
     names = [f"retraining-{network.name}-{index * tools.stack}-{len(part)}" for index, part in enumerate(parts)]
@@ -129,21 +153,9 @@ def hits_of(config: presets.RetrainingConfig, network: stages.Network, params, t
     for index, (name, part) in enumerate(zip(names, parts, strict=True)):
         if hits[index]:
             continue
-        numbers = retraining.numbers_of(part, methods, math.prod(image_shape[:2]), config.learning_rate)
-        states = stages.fit(
-            run,
-            name,
-            tools.step,
-            retraining.initial_states(tools.model, image_shape, part, stages.key_of(config.seed, "retraining")),
-            numbers,
-            examples[0],
-            mesh=stacking.device_mesh(len(part), config.retraining_batch_size),
-            batch_size=config.retraining_batch_size,
-            epochs=config.retraining_epochs,
-            shuffle=config.shuffle,
-            names=[f"{one.benchmark} {one.method} {one.percentile:g}% seed {one.seed}" for one in part],
-        )
-        hits[index] = right = {"hits": np.asarray(tools.hits(states.params, numbers, examples[1]))}
+        plan = retraining_plan(config, name, part, tools, image_shape)
+        states = stages.fit(run, plan, examples[0])
+        hits[index] = right = {"hits": np.asarray(tools.hits(states.params, plan.numbers, examples[1]))}
         report.write_arrays(paths[index], right)
         shutil.rmtree(run / "checkpoints" / name, ignore_errors=True)
     return retrainings, np.concatenate([part["hits"] for part in hits if part])
@@ -199,22 +211,26 @@ def draw_curves(workdir: Path, config, networks, rows) -> None:
         report.curve_figure(workdir / f"{benchmark}_curves.png", panels, f"% of pixels {verb}", "test accuracy")
 
 
-def run_benchmark() -> tuple[Path, presets.RetrainingConfig, dict[str, Any]]:
-    """Runs, continues or reads the experiment of the flags; returns its directory, configuration and results."""
-    dataset = datasets.load(FLAGS.dataset, FLAGS.data_dir)
-    config = settings.from_flags(presets.RetrainingConfig, presets.RETRAINING, dataset)
-    # Radii that were asked for stay, unless thinning them was asked for too.
-    l2, linf = (
-        thinned(radii, config.epsilons) if FLAGS["epsilons"].present or not FLAGS[name].present else radii
-        for name, radii in (("l2_epsilons", config.l2_epsilons), ("linf_epsilons", config.linf_epsilons))
-    )
-    config, place = dataclasses.replace(config, l2_epsilons=l2, linf_epsilons=linf), launch.environment()
-    workdir, finished = runs.open_run(settings.workdir(NAME), NAME, dataclasses.asdict(config), place)
-    if finished:
-        return workdir, config, finished
+def run(
+    workdir: Path, dataset: datasets.Dataset, config: presets.RetrainingConfig, source: stages.Source | None = None
+) -> tuple[Path, dict[str, Any]]:
+    """Runs, continues or reads the experiment; returns its directory and results."""
+    place = launch.environment()
+    workdir, results = runs.open_run(workdir, NAME, dataclasses.asdict(config), place)
+    if results is None:
+        results = _run(workdir, dataset, config, place, source)
+    else:
+        launch.show(f"finished already: {workdir}")
+    if not (workdir / pages.PAGE).exists():
+        pages.write(workdir / pages.PAGE, TITLE, [(part_of(results), workdir, results)])
+    return workdir, results
+
+
+def _run(workdir: Path, dataset: datasets.Dataset, config: presets.RetrainingConfig, place, source) -> dict[str, Any]:
+    began = time.monotonic()
     train, test = settings.subsets(config, dataset)
     networks = stages.networks_of(config)
-    model, params, *_ = stages.train_networks(config, networks, dataset, train, workdir)
+    model, params = stages.train_networks(config, networks, dataset, train, workdir, source)
     mesh = stacking.device_mesh(len(networks), config.chunk)
     attack = attacks.pgd(attacks.L2, losses.cross_entropy, config.robust_steps)
     accuracy, robust_accuracy = (
@@ -227,11 +243,10 @@ def run_benchmark() -> tuple[Path, presets.RetrainingConfig, dict[str, Any]]:
     size = FLAGS.stack_size or kept_size(workdir) or stack_size(model, image_shape, config.retraining_batch_size)
     size = int(stacking.agree(size).min())
     runs.write(workdir / STACK_SIZE, str(size))
-    count = 2 * len(config.percentiles) * config.seeds * (len(ATTRIBUTIONS) * len(networks) + 1)
     pixels = math.prod(image_shape[:2])
     maps = (len(ATTRIBUTIONS) + 1) * pixels * (1 if pixels <= 256 else 2) * (len(train.labels) + len(test.labels))
     launch.show(
-        f"{count} retrainings of {len(networks)} networks, at most {size} in a stack; "
+        f"{retrainings_of(config, networks)} retrainings of {len(networks)} networks, at most {size} in a stack; "
         f"rank maps of a network: {maps / 2**20:.0f} MiB"
     )
     tools = tools_of(config, model, train, size)
@@ -243,15 +258,43 @@ def run_benchmark() -> tuple[Path, presets.RetrainingConfig, dict[str, Any]]:
     table = correlations.table_of(config, rows)
     draw_curves(workdir, config, networks, rows)
     correlations.draw(workdir, config, rows, table, "strength", "training epsilon over the largest")
-    report.write_results(workdir, NAME, dataclasses.asdict(config), place, rows, correlations=table)
-    return workdir, config, {"rows": rows, "correlations": table}
+    asked = dataclasses.asdict(config)
+    return report.write_results(workdir, NAME, asked, place, rows, time.monotonic() - began, correlations=table)
+
+
+def retrainings_of(config: presets.RetrainingConfig, networks: Sequence[stages.Network]) -> int:
+    """How many retrainings the benchmarks of the networks are; Random's are the standard network's alone."""
+    return 2 * len(config.percentiles) * config.seeds * (len(ATTRIBUTIONS) * len(networks) + 1)
+
+
+def part_of(results: Mapping[str, Any]) -> pages.Part:
+    """What the experiment puts on a page."""
+    chosen = [row for row in results["correlations"] if row["against"] == "strength"]
+    tables = [
+        page.Table("Scores, the area against Random", results["rows"], COLUMNS),
+        page.Table("Correlations with training strength", chosen, correlations.COLUMNS),
+    ]
+    found = claims.of_correlations(results["correlations"], "strength")
+    return pages.Part(f"{TITLE}: {results['config']['dataset']}", QUESTION, CAPTIONS, tables, found)
+
+
+def config_of_flags(dataset: datasets.Dataset) -> presets.RetrainingConfig:
+    """The configuration of the flags, radii thinned."""
+    config = settings.from_flags(presets.RetrainingConfig, presets.RETRAINING, dataset)
+    # Radii that were asked for stay, unless thinning them was asked for too.
+    l2, linf = (
+        thinned(radii, config.epsilons) if FLAGS["epsilons"].present or not FLAGS[name].present else radii
+        for name, radii in (("l2_epsilons", config.l2_epsilons), ("linf_epsilons", config.linf_epsilons))
+    )
+    return dataclasses.replace(config, l2_epsilons=l2, linf_epsilons=linf)
 
 
 def main() -> None:
     """Runs the experiment of the flags."""
-    workdir, _, results = run_benchmark()
+    dataset = datasets.load(FLAGS.dataset, FLAGS.data_dir)
+    workdir, results = run(settings.workdir(NAME), dataset, config_of_flags(dataset), stages.source_of_flags())
     correlations.show(results, "strength")
-    launch.show(report.table(results["rows"], COLUMNS), f"\nresults and figures: {workdir}")
+    pages.show(workdir, results, COLUMNS)
 
 
 if __name__ == "__main__":

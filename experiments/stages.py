@@ -11,6 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from absl import flags
@@ -67,27 +68,91 @@ def key_of(seed: int, name: str) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
 
 
+class Source(NamedTuple):
+    """Another run, whose networks are used; a strict one must have trained its networks as this run would."""
+
+    run: Path
+    strict: bool = True
+
+
+class Plan(NamedTuple):
+    """A stage of training: the step, the stack it starts from, and what `training.fit` is told."""
+
+    name: str
+    step: training.Step
+    states: training.TrainState
+    numbers: Any
+    names: Sequence[str]
+    batch_size: int
+    epochs: int
+    shuffle: bool
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of `training.fit`."""
+        mesh = stacking.device_mesh(len(self.names), self.batch_size)
+        wanted = {name: getattr(self, name) for name in ("batch_size", "epochs", "shuffle", "names")}
+        return wanted | {"mesh": mesh, "shard_data": FLAGS.shard_data}
+
+
+def source_of_flags() -> Source | None:
+    """The run of `--networks_from`."""
+    return Source(Path(FLAGS.networks_from)) if FLAGS.networks_from else None
+
+
+def stacks_of(networks: Sequence[Network]) -> list[list[Network]]:
+    """The networks by the stack they are trained in, in their order."""
+    return [list(group) for _, group in groupby(networks, lambda network: network.stage)]
+
+
 def train_networks(
-    config: presets.Config, networks: Sequence[Network], dataset: datasets.Dataset, train: datasets.Split, run: Path
-) -> checkpoints.Networks:
-    """Trains, continues or loads the networks, a stack for each norm and loss, in the order given."""
+    config: presets.Config,
+    networks: Sequence[Network],
+    dataset: datasets.Dataset,
+    train: datasets.Split,
+    run: Path,
+    source: Source | None = None,
+) -> tuple[nn.Module, Any]:
+    """Trains, continues or loads the networks, a stack for each norm and loss; returns the model and the stack."""
     stacks = []
-    for name, group in groupby(networks, lambda network: network.stage):
-        path, members = run / "networks" / name, list(group)
-        stack = checkpoints.finished(path, checkpoints.load_networks)
+    for members in stacks_of(networks):
+        name = members[0].stage
+        stack = checkpoints.finished(run / "networks" / name, checkpoints.load_networks)
         if stack is None:
-            stack = _taken(config, members) or _trained(config, members, dataset, train, run)
-            checkpoints.save_stack(path, stack.params, stack.about)
+            params = _completed(config, members, dataset, train, run, source)
+            about = {
+                "kind": "classifier",
+                "image_shape": list(train.images.shape[1:]),
+                "classes": len(dataset.classes),
+                "networks": [network.row for network in members],
+                "training": training_settings(config, members[0]),
+            }
+            checkpoints.save_stack(run / "networks" / name, params, about)
             shutil.rmtree(run / "checkpoints" / name, ignore_errors=True)
-        stacks.append(stack)
-    names = tuple(name for stack in stacks for name in stack.names)
-    params = stacking.concatenate([stack.params for stack in stacks])
-    return checkpoints.Networks(stacks[0].model, params, names, stacks[0].about)
+        else:
+            params = stack.params
+        stacks.append(params)
+    return models.classifier_for(train.images.shape[1:], len(dataset.classes)), stacking.concatenate(stacks)
 
 
-def _trained(config, networks: list[Network], dataset, train, run: Path) -> checkpoints.Networks:
-    image_shape, classes, first = train.images.shape[1:], len(dataset.classes), networks[0]
-    model = models.classifier_for(image_shape, classes)
+def _completed(config, members: list[Network], dataset, train, run: Path, source: Source | None):
+    """The parameters of one stack, from another run as far as that has them, the rest trained."""
+    parts, names = [], []
+    found = _taken(config, members[0], source)
+    if found is not None:
+        parts, names = [found.params], list(found.names)
+    missing = [network for network in members if network.name not in names]
+    if missing:
+        parts.append(fit(run, classifiers_plan(config, missing, dataset), train).params)
+        names += [network.name for network in missing]
+    chosen = jnp.array([names.index(network.name) for network in members])
+    return jax.tree.map(lambda leaf: leaf[chosen], stacking.concatenate(parts))
+
+
+def classifiers_plan(config: presets.Config, networks: Sequence[Network], dataset: datasets.Dataset) -> Plan:
+    """How networks of one norm and loss are trained."""
+    image_shape, first = dataset.train.images.shape[1:], networks[0]
+    model = models.classifier_for(image_shape, len(dataset.classes))
     attack = attacks.no_attack
     if first.norm and first.loss:
         loss = settings.losses_of(config, bound=500.0)[first.loss]
@@ -100,73 +165,59 @@ def _trained(config, networks: list[Network], dataset, train, run: Path) -> chec
         jnp.full(count, config.l2_step_size if first.norm == "l2" else config.linf_step_size),
         jnp.full(count, config.learning_rate),
     )
+    epochs = config.epochs if first.norm else config.standard_epochs
     names = [network.name for network in networks]
-    states = fit(
-        run,
-        first.stage,
-        training.classifier_step(model, attack),
-        stacking.stack([start] * count),
-        numbers,
-        train,
-        mesh=stacking.device_mesh(count, config.batch_size),
-        batch_size=config.batch_size,
-        epochs=config.epochs if first.norm else config.standard_epochs,
-        shuffle=config.shuffle,
-        names=names,
-    )
-    about = {
-        "kind": "classifier",
-        "image_shape": list(image_shape),
-        "classes": classes,
-        "networks": [network.row for network in networks],
-        "training": _settings(config, first),
-    }
-    return checkpoints.Networks(model, states.params, tuple(names), about)
+    step, states = training.classifier_step(model, attack), stacking.stack([start] * count)
+    return Plan(first.stage, step, states, numbers, names, config.batch_size, epochs, config.shuffle)
 
 
-def train_manifold(config: presets.ManifoldConfig, train: datasets.Split, run: Path) -> tuple[generative.VaeGan, Any]:
+def train_manifold(
+    config: presets.ManifoldConfig, train: datasets.Split, run: Path, source: Source | None = None
+) -> tuple[generative.VaeGan, Any]:
     """Trains, continues or loads the VAE-GAN; returns its networks and its variables."""
-    path, image_shape = run / "networks" / MANIFOLD, train.images.shape[1:]
+    path = run / "networks" / MANIFOLD
     done = checkpoints.finished(path, checkpoints.load_vae_gan)
     if done:
         return done
-    settings = _settings(config, None)
-    about = {"kind": "vae_gan", "image_shape": list(image_shape), "training": settings}
-    other = _other_run(MANIFOLD)
-    if other and _equal(checkpoints.read_about(other), settings, other):
+    settings = training_settings(config, None)
+    about = {"kind": "vae_gan", "image_shape": list(train.images.shape[1:]), "training": settings}
+    other = _stage_of(MANIFOLD, source)
+    if source and other and _equal(checkpoints.read_about(other), settings, other, source.strict):
         model, variables = checkpoints.load_vae_gan(other)
         checkpoints.save_stack(path, stacking.stack([variables]), about)
         return model, variables
-    model = generative.vae_gan_for(image_shape)._replace(discriminator_steps=config.discriminator_steps)
-    states = fit(
-        run,
-        MANIFOLD,
-        vae_gan.train_step(model),
-        stacking.stack([vae_gan.init(model, image_shape, key_of(config.seed, MANIFOLD))]),
-        vae_gan.Numbers(jnp.array([config.reconstruction_weight]), jnp.array([config.vae_gan_learning_rate])),
-        train,
-        mesh=stacking.device_mesh(1, config.vae_gan_batch_size),
-        batch_size=config.vae_gan_batch_size,
-        epochs=config.vae_gan_epochs,
-        shuffle=config.shuffle,
-        names=["VAE-GAN"],
-    )
+    model, plan = manifold_plan(config, train.images.shape[1:])
+    states = fit(run, plan, train)
     checkpoints.save_stack(path, states.params, about)
     shutil.rmtree(run / "checkpoints" / MANIFOLD, ignore_errors=True)
     return model, stacking.replica(states.params, 0)
 
 
-def fit(run: Path, name: str, step: training.Step, start: training.TrainState, numbers, data, **options):
+def manifold_plan(config: presets.ManifoldConfig, image_shape: Sequence[int]) -> tuple[generative.VaeGan, Plan]:
+    """The VAE-GAN's networks, and how they are trained."""
+    model = generative.vae_gan_for(image_shape)._replace(discriminator_steps=config.discriminator_steps)
+    states = stacking.stack([vae_gan.init(model, image_shape, key_of(config.seed, MANIFOLD))])
+    numbers = vae_gan.Numbers(jnp.array([config.reconstruction_weight]), jnp.array([config.vae_gan_learning_rate]))
+    step, names = vae_gan.train_step(model), ["VAE-GAN"]
+    epochs, shuffle = config.vae_gan_epochs, config.shuffle
+    return model, Plan(MANIFOLD, step, states, numbers, names, config.vae_gan_batch_size, epochs, shuffle)
+
+
+def fit(run: Path, plan: Plan, data) -> training.TrainState:
     """`training.fit` that goes on from the stage's last checkpoint, saves as the flags say, and stops when asked to."""
-    count = stacking.size(numbers)
-    label = f"training {name}" + (f", {count} networks" if count > 1 else "")
-    with checkpoints.states_of(run / "checkpoints" / name, start) as (states, save), launch.patiently() as stop:
-        options |= {"shard_data": FLAGS.shard_data, "stop": stop, "report": launch.progress(label)}
+    label = f"training {plan.name}" + (f", {len(plan.names)} networks" if len(plan.names) > 1 else "")
+    checkpoint = run / "checkpoints" / plan.name
+    with (
+        checkpoints.states_of(checkpoint, plan.states) as (states, save),
+        launch.patiently() as stop,
+        launch.progress(label, run / "tensorboard" / plan.name, plan.names) as report,
+    ):
         saving = training.Checkpoints(save, *launch.checkpoint_interval())
-        return training.fit(step, states, numbers, data, checkpoints=saving, **options)
+        options = plan.options | {"stop": stop, "report": report, "checkpoints": saving}
+        return training.fit(plan.step, states, plan.numbers, data, **options)
 
 
-def _settings(config: presets.Config, network: Network | None) -> dict[str, Any]:
+def training_settings(config: presets.Config, network: Network | None) -> dict[str, Any]:
     """What a network depends on beside its name: of the configuration, what its training reads."""
     names = ["dataset", "seed", "held_out", "train_examples", "shuffle", "matmul_precision"]
     if network is None:
@@ -178,33 +229,28 @@ def _settings(config: presets.Config, network: Network | None) -> dict[str, Any]
     return {name: getattr(config, name) for name in names}
 
 
-def _other_run(stage: str) -> Path | None:
-    """Where the run of `--networks_from` keeps a stage; None without that flag, or where that run has none such."""
-    if FLAGS.networks_from is None:
+def _stage_of(stage: str, source: Source | None) -> Path | None:
+    """Where another run keeps a stage; None if there is no such run, or it has none such."""
+    if source is None:
         return None
-    return next((path for path in checkpoints.stages(FLAGS.networks_from) if path.name == stage), None)
+    return next((path for path in checkpoints.stages(source.run) if path.name == stage), None)
 
 
-def _equal(about: Mapping[str, Any], settings: Mapping[str, Any], path: Path) -> bool:
+def _equal(about: Mapping[str, Any], settings: Mapping[str, Any], path: Path, strict: bool) -> bool:
     different = [name for name, value in settings.items() if about["training"].get(name) != value]
-    if different:
+    if different and strict:
         name, found = different[0], about["training"].get(different[0])
         raise runs.RunError(
             f"--networks_from: {path} was trained with {name} = {found}, this run wants {settings[name]}; give the "
             "same settings, or leave --networks_from out"
         )
-    return True
+    return not different
 
 
-def _taken(config, networks: list[Network]) -> checkpoints.Networks | None:
-    """The networks from another run, if it has all of them."""
-    path = _other_run(networks[0].stage)
-    if path is None:
+def _taken(config, first: Network, source: Source | None) -> checkpoints.Networks | None:
+    """The stack of another run that was trained as this network is to be."""
+    path = _stage_of(first.stage, source)
+    if source is None or path is None:
         return None
     found = checkpoints.load_networks(path)
-    names = tuple(network.name for network in networks)
-    if not _equal(found.about, _settings(config, networks[0]), path) or not {*names} <= {*found.names}:
-        return None
-    chosen = jnp.array([found.names.index(name) for name in names])
-    about = {**found.about, "networks": [network.row for network in networks]}
-    return checkpoints.Networks(found.model, jax.tree.map(lambda leaf: leaf[chosen], found.params), names, about)
+    return found if _equal(found.about, training_settings(config, first), path, source.strict) else None

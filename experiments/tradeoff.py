@@ -11,12 +11,30 @@ KAR's for Gradient * Input (-0.56 to -0.82). Ways out: the global Gradient * Inp
 l-inf training gains more in KAR than l2 training and loses little in ROAR.
 """
 
-import numpy as np
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
-from experiments import correlations, launch, roar_kar
-from robgrad import report
+import numpy as np
+from absl import flags
+
+from experiments import claims, correlations, launch, pages, presets, roar_kar, settings, stages
+from robgrad import datasets, page, report
 from robgrad.attributions import ATTRIBUTIONS
 from robgrad.retraining import KAR, ROAR
+
+FLAGS = flags.FLAGS
+PAGE = "tradeoff.html"
+TITLE = "3.3 Accuracy against faithful gradients"
+QUESTION = (
+    "Does accuracy have to be given up for faithful gradients, and are there ways out? The paper names two: "
+    "attributions that are global, such as Gradient * Input, and l-inf training."
+)
+CAPTIONS = {
+    "roar_accuracy_*.png": "ROAR scores against test accuracy ({} training); in the paper all lines fall.",
+    "kar_accuracy_*.png": "KAR scores against test accuracy ({} training); in the paper lines fall but for Gradient "
+    "with l2 training.",
+}
 
 
 def means(rows) -> list[report.Row]:
@@ -37,14 +55,32 @@ def means(rows) -> list[report.Row]:
     return table
 
 
+def draw(workdir: Path, config: presets.RetrainingConfig, results: Mapping[str, Any]) -> None:
+    """Draws the figures of a finished run of `roar_kar` into its directory."""
+    correlations.draw(workdir, config, results["rows"], results["correlations"], "accuracy", "test accuracy")
+
+
+def part_of(results: Mapping[str, Any]) -> pages.Part:
+    """What the experiment puts on a page."""
+    chosen, ways = [row for row in results["correlations"] if row["against"] == "accuracy"], means(results["rows"])
+    tables = [
+        page.Table("Correlations with test accuracy", chosen, correlations.COLUMNS),
+        page.Table("Mean scores of the robust networks", ways, tuple(ways[0])),
+    ]
+    found = claims.of_correlations(results["correlations"], "accuracy") + claims.of_ways_out(results["rows"])
+    return pages.Part(f"{TITLE}: {results['config']['dataset']}", QUESTION, CAPTIONS, tables, found)
+
+
 def main() -> None:
     """Draws the figures of the flags' run."""
-    workdir, config, results = roar_kar.run_benchmark()
-    rows, table = results["rows"], results["correlations"]
-    correlations.draw(workdir, config, rows, table, "accuracy", "test accuracy")
+    dataset = datasets.load(FLAGS.dataset, FLAGS.data_dir)
+    config = roar_kar.config_of_flags(dataset)
+    workdir, results = roar_kar.run(settings.workdir(roar_kar.NAME), dataset, config, stages.source_of_flags())
+    draw(workdir, config, results)
+    pages.write(workdir / PAGE, TITLE, [(part_of(results), workdir, results)])
     correlations.show(results, "accuracy")
-    ways = means(rows)
-    launch.show(report.table(ways, tuple(ways[0])), f"\nresults and figures: {workdir}")
+    ways = means(results["rows"])
+    launch.show(report.table(ways, tuple(ways[0])), f"\nresults, figures and {PAGE}: {workdir}")
 
 
 if __name__ == "__main__":

@@ -75,6 +75,18 @@ def everywhere(tree, mesh: Mesh):
     return jax.tree.map(place, tree)
 
 
+def kept(stacked, mesh: Mesh):
+    """A stack where it lives between programs: split over the replica axis if it divides, else whole on every device.
+
+    A program whose results are kept so can be called with them again without compiling anew. For use within
+    programs and outside; with several processes `everywhere` has placed it already.
+    """
+    if jax.process_count() > 1:
+        return stacked
+    spec = P(REPLICA) if size(stacked) % mesh.shape[REPLICA] == 0 else P()
+    return lax.with_sharding_constraint(stacked, NamedSharding(mesh, spec))
+
+
 def split(tree, mesh: Mesh):
     """Splits the leading axis over the mesh's data axis, padded to divide; each device is given its part alone."""
     columns = mesh.shape[DATA]

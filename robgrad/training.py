@@ -188,6 +188,8 @@ def fit(
         raise ValueError(f"expected at least 1 epoch, got {epochs}")
     per_epoch = examples // batch_size
     states, numbers = stacking.everywhere((states, numbers), mesh)
+    # Placed as the compiled segment leaves them, or the second segment would compile anew.
+    states = stacking.kept(states, mesh)
     data = stacking.split(data, mesh) if shard_data else jax.tree.map(jnp.asarray, stacking.everywhere(data, mesh))
     done, steps, count, saved = int(states.step[0]), epochs * per_epoch, 1, time.monotonic()
     save_steps = checkpoints.steps if checkpoints else 0
@@ -295,7 +297,8 @@ def _segment(
         return lax.fori_loop(0, count, body, (state, sums))
 
     specs = (P(stacking.DATA) if shard_data else P(), P())
-    return stacking.per_replica(of_replica, mesh, specs)((states, numbers), (data, count))
+    states, sums = stacking.per_replica(of_replica, mesh, specs)((states, numbers), (data, count))
+    return stacking.kept(states, mesh), sums
 
 
 def _check_finite(metrics: dict[str, np.ndarray], names: Sequence[str], epoch: float) -> None:

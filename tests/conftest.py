@@ -1,6 +1,8 @@
 """Two host devices, so that every test of a mesh runs on a laptop; a compilation cache for the suite."""
 
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 
 from robgrad import datasets
 
+ROOT = Path(__file__).parent.parent
 jax.config.update("jax_default_matmul_precision", "float32")
 
 
@@ -20,6 +23,34 @@ def cache_dir():
     path = Path(tempfile.gettempdir()) / f"robgrad-test-cache-{os.getpid()}"
     path.mkdir(exist_ok=True)
     return path
+
+
+@pytest.fixture(scope="session")
+def start(cache_dir):
+    """Starts an experiment as a user would: `start(name, *arguments)`, a process whose output is piped."""
+
+    def start(experiment, *arguments, before=(), **variables):
+        environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+        environment |= {"JAX_COMPILATION_CACHE_DIR": str(cache_dir), **variables}
+        command = [*before, sys.executable, "-m", f"experiments.{experiment}", *map(str, arguments)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def run(start):
+    """Runs an experiment to its end, which must come with `status`; returns what it printed and what it said."""
+
+    def run(experiment, *arguments, status=0, **options):
+        process = start(experiment, *arguments, **options)
+        printed, said = process.communicate(timeout=900)
+        assert process.returncode == status, printed + said
+        assert "Traceback" not in said
+        return printed, said
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,9 @@
 """Runs that are killed, stopped, damaged or out of room, and what is read of finished ones."""
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -28,9 +24,9 @@ from robgrad import (
     vae_gan,
 )
 
-ROOT = Path(__file__).parent.parent
 MODEL = models.digits_cnn()
 STEP = training.classifier_step(MODEL, attacks.pgd(attacks.L2, losses.cross_entropy, 2, random_start=True))
+NAME = "manifold_distance"
 RUN = [
     *("--norms=l2", "--train_losses=xent", "--l2_epsilons=0.5,1", "--analysis_losses=xent", "--chunk=16"),
     *("--train_examples=200", "--test_examples=20", "--epochs=2", "--standard_epochs=2", "--attack_steps=2"),
@@ -128,21 +124,11 @@ def test_networks_and_manifolds_are_read_back(tmp_path):
         checkpoints.load_network(tmp_path, "standard")
 
 
-def launch(*arguments, cache, before=()):
-    command = [*before, sys.executable, "-m", "experiments.manifold_distance", *RUN, *arguments]
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    environment |= {"JAX_COMPILATION_CACHE_DIR": str(cache)}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
-
-
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory, cache_dir):
+def uninterrupted(tmp_path_factory, run):
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    began = time.monotonic()
-    process = launch(f"--workdir={workdir}", cache=cache_dir)
-    assert process.wait(900) == 0, process.stderr.read()
-    return workdir, time.monotonic() - began
+    run(NAME, f"--workdir={workdir}", *RUN)
+    return workdir
 
 
 def rows(workdir):
@@ -150,19 +136,18 @@ def rows(workdir):
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
-def test_killed_runs_end_with_the_rows_of_an_uninterrupted_one(uninterrupted, tmp_path, cache_dir, kills):
-    expected, _ = uninterrupted
+def test_killed_runs_end_with_the_rows_of_an_uninterrupted_one(uninterrupted, tmp_path, start, run, kills):
+    expected = uninterrupted
     moments = random.Random(kills)
     for _ in range(kills):
-        process = launch(f"--workdir={tmp_path / 'run'}", cache=cache_dir)
+        process = start(NAME, f"--workdir={tmp_path / 'run'}", *RUN)
         # From the first sign of work, at any moment of it: also in the middle of a save.
         while not (tmp_path / "run").exists() and process.poll() is None:
             time.sleep(0.05)
         time.sleep(moments.uniform(0, 12))
         process.kill()
         process.wait()
-    process = launch(f"--workdir={tmp_path / 'run'}", cache=cache_dir)
-    assert process.wait(900) == 0, process.stderr.read()
+    run(NAME, f"--workdir={tmp_path / 'run'}", *RUN)
     assert rows(tmp_path / "run") == rows(expected)
     for path in checkpoints.stages(expected):
         name = path.name
@@ -171,11 +156,10 @@ def test_killed_runs_end_with_the_rows_of_an_uninterrupted_one(uninterrupted, tm
         jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
-def test_sigterm_saves_and_says_how_to_go_on(uninterrupted, tmp_path, cache_dir):
-    expected, _ = uninterrupted
-    run = tmp_path / "run"
-    process = launch(f"--workdir={run}", cache=cache_dir)
-    while not list(run.glob("checkpoints/*/*/commit_success.txt")) + list(run.glob("networks/*")):
+def test_sigterm_saves_and_says_how_to_go_on(uninterrupted, tmp_path, start, run):
+    expected, stopped = uninterrupted, tmp_path / "run"
+    process = start(NAME, f"--workdir={stopped}", *RUN)
+    while not list(stopped.glob("checkpoints/*/*/commit_success.txt")) + list(stopped.glob("networks/*")):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
@@ -183,24 +167,28 @@ def test_sigterm_saves_and_says_how_to_go_on(uninterrupted, tmp_path, cache_dir)
     assert process.returncode == 75
     assert "start the same command again to go on" in said.strip().splitlines()[-1]
     assert "Traceback" not in said
-    taken = launch(f"--workdir={tmp_path / 'other'}", f"--networks_from={expected}", cache=cache_dir)
-    assert taken.wait(600) == 0, taken.stderr.read()
+    _, said = run(NAME, f"--workdir={tmp_path / 'other'}", f"--networks_from={expected}", *RUN)
     assert rows(tmp_path / "other") == rows(expected)
-    assert "training" not in taken.stderr.read()
+    assert "training" not in said
 
 
-def test_a_full_disk_ends_in_one_line(tmp_path, cache_dir, uninterrupted):
+def test_networks_that_another_run_lacks_are_trained(uninterrupted, tmp_path, run):
+    wider = [*RUN, "--l2_epsilons=0.5,1,2"]
+    _, said = run(NAME, f"--workdir={tmp_path}", f"--networks_from={uninterrupted}", *wider)
+    assert "training l2-xent: epoch" in said
+    assert "training standard" not in said
+    shared = [row for row in rows(tmp_path) if row["network"] != "l2-xent-2"]
+    for one, two in zip(shared, rows(uninterrupted), strict=True):
+        assert one["network"] == two["network"]
+        assert one["median_distance"] == pytest.approx(two["median_distance"], rel=1e-5)
+
+
+def test_a_full_disk_ends_in_one_line(tmp_path, run, uninterrupted):
     limit = ("bash", "-c", 'ulimit -f 20; exec "$@"', "bash")
-    process = launch(f"--workdir={tmp_path / 'run'}", cache=cache_dir, before=limit)
-    _, said = process.communicate(timeout=600)
-    assert process.returncode == 1
+    _, said = run(NAME, f"--workdir={tmp_path / 'run'}", *RUN, before=limit, status=1)
     assert "cannot be written" in said.strip().splitlines()[-1]
-    assert "Traceback" not in said
 
 
-def test_networks_trained_otherwise_are_refused(tmp_path, cache_dir, uninterrupted):
-    expected, _ = uninterrupted
-    process = launch(f"--workdir={tmp_path}", f"--networks_from={expected}", "--epochs=1", cache=cache_dir)
-    _, said = process.communicate(timeout=300)
-    assert process.returncode == 1
+def test_networks_trained_otherwise_are_refused(tmp_path, run, uninterrupted):
+    _, said = run(NAME, f"--workdir={tmp_path}", f"--networks_from={uninterrupted}", *RUN, "--epochs=1", status=1)
     assert "was trained with epochs = 2, this run wants 1" in said

@@ -1,16 +1,11 @@
 """The whole experiment on one device, on eight, and in two processes of two devices each."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parent.parent
 RUN = [
     *("--norms=l2", "--train_losses=xent", "--l2_epsilons=0.5,1,2", "--analysis_losses=xent", "--chunk=16"),
     *("--train_examples=200", "--test_examples=20", "--epochs=2", "--standard_epochs=2", "--attack_steps=2"),
@@ -18,15 +13,13 @@ RUN = [
 ]
 
 
-def start(workdir, devices, cache, *arguments):
-    environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-    }
-    command = [sys.executable, "-m", "experiments.manifold_distance", f"--workdir={workdir}", *RUN, *arguments]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+@pytest.fixture(scope="session")
+def begin(start):
+    def begin(workdir, devices, *arguments):
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        return start("manifold_distance", f"--workdir={workdir}", *RUN, *arguments, XLA_FLAGS=flags)
+
+    return begin
 
 
 def finish(*processes):
@@ -40,9 +33,9 @@ def rows(workdir):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory, cache_dir):
+def alone(tmp_path_factory, begin):
     workdir = tmp_path_factory.mktemp("runs") / "alone"
-    finish(start(workdir, 1, cache_dir))
+    finish(begin(workdir, 1))
     return rows(workdir)
 
 
@@ -56,17 +49,17 @@ def close(ours, alone):
             np.testing.assert_allclose(one[name], two[name], rtol=2e-3)
 
 
-def test_eight_devices_give_the_numbers_of_one(alone, tmp_path, cache_dir):
-    finish(start(tmp_path / "run", 8, cache_dir))
+def test_eight_devices_give_the_numbers_of_one(alone, tmp_path, begin):
+    finish(begin(tmp_path / "run", 8))
     close(rows(tmp_path / "run"), alone)
 
 
-def test_two_processes_give_the_numbers_of_one_and_the_first_writes_them(alone, tmp_path, cache_dir):
+def test_two_processes_give_the_numbers_of_one_and_the_first_writes_them(alone, tmp_path, begin):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    joined = lambda index: start(  # noqa: E731
-        *(tmp_path / "run", 2, cache_dir, f"--coordinator_address={address}", "--num_processes=2"),
+    joined = lambda index: begin(  # noqa: E731
+        *(tmp_path / "run", 2, f"--coordinator_address={address}", "--num_processes=2"),
         *(f"--process_id={index}", "--shard_data"),
     )
     first, second = finish(joined(0), joined(1))
@@ -75,9 +68,6 @@ def test_two_processes_give_the_numbers_of_one_and_the_first_writes_them(alone, 
     assert "standard" not in second
 
 
-def test_half_an_address_is_refused(tmp_path, cache_dir):
-    process = start(tmp_path / "run", 1, cache_dir, "--num_processes=2")
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 1
+def test_half_an_address_is_refused(tmp_path, run):
+    _, said = run("manifold_distance", f"--workdir={tmp_path / 'run'}", "--num_processes=2", status=1)
     assert "expected --coordinator_address, --num_processes and --process_id together" in said
-    assert "Traceback" not in said

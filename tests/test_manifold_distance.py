@@ -2,14 +2,11 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+import re
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-ROOT = Path(__file__).parent.parent
 SMALL = [
     *(
         "--train_examples=200",
@@ -28,25 +25,16 @@ FIELDS = {
 }
 
 
-def run(*arguments, cache):
-    command = [sys.executable, "-m", "experiments.manifold_distance", *arguments]
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    environment["JAX_COMPILATION_CACHE_DIR"] = str(cache)
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
-
-
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, cache_dir):
+def finished(tmp_path_factory, run):
     workdir = tmp_path_factory.mktemp("runs") / "first"
-    result = run(f"--workdir={workdir}", *SMALL, cache=cache_dir)
-    assert result.returncode == 0, result.stderr
-    return workdir, result.stdout
+    return workdir, run("manifold_distance", f"--workdir={workdir}", *SMALL)[0]
 
 
 def test_leaves_results_and_figures(finished):
     workdir, printed = finished
     results = json.loads((workdir / "results.json").read_text())
-    assert set(results) == {"experiment", "config", "environment", "rows"}
+    assert set(results) == {"experiment", "config", "environment", "rows", "seconds", "claims"}
     assert results["experiment"] == "manifold_distance"
     rows = results["rows"]
     names = ["standard", "l2-xent-0.5", "l2-xent-1", "l2-cw-0.5", "l2-cw-1", "linf-xent-0.1", "linf-cw-0.1"]
@@ -68,21 +56,43 @@ def test_leaves_results_and_figures(finished):
     assert all(name in printed for name in names)
 
 
-def test_a_finished_run_is_not_run_again(finished, cache_dir):
+def test_the_page_is_whole_and_fetches_nothing(finished):
+    workdir, _ = finished
+    text = (workdir / "report.html").read_text()
+    assert text.count("data:image/png;base64,") == len(list(workdir.glob("*.png")))
+    assert not re.findall(r"(?:src|href)=\"(?!data:)", text)
+    assert "python -m experiments.manifold_distance --workdir=" in text
+    claims = json.loads((workdir / "results.json").read_text())["claims"]
+    # Two measures, two analyses, two norms, two training losses.
+    assert len(claims) == 16
+    assert {claim["verdict"] for claim in claims} <= {"holds", "does not hold", "not tested at this size"}
+
+
+def test_a_finished_run_is_not_run_again(finished, run):
     workdir, printed = finished
     before = {file: file.stat().st_mtime_ns for file in workdir.iterdir()}
-    again = run(f"--workdir={workdir}", *SMALL, cache=cache_dir)
-    assert again.returncode == 0
-    assert "finished already" in again.stdout
-    assert again.stdout.splitlines()[:14] == printed.splitlines()[:14]
+    again, said = run("manifold_distance", f"--workdir={workdir}", *SMALL)
+    assert again.splitlines()[0] == f"finished already: {workdir}"
+    assert again.splitlines()[1:15] == printed.splitlines()[:14]
+    assert "training" not in said
     assert before == {file: file.stat().st_mtime_ns for file in workdir.iterdir()}
 
 
-def test_one_seed_gives_the_same_rows_to_the_bit(finished, tmp_path, cache_dir):
+def test_one_seed_gives_the_same_rows_to_the_bit_and_detail_and_curves_change_nothing(finished, tmp_path, run):
     workdir, _ = finished
-    assert run(f"--workdir={tmp_path / 'second'}", *SMALL, cache=cache_dir).returncode == 0
-    first, second = (json.loads((path / "results.json").read_text()) for path in (workdir, tmp_path / "second"))
-    assert first["rows"] == second["rows"]
+    second = tmp_path / "second"
+    _, said = run("manifold_distance", f"--workdir={second}", "-v", "--tensorboard", *SMALL)
+    first, again = (json.loads((path / "results.json").read_text())["rows"] for path in (workdir, second))
+    assert first == again
+    assert said.count("training l2-xent, 2 networks: epoch") > 3
+    assert curves(second / "tensorboard" / "l2-xent").keys() == {
+        f"{metric}/l2-xent-{epsilon}" for metric in ("accuracy", "loss") for epsilon in ("0.5", "1")
+    }
+
+
+def curves(directory):
+    accumulator = EventAccumulator(str(directory)).Reload()
+    return {tag: [event.value for event in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]}
 
 
 @pytest.mark.parametrize(
@@ -104,19 +114,16 @@ def test_one_seed_gives_the_same_rows_to_the_bit(finished, tmp_path, cache_dir):
         (["digits"], "unexpected argument 'digits'"),
     ],
 )
-def test_bad_input_ends_in_one_line(arguments, message, tmp_path, cache_dir):
-    result = run(f"--workdir={tmp_path / 'run'}", *arguments, cache=cache_dir)
-    assert result.returncode not in (0, None)
-    assert message in result.stderr + result.stdout
-    assert "Traceback" not in result.stderr
+def test_bad_input_ends_in_one_line(arguments, message, tmp_path, run):
+    printed, said = run("manifold_distance", f"--workdir={tmp_path / 'run'}", *arguments, status=1)
+    assert message in said + printed
     assert not (tmp_path / "run" / "results.json").exists()
 
 
-def test_a_directory_of_another_configuration_is_refused(finished, cache_dir):
+def test_a_directory_of_another_configuration_is_refused(finished, run):
     workdir, _ = finished
     before = {file: file.read_bytes() for file in workdir.rglob("*") if file.is_file()}
-    result = run(f"--workdir={workdir}", "--seed=7", *SMALL, cache=cache_dir)
-    assert result.returncode == 1
-    assert result.stderr.strip().splitlines()[-1].startswith("error: ")
-    assert "holds a run with seed = 0, asked for 7" in result.stderr
+    _, said = run("manifold_distance", f"--workdir={workdir}", "--seed=7", *SMALL, status=1)
+    assert said.strip().splitlines()[-1].startswith("error: ")
+    assert "holds a run with seed = 0, asked for 7" in said
     assert before == {file: file.read_bytes() for file in workdir.rglob("*") if file.is_file()}

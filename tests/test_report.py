@@ -16,7 +16,7 @@ def test_a_run_is_opened_again_only_for_the_same(tmp_path):
     run = tmp_path / "run"
     path, finished = runs.open_run(run, "one", CONFIG, {"jax": "1"})
     assert finished is None
-    report.write_results(path, "one", CONFIG, {"jax": "1"}, [{"a": 1}])
+    report.write_results(path, "one", CONFIG, {"jax": "1"}, [{"a": 1}], 1.0)
     before = {file: file.read_bytes() for file in run.iterdir()}
     assert runs.open_run(run, "one", CONFIG, {"jax": "2"})[1]["rows"] == [{"a": 1}]
     with pytest.raises(runs.RunError, match=r"holds a run with radii = \[1.0, 2.0\], asked for \[3\]"):
@@ -40,7 +40,7 @@ def test_results_are_plain_json_and_csv(tmp_path):
         {"name": "x", "value": np.float32(0.5), "none": np.nan},
         {"name": "y", "value": np.float64(2), "none": None},
     ]
-    report.write_results(tmp_path, "one", CONFIG, {}, rows)
+    report.write_results(tmp_path, "one", CONFIG, {}, rows, 1.0)
     read = json.loads((tmp_path / "results.json").read_text())
     assert read["rows"] == [{"name": "x", "value": 0.5, "none": None}, {"name": "y", "value": 2.0, "none": None}]
     with open(tmp_path / "results.csv") as file:
