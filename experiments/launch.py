@@ -51,7 +51,7 @@ flags.register_validator(
 detail = logging.getLogger("robgrad")
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _asked_to_stop = threading.Event()
-_can_wait = False
+_waiting = 0
 
 
 class Stopped(BaseException):
@@ -61,20 +61,23 @@ class Stopped(BaseException):
 def _on_signal(number: int, frame) -> None:
     del frame
     _asked_to_stop.set()
-    if not _can_wait:
+    if not _waiting:
         raise Stopped(number)
 
 
 @contextlib.contextmanager
 def patiently() -> Iterator[Callable[[], bool]]:
-    """Within, SIGTERM and Ctrl-C wait until the yielded function was asked; then they stop the run."""
-    global _can_wait
-    _can_wait = True
+    """Within, SIGTERM and Ctrl-C wait; whoever asks the yielded function may end early, and the end stops the run.
+
+    Orbax must not be interrupted: its threads would go on without us.
+    """
+    global _waiting
+    _waiting += 1
     try:
         yield _asked_to_stop.is_set
     finally:
-        _can_wait = False
-    if _asked_to_stop.is_set():
+        _waiting -= 1
+    if _asked_to_stop.is_set() and not _waiting:
         raise Stopped
 
 

@@ -116,23 +116,28 @@ def train_networks(
     """Trains, continues or loads the networks, a stack for each norm and loss; returns the model and the stack."""
     stacks = []
     for members in stacks_of(networks):
-        name = members[0].stage
-        stack = checkpoints.finished(run / "networks" / name, checkpoints.load_networks)
-        if stack is None:
-            params = _completed(config, members, dataset, train, run, source)
-            about = {
-                "kind": "classifier",
-                "image_shape": list(train.images.shape[1:]),
-                "classes": len(dataset.classes),
-                "networks": [network.row for network in members],
-                "training": training_settings(config, members[0]),
-            }
-            checkpoints.save_stack(run / "networks" / name, params, about)
-            shutil.rmtree(run / "checkpoints" / name, ignore_errors=True)
-        else:
-            params = stack.params
-        stacks.append(params)
+        with launch.patiently():
+            stacks.append(_stack(config, members, dataset, train, run, source))
     return models.classifier_for(train.images.shape[1:], len(dataset.classes)), stacking.concatenate(stacks)
+
+
+def _stack(config, members: list[Network], dataset, train, run: Path, source: Source | None):
+    """The parameters of one stack, loaded, or made and kept."""
+    name = members[0].stage
+    stack = checkpoints.finished(run / "networks" / name, checkpoints.load_networks)
+    if stack is not None:
+        return stack.params
+    params = _completed(config, members, dataset, train, run, source)
+    about = {
+        "kind": "classifier",
+        "image_shape": list(train.images.shape[1:]),
+        "classes": len(dataset.classes),
+        "networks": [network.row for network in members],
+        "training": training_settings(config, members[0]),
+    }
+    checkpoints.save_stack(run / "networks" / name, params, about)
+    shutil.rmtree(run / "checkpoints" / name, ignore_errors=True)
+    return params
 
 
 def _completed(config, members: list[Network], dataset, train, run: Path, source: Source | None):
@@ -171,6 +176,7 @@ def classifiers_plan(config: presets.Config, networks: Sequence[Network], datase
     return Plan(first.stage, step, states, numbers, names, config.batch_size, epochs, config.shuffle)
 
 
+@launch.patiently()
 def train_manifold(
     config: presets.ManifoldConfig, train: datasets.Split, run: Path, source: Source | None = None
 ) -> tuple[generative.VaeGan, Any]:
@@ -208,8 +214,8 @@ def fit(run: Path, plan: Plan, data) -> training.TrainState:
     label = f"training {plan.name}" + (f", {len(plan.names)} networks" if len(plan.names) > 1 else "")
     checkpoint = run / "checkpoints" / plan.name
     with (
-        checkpoints.states_of(checkpoint, plan.states) as (states, save),
         launch.patiently() as stop,
+        checkpoints.states_of(checkpoint, plan.states) as (states, save),
         launch.progress(label, run / "tensorboard" / plan.name, plan.names) as report,
     ):
         saving = training.Checkpoints(save, *launch.checkpoint_interval())
