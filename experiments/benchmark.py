@@ -1,286 +1,273 @@
-r"""What attack and training steps cost, as ratios within one run.
+r"""What robgrad costs against what one would use instead, on this machine, as ratios within one run.
 
-    python -m experiments.benchmark                    # a few minutes on 2 cores
-    python -m experiments.benchmark --networks=digits --repeats=5
+    python -m experiments.benchmark                                  # everything, most of an hour on 2 cores
+    python -m experiments.benchmark --quick                          # does it run? a few minutes
+    python -m experiments.benchmark --suites=attack --networks=digits --peers=eager,foolbox
 
-Suite `loops`, for each of the three classifiers: a PGD-40 attack and PGD-10 training steps, in a compiled loop,
-by the same step called from a Python loop, and in a compiled loop over plain `lax` convolutions and pooling.
-Expected on a CPU: the compiled loop is no slower than the Python loop, and many times faster than `lax`.
+Each contender is a process of its own, with the threads it likes best; they take turns at equal work, and what they
+give must be equal. Suites, for the paper's classifiers (and the one for 8x8 digits):
 
-Suite `retrain`: steps of a stack of ROAR retrainings as one program, against the same retrainings one after
-another by our own step and by PyTorch (eager, channels-last, and as a `torch.func` stack), each framework in
-its own process, at equal work: equal parameters, images and occlusions, and equal losses in the end.
+    loops       two steps in a compiled loop, called from Python, and in a loop over `lax`'s own convolutions
+    attack      PGD-10 and PGD-40, l2 and l-inf, of a batch
+    train       standard and adversarial training steps
+    retrain     a stack of ROAR retrainings, against one after another
+    gradients   input gradients of the loss; their alignment with a VAE-GAN's manifold, against a loop of Jacobians
+    vae_gan     steps of the VAE-GAN
+    devices     all devices in one process, one device, two processes of half the cores each, XLA's defaults
+    data        loading a data set, cold and from its cache
+    startup     imports; the digits experiment's share of compiling, with a cold and a warm cache
+
+Peers are PyTorch (eager, channels-last, compiled, as a `torch.func` stack), torchattacks, foolbox (PyTorch and JAX),
+ART and Captum; what is not installed is named and left out. Leaves `results.json` and `speed.png`.
 """
 
-import contextlib
 import importlib.util
 import json
+import os
+import re
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
-from unittest import mock
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from jax import lax
 
-from experiments import launch, peers
-from robgrad import attacks, datasets, layers, losses, models, report, retraining, runs, stacking, training
+from experiments import contest, launch, suites
+from robgrad import models, report, runs
 
 FLAGS = flags.FLAGS
-NETWORKS: dict[str, tuple[Callable, tuple[int, int, int], int]] = {
-    "digits": (models.digits_cnn, (8, 8, 1), 200),
-    "mnist": (models.mnist_cnn, (28, 28, 1), 20),
-    "cifar": (models.cifar_cnn, (32, 32, 3), 20),
-}
-EPSILON, STEP_SIZE = 1.0, 2.0
-COLUMNS = ("network", "task", "variant", "ms_per_step", "spread", "images_per_second", "compile_seconds", "ratio")
-SUITES = ("loops", "retrain")
-# Replicas in a stack and steps of each.
-STACKS = {"digits": (16, 20), "mnist": (2, 2), "cifar": (4, 3)}
-RETRAINING_BATCH = 100
+COLUMNS = (
+    *("suite", "network", "task", "variant", "ms", "spread", "per_second", "gflops", "share_of_peak"),
+    *("compile_seconds", "memory_mib", "ratio"),
+)
+_SIZE = "--xla_force_host_platform_device_count"
 
-flags.DEFINE_list("networks", list(NETWORKS), f"Classifiers to time, of {', '.join(NETWORKS)}.")
-flags.DEFINE_integer("repeats", 5, "Timed runs, after one to warm up; medians are shown.", lower_bound=1)
-flags.DEFINE_integer("pgd_steps", 40, "Steps of the timed attack.", lower_bound=1)
-flags.DEFINE_integer("train_steps", 4, "Training steps in a timed run.", lower_bound=1)
-flags.DEFINE_list("suites", list(SUITES), f"What to time, of {', '.join(SUITES)}.")
-flags.DEFINE_bool("peers", True, "Compare with PyTorch where it is installed.")
-flags.register_validator("suites", lambda names: {*names} <= {*SUITES}, f"expected some of {', '.join(SUITES)}")
-flags.register_validator("networks", lambda names: {*names} <= {*NETWORKS}, f"expected some of {', '.join(NETWORKS)}")
-
-
-class Task(NamedTuple):
-    """A step and where it starts; a run takes `steps` of them, each over `images` images."""
-
-    step: Callable[[Any], Any]
-    start: Any
-    steps: int
-    images: int
-
-
-def attack_task(model, shape, batch: int) -> Task:
-    """Steps of an l2 attack on a batch."""
-    images = jax.random.uniform(jax.random.key(0), (batch, *shape), minval=-1.0)
-    logits_fn = models.logits_fn(model, models.init(model, jax.random.key(1), shape))
-    gradient = jax.grad(lambda image: losses.cross_entropy(logits_fn(image), jnp.array(0)))
-
-    def step_from(image, attacked):
-        moved = attacked + STEP_SIZE * attacks.L2.ascent(gradient(attacked))
-        return jnp.clip(image + attacks.L2.project(moved - image, jnp.array(EPSILON)), -1.0, 1.0)
-
-    step = partial(jax.vmap(step_from), images)
-    return Task(step, images, FLAGS.pgd_steps, batch)
-
-
-def training_task(model, shape, batch: int) -> Task:
-    """Adversarial training steps on one batch."""
-    attack = attacks.pgd(attacks.L2, losses.cross_entropy, 10)
-    images = jax.random.randint(jax.random.key(0), (batch, *shape), 0, 256).astype(jnp.uint8)
-    examples = datasets.Split(images, jnp.arange(batch) % 10)  # type: ignore[arg-type]
-    data = training.Batch(examples, jnp.ones(batch), jax.random.split(jax.random.key(1), batch))
-    numbers = training.Numbers(EPSILON, STEP_SIZE)
-    one = jax.vmap(training.classifier_step(model, attack), in_axes=(0, None, None), axis_name=stacking.DATA)
-    start = stacking.stack([training.init_classifier(model, shape, jax.random.key(2))])
-    return Task(lambda states: one(states, numbers, data)[0], start, FLAGS.train_steps, batch)
-
-
-def compiled_loop(task: Task) -> tuple[Callable[[], Any], float]:
-    """All steps as one program; returns a run and the seconds it took to compile."""
-    return _compiled(lambda start: lax.fori_loop(0, task.steps, lambda _, carry: task.step(carry), start), task.start)
-
-
-def python_loop(task: Task) -> tuple[Callable[[], Any], float]:
-    """One compiled step called in turn."""
-    step, seconds = _compiled(task.step, task.start, bind=False)
-
-    def run():
-        carry = task.start
-        for _ in range(task.steps):
-            carry = step(carry)
-        return carry
-
-    return run, seconds
-
-
-def _compiled(function: Callable, start, bind: bool = True) -> tuple[Callable, float]:
-    began = time.perf_counter()
-    compiled = jax.jit(function).lower(start).compile()
-    return (partial(compiled, start) if bind else compiled), time.perf_counter() - began
-
-
-@contextlib.contextmanager
-def plain_lax():
-    """Networks built and traced within use `lax`'s own convolution and pooling."""
-
-    def conv(images, kernel, stride=1, padding="SAME"):
-        strides = (stride, stride)
-        return lax.conv_general_dilated(images, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-    def max_pool(images, window=2):
-        size = (1, window, window, 1)
-        return lax.reduce_window(images, -jnp.inf, lax.max, size, size, "VALID")
-
-    with mock.patch.object(layers, "conv", conv), mock.patch.object(layers, "max_pool", max_pool):
-        yield
-
-
-def alternated(runs: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
-    """Seconds of warm runs, the variants taking turns, so that the machine's moods meet all alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        jax.block_until_ready(run())
-    for _ in range(FLAGS.repeats):
-        for name, run in runs.items():
-            began = time.perf_counter()
-            jax.block_until_ready(run())
-            seconds[name].append(time.perf_counter() - began)
-    return seconds
-
-
-def row_of(network: str, task: str, variant: str, per_step: list[float], images: float, compile_seconds: float):
-    """A row of the table, but for its ratio."""
-    median = statistics.median(per_step)
-    return {
-        "network": network,
-        "task": task,
-        "variant": variant,
-        "ms_per_step": 1000 * median,
-        "spread": f"{1000 * min(per_step):.3g}..{1000 * max(per_step):.3g}",
-        "images_per_second": images / median,
-        "compile_seconds": compile_seconds,
-    }
-
-
-def with_ratios(rows: list[report.Row]) -> list[report.Row]:
-    """Rows with each one's time over the first one's."""
-    return [row | {"ratio": row["ms_per_step"] / rows[0]["ms_per_step"]} for row in rows]
-
-
-def compare(network: str, task_name: str, build: Callable[..., Task]) -> list[report.Row]:
-    """Times the three variants of one task; `ratio` is a variant's time over the compiled loop's."""
-    make, shape, batch = NETWORKS[network]
-    task = build(make(), shape, batch)
-    # Plain lax is so slow in loops that two steps tell enough.
-    short = task._replace(steps=min(task.steps, 2))
-    built = {"compiled loop": compiled_loop(task), "Python loop": python_loop(task)}
-    with plain_lax():
-        built["compiled loop, plain lax"] = compiled_loop(short)
-    times = alternated({name: run for name, (run, _) in built.items()})
-    rows = []
-    for name, seconds in times.items():
-        steps = short.steps if "lax" in name else task.steps
-        images = batch if task_name == "train" else batch / task.steps
-        rows.append(row_of(network, task_name, name, [one / steps for one in seconds], images, built[name][1]))
-    return with_ratios(rows)
-
-
-def retraining_rows(network: str) -> list[report.Row]:
-    """Times a stack of retrainings against them one after another; `ratio` is a variant's time over the stack's."""
-    make, shape, _ = NETWORKS[network]
-    model, (replicas, steps) = make(), STACKS[network]
-    generator = np.random.default_rng(0)
-    images = generator.uniform(-1, 1, (RETRAINING_BATCH, *shape)).astype(np.float32)
-    labels = np.arange(RETRAINING_BATCH) % 10
-    pixels = shape[0] * shape[1]
-    ranks = np.stack([generator.permutation(pixels).reshape(shape[:2]) for _ in images]).astype(np.int32)
-    thresholds = np.linspace(0.1, 0.9, replicas) * pixels // 1
-    retrainings = [retraining.Retraining(retraining.ROAR, "own", 0.0, seed) for seed in range(replicas)]
-    states = retraining.initial_states(model, shape, retrainings, jax.random.key(0))
-    occlusion = retraining.Occlusion(
-        jnp.zeros(replicas, jnp.int32), jnp.asarray(thresholds, jnp.int32), jnp.zeros(replicas, bool)
+flags.DEFINE_list("networks", list(suites.NETWORKS), f"Classifiers to time, of {', '.join(suites.NETWORKS)}.")
+flags.DEFINE_integer("repeats", 5, "Timed runs, after two to warm up; medians are shown.", lower_bound=1)
+flags.DEFINE_list("suites", list(suites.SUITES), f"What to time, of {', '.join(suites.SUITES)}.")
+flags.DEFINE_list("peers", list(suites.PEERS), f"Peers to compare with, of {', '.join(suites.PEERS)}; empty for none.")
+flags.DEFINE_bool("quick", False, "Few steps, one repeat: whether the benchmark works, no measurement.")
+flags.DEFINE_string("dataset", "digits", "Data set of the suite data: 'digits' or a TFDS name.")
+flags.DEFINE_string("data_dir", None, "TFDS data directory. Default: $TFDS_DATA_DIR, then ~/tensorflow_datasets.")
+for _flag, _known in (("suites", suites.SUITES), ("networks", tuple(suites.NETWORKS)), ("peers", tuple(suites.PEERS))):
+    flags.register_validator(
+        _flag, lambda names, known=_known: {*names} <= {*known}, f"expected some of {', '.join(_known)}"
     )
-    numbers = retraining.Numbers(occlusion, jnp.full(replicas, 1e-3))
-    examples = retraining.Examples(images, labels, ranks[:, None])
-    batch = training.Batch(examples, jnp.ones(len(images)), jax.random.split(jax.random.key(1), len(images)))
-    step = retraining.retraining_step(model, jnp.zeros(shape[-1]))
-
-    def of_replica(replica, batch):
-        def body(_, carry):
-            state, metrics = step(carry[0], replica[1], batch)
-            return state, metrics["loss"]
-
-        return lax.fori_loop(0, steps, body, (replica[0], jnp.zeros(())))[1]
-
-    def program(count: int, devices=None):
-        mesh = stacking.device_mesh(count, 1, devices)
-        some = jax.tree.map(lambda leaf: leaf[:count], (states, numbers))
-        began = time.perf_counter()
-        compiled = jax.jit(stacking.per_replica(of_replica, mesh)).lower(some, batch).compile()
-        return compiled, time.perf_counter() - began, some
-
-    stacked, stacked_compile, every = program(replicas)
-    single, single_compile, one = program(1, jax.devices()[:1])
-    runs = {
-        "one program, stacked": lambda: stacked(every, batch),
-        "one after another": lambda: [single(one, batch) for _ in range(replicas)],
-    }
-    compile_seconds = dict(zip(runs, (stacked_compile, single_compile), strict=True))
-    times = alternated(runs)
-    if FLAGS.peers:
-        losses = np.asarray(stacked(every, batch))
-        times |= torch_times(model, shape, states.params, examples, thresholds, steps, losses)
-    rows = []
-    for name, seconds in times.items():
-        per_step = [one / steps / replicas for one in seconds]
-        rows.append(
-            row_of(network, f"retrain {replicas}", name, per_step, RETRAINING_BATCH, compile_seconds.get(name, 0.0))
-        )
-    return with_ratios(rows)
 
 
-def torch_times(model, shape, params, examples, thresholds, steps: int, losses) -> dict[str, list[float]]:
-    """PyTorch's times, each variant in a process of its own while this one rests; its losses must equal ours."""
-    if importlib.util.find_spec("torch") is None:
-        print("PyTorch: not installed, skipped (pip install 'robgrad[benchmark]')")
-        return {}
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    named = {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
-    spec = {"stages": model.stages, "window": model.window, "dense": model.dense, "image_shape": shape}
-    work = {"images": examples.images, "labels": examples.labels, "ranks": examples.ranks[:, 0]}
-    work |= {"thresholds": thresholds, "steps": steps, "repeats": FLAGS.repeats, "spec": json.dumps(spec)}
-    times = {}
+def contender(file: Path, program: str) -> contest.Contender:
+    """Starts a variant of a file's tasks."""
+    module, variant = program.split()
+    command = [sys.executable, "-m", f"experiments.{module}", str(file), variant]
+    given = os.environ["XLA_FLAGS"]
+    # Contenders share a GPU, so none may take it whole.
+    variables = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    alone = variables | {"XLA_FLAGS": re.sub(rf"{_SIZE}=\d+", f"{_SIZE}=1", given)}
+    if variant == "plain_xla":
+        return contest.Contender([command], variables | {"XLA_FLAGS": ""})
+    if variant == "two_processes":
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            address = f"localhost:{free.getsockname()[1]}"
+        return contest.Contender([[*command, address, "2", str(index)] for index in range(2)], alone)
+    several = variant in ("robgrad", "bfloat16")
+    return contest.Contender([command], variables if several else alone)
+
+
+def compare(suite: str, name: str, peak: float) -> Iterator[report.Row]:
+    """Rows of a suite for a network: contenders started one by one, then taking turns at each task."""
+    tasks = suites.tasks_of(suite, name, FLAGS.quick)
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "work.npz"
-        np.savez(file, allow_pickle=False, **named, **work)
-        for variant in peers.VARIANTS:
-            command = [sys.executable, "-m", "experiments.peers", str(file), variant]
-            result = subprocess.run(command, capture_output=True, text=True)
-            if result.returncode:
-                print(f"PyTorch, {variant}: failed ({result.stderr.strip().splitlines()[-1]}), skipped")
-                continue
-            measured = json.loads(result.stdout)
-            np.testing.assert_allclose(measured["losses"], losses, rtol=0.02)
-            times[f"PyTorch, {variant.replace('_', ' ')}"] = measured["seconds"]
-    return times
+        started: dict[str, contest.Contender] = {}
+        seconds: dict[tuple[str, str], list[float]] = {}
+        for label, program in wanted(suite).items():
+            mine = {task: one for task, one in tasks.items() if not (program == "peers captum" and task == "alignment")}
+            suites.write(file, suite, name, mine, FLAGS.matmul_precision)
+            try:
+                started[label] = contender(file, program)
+            except contest.FailedError as error:
+                launch.show(f"{suite}, {name}: {label} left out ({error})")
+        for _ in range(1 if FLAGS.quick else FLAGS.repeats):
+            for task in tasks:
+                for label, one in started.items():
+                    if task in one.values:
+                        seconds.setdefault((task, label), []).append(one.take(task))
+        memory = {label: one.end() for label, one in started.items()}
+    for (task, label), times in sorted(seconds.items(), key=lambda item: list(tasks).index(item[0][0])):
+        check(suite, name, task, label, started[label].values[task], started["robgrad"].values[task])
+        median, work = statistics.median(times), tasks[task]
+        yield {
+            **{"suite": suite, "network": name, "task": task, "variant": label, "ms": 1000 * median},
+            "spread": f"{1000 * min(times):.3g}..{1000 * max(times):.3g}",
+            "per_second": work.images / median,
+            "gflops": work.flops / median / 1e9,
+            "share_of_peak": work.flops / median / peak,
+            "compile_seconds": started[label].compilation[task],
+            "memory_mib": memory[label] / 2**20,
+            "ratio": median / statistics.median(seconds[task, "robgrad"]),
+        }
+
+
+def wanted(suite: str) -> dict[str, str]:
+    """The variants of a suite, without peers that are not asked for or not installed, which are named once."""
+    chosen = {}
+    for label, program in suites.VARIANTS[suite].items():
+        variant = program.split()[1]
+        peer = variant in suites.PEERS and not label.startswith("robgrad")
+        if not peer or (variant in FLAGS.peers and installed(suites.PEERS[variant])):
+            chosen[label] = program
+    return chosen
+
+
+def installed(module: str) -> bool:
+    """Whether a peer can be imported; says so where not."""
+    if importlib.util.find_spec(module) and importlib.util.find_spec("torch"):
+        return True
+    if module not in _missing:
+        _missing.add(module)
+        launch.show(f"{module}: not installed, left out (pip install 'robgrad[benchmark]')")
+    return False
+
+
+_FLOAT32_PEERS = [[variant] for variant in suites.PEERS if variant != "bfloat16"]
+_missing: set[str] = set()
+
+
+def check(suite: str, network: str, task: str, label: str, values: Sequence[float], ours: Sequence[float]) -> None:
+    """Says where a contender gave something else than robgrad: its time is then not at equal work."""
+    tolerance = 0.1 if "bfloat16" in label else 0.02
+    if not np.allclose(values, ours, rtol=tolerance, atol=1e-4):
+        launch.show(f"{suite}, {network}, {task}: {label} gave {np.mean(values):.4g}, robgrad {np.mean(ours):.4g}")
+
+
+def peak_flops() -> float:
+    """Floating-point operations a second of a large float32 product, the best of a few."""
+    side = 512 if FLAGS.quick else 4096
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "work.npz"
+        product = {"product": suites.Task(("product", side), 1, 2 * side**3)}
+        suites.write(file, "attack", "digits", product, FLAGS.matmul_precision)
+        one = contender(file, "contenders robgrad")
+        best = min(one.take("product") for _ in range(5))
+        one.end()
+    return 2 * side**3 / best
+
+
+def startup() -> Iterator[report.Row]:
+    """Imports, against those of JAX, Flax and Optax; the digits experiment with a cold and a warm cache."""
+    package = Path(models.__file__).parent
+    modules = ", ".join(f"robgrad.{path.stem}" for path in sorted(package.glob("*.py")) if path.stem != "__init__")
+    programs = {"jax, flax, optax": "import jax, flax, optax", "robgrad": f"import {modules}"}
+    times: dict[str, list[float]] = {name: [] for name in programs}
+    for _ in range(1 + (1 if FLAGS.quick else FLAGS.repeats)):
+        for name, program in programs.items():
+            times[name].append(timed([sys.executable, "-c", program])[0])
+    base = statistics.median(times["robgrad"][1:])
+    for name, every in times.items():
+        median = statistics.median(every[1:])
+        yield _row("startup", "-", "import", name, median) | {"ratio": median / base}
+    small = ["--train_examples=200", "--epochs=1", "--standard_epochs=1", "--vae_gan_epochs=1", "--test_examples=40"]
+    with tempfile.TemporaryDirectory() as directory:
+        for state in ("cold", "warm"):
+            command = [sys.executable, "-m", "experiments.manifold_distance", "-v", f"--workdir={directory}/{state}"]
+            cache = {"JAX_COMPILATION_CACHE_DIR": f"{directory}/cache"}
+            seconds, said = timed([*command, *(small if FLAGS.quick else [])], cache)
+            compiling = float(re.findall(r"compiling took (\S+) s", said)[-1])
+            row = _row("startup", "digits", "manifold_distance", f"{state} cache", seconds)
+            yield row | {"compile_seconds": compiling, "ratio": compiling / seconds}
+
+
+def data() -> Iterator[report.Row]:
+    """Loading a data set in a fresh process, from its own files and from the cache of decoded images."""
+    name, given = FLAGS.dataset, FLAGS.data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    program = (
+        "import sys, time; from robgrad import datasets; began = time.perf_counter(); "
+        "datasets.load(*sys.argv[1:]); print(time.perf_counter() - began)"
+    )
+    with tempfile.TemporaryDirectory() as directory:
+        # The set's files under another roof, so that neither its cache nor the user's is touched.
+        for path in Path(given).expanduser().glob(f"{name}/*/*"):
+            if not path.name.startswith("robgrad-"):
+                link = Path(directory, *path.parts[-3:])
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(path.resolve())
+        for state in ("cold", "cached"):
+            command = [sys.executable, "-c", program, name, directory]
+            _, said = timed(command, {"XDG_CACHE_HOME": f"{directory}/cache"})
+            yield _row("data", name, "load", state, float(said.split()[-1])) | {"ratio": None}
+
+
+def timed(command: Sequence[str], variables: Mapping[str, str] | None = None) -> tuple[float, str]:
+    """Runs a program; returns its seconds and all that it printed."""
+    began = time.perf_counter()
+    result = subprocess.run(command, env=os.environ | (variables or {}), capture_output=True, text=True)
+    if result.returncode:
+        raise runs.RunError(f"{' '.join(command[:3])}: {result.stderr.strip().splitlines()[-1]}")
+    return time.perf_counter() - began, result.stderr + result.stdout
+
+
+def _row(suite: str, network: str, task: str, variant: str, seconds: float) -> report.Row:
+    named = {"suite": suite, "network": network, "task": task, "variant": variant, "ms": 1000 * seconds}
+    return dict.fromkeys(COLUMNS) | named
+
+
+def against_the_best(rows: Sequence[report.Row]) -> list[report.Row]:
+    """For each task the fastest float32 peer, its time over robgrad's, and the ratio aimed at."""
+    best: dict[tuple[str, str, str], report.Row] = {}
+    for row in rows:
+        peer = (
+            row["suite"] in suites.VARIANTS and row["suite"] != "devices" and not row["variant"].startswith("robgrad")
+        )
+        if not peer or "bfloat16" in row["variant"]:
+            continue
+        place = (row["suite"], row["network"], row["task"])
+        if place not in best or row["ratio"] < best[place]["ratio"]:
+            best[place] = row
+    return [
+        {
+            **dict(zip(("suite", "network", "task"), place, strict=True)),
+            "best_peer": row["variant"],
+            "ratio": row["ratio"],
+            "target": 5.0 if row["task"] == "alignment" else suites.TARGETS.get(place[:2]),
+        }
+        for place, row in best.items()
+    ]
 
 
 def main() -> None:
-    """Runs the chosen comparisons, prints their table and writes it."""
-    jax.config.update("jax_enable_compilation_cache", False)
-    rows = []
-    for network in FLAGS.networks if "loops" in FLAGS.suites else ():
-        for task_name, build in ((f"pgd-{FLAGS.pgd_steps}", attack_task), ("train", training_task)):
-            part = compare(network, task_name, build)
-            print(report.table(part, COLUMNS), flush=True)
-            rows += part
-    for network in FLAGS.networks if "retrain" in FLAGS.suites else ():
-        part = retraining_rows(network)
-        print(report.table(part, COLUMNS), flush=True)
+    """Runs the chosen suites, prints their tables as they come and writes them."""
+    workdir, rows = Path(FLAGS.workdir or "runs/benchmark").expanduser(), []
+    peak = peak_flops()
+    launch.show(f"a large float32 product: {peak / 1e9:.0f} GFLOP/s")
+    plan = [
+        partial(compare, suite, name, peak) if suite in suites.VARIANTS else {"data": data, "startup": startup}[suite]
+        for suite in FLAGS.suites
+        for name in (FLAGS.networks if suite in suites.VARIANTS else ["-"])
+    ]
+    for function in plan:
+        part = list(function())
+        if part:
+            launch.show(report.table(part, COLUMNS), "")
         rows += part
-    workdir = Path(FLAGS.workdir or "runs/benchmark")
-    workdir.mkdir(parents=True, exist_ok=True)
-    results = {"experiment": "benchmark", "environment": launch.environment(), "rows": rows}
-    runs.write(workdir / "results.json", json.dumps(results, indent=2))
-    print(f"\nresults: {workdir}")
+    results: dict[str, Any] = {"experiment": "benchmark", "environment": launch.environment(), "peak_flops": peak}
+    summary = against_the_best(rows)
+    plain = lambda table: [{k: report.plain(v) for k, v in row.items()} for row in table]  # noqa: E731
+    results |= {"rows": plain(rows), "against_the_best": plain(summary)}
+    runs.write(workdir / "results.json", json.dumps(results, indent=2, allow_nan=False))
+    if summary:
+        names = [f"{row['suite']}, {row['network']}: {row['task']} ({row['best_peer']})" for row in summary]
+        label = "time of the best float32 peer over robgrad's"
+        report.bar_figure(workdir / "speed.png", names, [row["ratio"] for row in summary], ("robgrad", 1.0), label)
+        launch.show(report.table(summary, tuple(summary[0])))
+    launch.show(f"\nresults: {workdir}")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,6 @@
 
 import contextlib
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -14,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import boundary_tilting, manifold_distance, presets, roar_kar, settings, stages
+from experiments import boundary_tilting, launch, manifold_distance, presets, roar_kar, settings, stages
 from robgrad import datasets, models, report, retraining, stacking, training
 from robgrad.attributions import ATTRIBUTIONS
 
@@ -167,5 +165,4 @@ def memory() -> str:
     if "peak_bytes_in_use" in usage:
         limit = usage.get("bytes_limit", math.nan) / 2**30
         return f"{usage['peak_bytes_in_use'] / 2**30:.1f} of {limit:.0f} GiB on each device"
-    unit = 1 if sys.platform == "darwin" else 1024
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.1f} GiB"
+    return f"{launch.peak_memory() / 2**30:.1f} GiB"

@@ -9,6 +9,7 @@ import math
 import os
 import platform
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -49,7 +50,8 @@ flags.register_validator(
 )
 
 detail = logging.getLogger("robgrad")
-_COMPILED = "/jax/core/compile/backend_compile_duration"
+_COMPILING = "/jax/core/compile/"
+_compiling = 0.0
 _asked_to_stop = threading.Event()
 _waiting = 0
 
@@ -120,7 +122,10 @@ def prepare() -> None:
 
 
 def _log_compilation(event: str, duration_secs: float, **_) -> None:
-    if event == _COMPILED and duration_secs > 0.5:
+    global _compiling
+    if event.startswith(_COMPILING):
+        _compiling += duration_secs
+    if event == f"{_COMPILING}backend_compile_duration" and duration_secs > 0.5:
         detail.info("compiled, or read from the cache, in %.1f s", duration_secs)
 
 
@@ -229,6 +234,15 @@ def counted(blocks: Sequence, stage: str) -> Iterator[tuple[int, Any]]:
             )
 
 
+def peak_memory() -> int:
+    """The most bytes that this process held at a time."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # What getrusage says on Linux begins with what the parent held when it started this process.
+        return 1024 * int(re.findall(r"VmHWM:\s+(\d+)", status.read_text())[0])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def _span(values) -> str:
     low, high = float(min(values)), float(max(values))
     return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
@@ -252,8 +266,11 @@ def run(main: Callable[[], None]) -> None:
             from robgrad.runs import RunError
             from robgrad.training import DivergedError, StoppedError
 
+            began = time.monotonic()
             try:
                 main()
+                took = time.monotonic() - began
+                detail.info("tracing and compiling took %.1f s of %.1f s", _compiling, took)
             except (RunError, DataError, DivergedError) as error:
                 sys.exit(f"error: {' '.join(str(error).split())}")
             except StoppedError as error:

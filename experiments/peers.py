@@ -1,27 +1,30 @@
-"""The same work in PyTorch, for `experiments.benchmark`: run as a process of its own, on arrays from a file.
+"""The benchmark's tasks in PyTorch, by itself and by torchattacks, foolbox, ART and Captum.
 
     python -m experiments.peers FILE VARIANT
 
-`FILE` is an `.npz` that the benchmark writes: images in [-1, 1], labels, rank maps, thresholds, and the initial
-parameters of each replica under their linen names. Prints one line of JSON: the last losses and the
-seconds of each repeat.
+`FILE` is an `.npz` of work that `experiments.benchmark` writes: images in [-1, 1], labels, rank maps, thresholds, and
+the initial parameters of each replica under their linen names.
 """
 
-import json
+import os
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, pad
 
-VARIANTS = ("eager", "channels_last", "func_stack")
+from experiments import contest
+
+Arrays = Mapping[str, np.ndarray]
 
 
 def network(stages, window: int, dense: int, image_shape, classes: int = 10):
     """`models.CNN` in PyTorch, NCHW."""
-    from torch import nn
-
     (side, _, channels), layers = image_shape, []
     for stage in stages:
         for fan_in, fan_out in pairwise((channels, *stage)):
@@ -33,10 +36,8 @@ def network(stages, window: int, dense: int, image_shape, classes: int = 10):
     )
 
 
-def weights(arrays, replica: int, stages, side: int):
+def weights(arrays: Arrays, replica: int, stages, side: int):
     """Our parameters of one replica in the order of `network`, kernels and flattened features as NCHW."""
-    import torch
-
     count, last = sum(map(len, stages)), stages[-1][-1]
     for index in range(count):
         yield torch.tensor(arrays[f"Conv_{index}/kernel"][replica].transpose(3, 2, 0, 1).copy())
@@ -50,66 +51,188 @@ def weights(arrays, replica: int, stages, side: int):
     yield torch.tensor(arrays["MLP_0/Dense_1/bias"][replica])
 
 
-def occluded(images, ranks, threshold):
-    """ROAR's occlusion with colour 0."""
-    return images * (ranks[:, None] >= threshold)
+class Work:
+    """What a file of work holds, in PyTorch: a network with the first replica's parameters, images and labels."""
+
+    def __init__(self, arrays: Arrays, spec: Mapping[str, Any], variant: str):
+        """Reads it for a variant."""
+        self.arrays, self.spec, self.variant = arrays, spec, variant
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        layout = torch.channels_last if variant == "channels_last" else torch.contiguous_format
+        self.place: dict[str, Any] = {"device": self.device, "memory_format": layout}
+        images = torch.tensor(arrays["images"]).permute(0, 3, 1, 2)
+        self.images = images.contiguous().to(**self.place)
+        self.labels = torch.tensor(arrays["labels"], device=self.device).long()
+        self.spec_of_network = {name: spec[name] for name in ("stages", "window", "dense", "image_shape")}
+        self.model: Any = network(**self.spec_of_network).to(**self.place)
+        self.starts = [
+            [leaf.to(self.device) for leaf in weights(arrays, replica, spec["stages"], images.shape[-1])]
+            for replica in range(len(arrays["Conv_0/bias"]))
+        ]
+        self.reset(0)
+        self.trained = self.model
+        if variant == "compiled":
+            self.model = torch.compile(self.model)
+
+    def reset(self, replica: int) -> None:
+        """Gives the network a replica's initial parameters."""
+        trained = getattr(self, "trained", self.model)
+        with torch.no_grad():
+            for parameter, value in zip(trained.parameters(), self.starts[replica], strict=True):
+                parameter.copy_(value)
+
+    def logits(self, images):
+        """The network, in bfloat16 where that is the variant."""
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.variant == "bfloat16"):
+            return self.model(images).float()
 
 
-def one_after_another(arrays, spec, channels_last: bool) -> Callable[[], list[float]]:
-    """Each replica's steps in turn, eagerly."""
-    import torch
-    from torch.nn.functional import cross_entropy
+def pgd(work: Work, images, labels, norm: str, steps: int):
+    """Projected gradient ascent of the cross-entropy, as `robgrad.attacks.pgd`."""
+    epsilon, step_size = work.spec["radii"][norm]
+    attacked = images
+    for _ in range(steps):
+        attacked = attacked.detach().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(cross_entropy(work.logits(attacked), labels, reduction="sum"), attacked)
+        with torch.no_grad():
+            if norm == "l2":
+                length = gradient.flatten(1).norm(dim=1).clamp_min(1e-30)[:, None, None, None]
+                moved = attacked + step_size * gradient / length - images
+                length = moved.flatten(1).norm(dim=1).clamp_min(1e-30)[:, None, None, None]
+                moved = moved * (epsilon / length).clamp_max(1.0)
+            else:
+                moved = (attacked + step_size * gradient.sign() - images).clamp(-epsilon, epsilon)
+            attacked = (images + moved).clamp(-1, 1)
+    return attacked.detach()
 
-    images, labels, ranks = (torch.tensor(arrays[name]) for name in ("images", "labels", "ranks"))
-    images = images.permute(0, 3, 1, 2).contiguous()
-    layout = torch.channels_last if channels_last else torch.contiguous_format
 
-    model = network(**spec).to(memory_format=layout)
-    thresholds = arrays["thresholds"].tolist()
-    starts = [list(weights(arrays, replica, spec["stages"], images.shape[-1])) for replica in range(len(thresholds))]
+def attack_task(work: Work, norm: str, steps: int) -> contest.Task:
+    """PGD on the images; gives the mean cross-entropy of what comes out."""
+    libraries = {"torchattacks": torchattacks, "foolbox": foolbox, "art": art}
+    if work.variant in libraries:
+        attack = libraries[work.variant](work, norm, steps)
+    else:
+        attack = partial(pgd, work, work.images, work.labels, norm, steps)
 
-    def run() -> list[float]:
+    def task() -> list[float]:
+        attacked = attack()
+        with torch.no_grad():
+            return [cross_entropy(work.logits(attacked), work.labels).item()]
+
+    return task
+
+
+def torchattacks(work: Work, norm: str, steps: int) -> Callable[[], torch.Tensor]:
+    """By torchattacks, whose pixels are in [0, 1]."""
+    import torchattacks
+
+    model = nn.Sequential(Rescaled(), work.trained).eval()
+    epsilon, step_size = (value / 2 for value in work.spec["radii"][norm])
+    kinds = {"l2": torchattacks.PGDL2, "linf": torchattacks.PGD}
+    attack = kinds[norm](model, eps=epsilon, alpha=step_size, steps=steps, random_start=False)
+    images = (work.images + 1) / 2
+    return lambda: attack(images, work.labels) * 2 - 1
+
+
+class Rescaled(nn.Module):
+    """Pixels from [0, 1] to [-1, 1]."""
+
+    def forward(self, images):
+        """As said."""
+        return images * 2 - 1
+
+
+def foolbox(work: Work, norm: str, steps: int) -> Callable[[], torch.Tensor]:
+    """By foolbox."""
+    import eagerpy
+    import foolbox
+
+    kinds = {"l2": foolbox.attacks.L2PGD, "linf": foolbox.attacks.LinfPGD}
+    epsilon, step_size = work.spec["radii"][norm]
+    model = foolbox.PyTorchModel(work.trained.eval(), bounds=(-1, 1), device=work.device)
+    attack = kinds[norm](abs_stepsize=step_size, steps=steps, random_start=False)
+    criterion = foolbox.Misclassification(eagerpy.astensor(work.labels))
+    return lambda: attack.run(model, work.images, criterion, epsilon=epsilon)
+
+
+def art(work: Work, norm: str, steps: int) -> Callable[[], torch.Tensor]:
+    """By the Adversarial Robustness Toolbox."""
+    from art.attacks.evasion import ProjectedGradientDescentPyTorch
+    from art.estimators.classification import PyTorchClassifier
+
+    epsilon, step_size = work.spec["radii"][norm]
+    shape = tuple(work.images.shape[1:])
+    classifier = PyTorchClassifier(work.trained, nn.CrossEntropyLoss(), shape, 10, clip_values=(-1, 1))
+    options = {"norm": 2 if norm == "l2" else np.inf, "eps": epsilon, "eps_step": step_size, "max_iter": steps}
+    attack = ProjectedGradientDescentPyTorch(classifier, batch_size=len(work.images), verbose=False, **options)
+    images, labels = work.images.cpu().numpy(), work.labels.cpu().numpy()
+    return lambda: torch.tensor(attack.generate(images, labels), device=work.device)
+
+
+def train_task(work: Work, attack_steps: int, steps: int) -> contest.Task:
+    """Training steps on one batch, adversarial where there are attack steps; gives the last step's loss."""
+
+    def task() -> list[float]:
+        work.reset(0)
+        optimizer = torch.optim.Adam(work.trained.parameters(), 1e-3)
+        loss = torch.zeros(())
+        for _ in range(steps):
+            attacked = pgd(work, work.images, work.labels, "l2", attack_steps)
+            optimizer.zero_grad(set_to_none=True)
+            loss = cross_entropy(work.logits(attacked), work.labels)
+            loss.backward()
+            optimizer.step()
+        return [loss.item()]
+
+    return task
+
+
+def retrain_task(work: Work, replicas: int, steps: int) -> contest.Task:
+    """Each replica's ROAR retraining on one batch, in turn or as a `torch.func` stack; gives each one's last loss."""
+    ranks = torch.tensor(work.arrays["ranks"], device=work.device)
+    if work.variant == "func_stack":
+        return func_stack(work, ranks, steps)
+    thresholds = work.arrays["thresholds"].tolist()
+
+    def task() -> list[float]:
         last = []
-        for start, threshold in zip(starts, thresholds, strict=True):
-            with torch.no_grad():
-                for parameter, value in zip(model.parameters(), start, strict=True):
-                    parameter.copy_(value)
-            optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-            for _ in range(int(arrays["steps"])):
+        for replica, threshold in zip(range(replicas), thresholds, strict=True):
+            work.reset(replica)
+            optimizer = torch.optim.Adam(work.trained.parameters(), 1e-3)
+            loss = torch.zeros(())
+            for _ in range(steps):
                 optimizer.zero_grad(set_to_none=True)
-                batch = occluded(images, ranks, threshold).contiguous(memory_format=layout)
-                loss = cross_entropy(model(batch), labels)
+                loss = cross_entropy(work.logits(occluded(work.images, ranks, threshold)), work.labels)
                 loss.backward()
                 optimizer.step()
             last.append(loss.item())
         return last
 
-    return run
+    return task
 
 
-def func_stack(arrays, spec) -> Callable[[], list[float]]:
+def occluded(images, ranks, threshold):
+    """ROAR's occlusion with colour 0."""
+    return images * (ranks[:, None] >= threshold)
+
+
+def func_stack(work: Work, ranks, steps: int) -> contest.Task:
     """All replicas at once by `torch.func`, with Adam written out on the stack."""
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    images, labels, ranks = (torch.tensor(arrays[name]) for name in ("images", "labels", "ranks"))
-    images = images.permute(0, 3, 1, 2).contiguous()
-    model, thresholds = network(**spec), torch.tensor(arrays["thresholds"])
-    names = [name for name, _ in model.named_parameters()]
-    each = [list(weights(arrays, replica, spec["stages"], images.shape[-1])) for replica in range(len(thresholds))]
+    thresholds = torch.tensor(work.arrays["thresholds"], device=work.device)
+    names = [name for name, _ in work.trained.named_parameters()]
 
     def loss(parameters, threshold):
-        return cross_entropy(
-            torch.func.functional_call(model, parameters, (occluded(images, ranks, threshold),)), labels
-        )
+        images = occluded(work.images, ranks, threshold)
+        return cross_entropy(torch.func.functional_call(work.trained, parameters, (images,)), work.labels)
 
     step = torch.func.vmap(torch.func.grad_and_value(loss))
 
-    def run() -> list[float]:
-        parameters = {name: torch.stack([one[index] for one in each]) for index, name in enumerate(names)}
+    def task() -> list[float]:
+        parameters = {name: torch.stack([one[index] for one in work.starts]) for index, name in enumerate(names)}
         first = {name: torch.zeros_like(value) for name, value in parameters.items()}
         second = {name: torch.zeros_like(value) for name, value in parameters.items()}
-        for count in range(1, int(arrays["steps"]) + 1):
+        losses = torch.zeros(len(work.starts))
+        for count in range(1, steps + 1):
             gradients, losses = step(parameters, thresholds)
             for name, gradient in gradients.items():
                 first[name].mul_(0.9).add_(gradient, alpha=0.1)
@@ -118,25 +241,105 @@ def func_stack(arrays, spec) -> Callable[[], list[float]]:
                 parameters[name].addcdiv_(first[name], deviation, value=-1e-3 / (1 - 0.9**count))
         return losses.tolist()
 
-    return run
+    return task
+
+
+def gradient_task(work: Work) -> contest.Task:
+    """Input gradients of the loss at the label, by Captum where that is the variant; gives their mean l2 norm."""
+    if work.variant == "captum":
+        from captum.attr import Saliency
+
+        loss = lambda images: cross_entropy(work.logits(images), work.labels, reduction="none")  # noqa: E731
+        saliency = Saliency(loss)
+        gradients = lambda: saliency.attribute(work.images.clone().requires_grad_(True), abs=False)  # noqa: E731
+    else:
+
+        def gradients():
+            images = work.images.detach().requires_grad_(True)
+            return torch.autograd.grad(cross_entropy(work.logits(images), work.labels, reduction="sum"), images)[0]
+
+    return lambda: [gradients().flatten(1).norm(dim=1).mean().item()]
+
+
+def alignment_task(work: Work) -> contest.Task:
+    """Alignment of the images with a VAE-GAN's manifold, one Jacobian after another; gives the mean fraction."""
+    mean_code, decode = manifold(work)
+    images = torch.tensor(work.arrays["many_images"], device=work.device).permute(0, 3, 1, 2)
+
+    def fraction(image) -> float:
+        code = mean_code(image[None])[0].detach()
+        jacobian = torch.func.jacfwd(lambda one: decode(one[None]).flatten())(code)
+        basis = torch.linalg.qr(jacobian)[0]
+        varied = image[None].detach().requires_grad_(True)
+        logits = work.logits(varied)
+        (gradient,) = torch.autograd.grad(cross_entropy(logits, logits.detach().argmax(1)), varied)
+        # From NCHW to the order of the decoder's pixels does not matter for one channel.
+        gradient = gradient.flatten()
+        return ((basis.T @ gradient).square().sum() / gradient.square().sum()).item()
+
+    return lambda: [float(np.mean([fraction(image) for image in images]))]
+
+
+def manifold(work: Work) -> tuple[Callable, Callable]:
+    """The 28x28 or 8x8 VAE-GAN's mean code and decoder, batch norm by the running statistics."""
+    part = {
+        name.removeprefix("manifold/"): torch.tensor(value, device=work.device)
+        for name, value in work.arrays.items()
+        if name.startswith("manifold/")
+    }
+    shape = work.spec["decoder"]
+
+    def normalised(values, network: str, index: int):
+        mean, variance = (part[f"{network}/batch_stats/BatchNorm_{index}/{name}"] for name in ("mean", "variance"))
+        scale, bias = (part[f"{network}/params/BatchNorm_{index}/{name}"] for name in ("scale", "bias"))
+        shaped = (1, -1, *[1] * (values.ndim - 2))
+        factor = scale * (variance + 1e-3).rsqrt()
+        return (values - mean.view(shaped)) * factor.view(shaped) + bias.view(shaped)
+
+    def dense(values, network: str):
+        return values @ part[f"{network}/params/Dense_0/kernel"] + part[f"{network}/params/Dense_0/bias"]
+
+    def mean_code(images):
+        for index in range(shape["encoder_layers"]):
+            kernel = part[f"encoder/params/Conv_{index}/kernel"].permute(3, 2, 0, 1)
+            missing = max(0, (-(-images.shape[-1] // 2) - 1) * 2 + kernel.shape[-1] - images.shape[-1])
+            images = pad(images, (missing // 2, missing - missing // 2) * 2)
+            bias = part[f"encoder/params/Conv_{index}/bias"]
+            images = normalised(nn.functional.conv2d(images, kernel, bias, 2).relu(), "encoder", index)
+        flat = images.permute(0, 2, 3, 1).flatten(1)
+        moments = normalised(dense(flat, "encoder"), "encoder", shape["encoder_layers"])
+        return moments[:, : moments.shape[1] // 2]
+
+    def decode(codes):
+        height, width, features = shape["base"]
+        images = normalised(dense(codes, "decoder").relu(), "decoder", 0)
+        images = images.view(-1, height, width, features).permute(0, 3, 1, 2)
+        for index, (stride, padding) in enumerate(shape["layers"]):
+            # PyTorch's transposed convolution turns the kernel around.
+            kernel = part[f"decoder/params/Conv_{index}/kernel"].flip(0, 1).permute(2, 3, 0, 1)
+            bias = part[f"decoder/params/Conv_{index}/bias"]
+            images = nn.functional.conv_transpose2d(images, kernel, bias, stride, padding)
+            last = index == len(shape["layers"]) - 1
+            images = images.tanh() if last else normalised(images.relu(), "decoder", index + 1)
+        return images
+
+    return mean_code, decode
 
 
 def main(file: str, variant: str) -> None:
-    """Times one variant on the arrays of a file."""
-    with np.load(file, allow_pickle=False) as stored:
-        arrays = dict(stored)
-    spec = json.loads(str(arrays["spec"]))
-    run = (
-        func_stack(arrays, spec)
-        if variant == "func_stack"
-        else one_after_another(arrays, spec, variant == "channels_last")
-    )
-    losses, seconds = run(), []
-    for _ in range(int(arrays["repeats"])):
-        began = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - began)
-    print(json.dumps({"losses": losses, "seconds": seconds}))
+    """Serves one variant of a file's tasks."""
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    arrays, spec = contest.read(file)
+    work = Work(arrays, spec, variant)
+    makers: dict[str, Callable[..., contest.Task]] = {
+        "attack": attack_task,
+        "train": train_task,
+        "retrain": retrain_task,
+        "input gradients": gradient_task,
+        "alignment": alignment_task,
+    }
+    tasks = spec["tasks"].items()
+    contest.serve({name: partial(makers[kind], work, *arguments) for name, (kind, *arguments) in tasks})
 
 
 if __name__ == "__main__":

@@ -96,6 +96,24 @@ def conv_transpose(images: Array, kernel: Array, stride: int = 1, padding: Paddi
     return spread[:, top : top + height, left : left + width]
 
 
+@jax.custom_vjp
+def add_bias(activations: Array, bias: Array) -> Array:
+    """Adds a bias `[C]` to `[..., C]`; its derivative is a product with ones, since XLA reduces columns slowly."""
+    return activations + bias
+
+
+def _add_bias_forward(activations: Array, bias: Array) -> tuple[Array, None]:
+    return add_bias(activations, bias), None
+
+
+def _add_bias_backward(_: None, cotangent: Array) -> tuple[Array, Array]:
+    rows = cotangent.reshape(-1, cotangent.shape[-1])
+    return cotangent, jnp.ones(len(rows), rows.dtype) @ rows
+
+
+add_bias.defvjp(_add_bias_forward, _add_bias_backward)
+
+
 def max_pool(images: Array, window: int = 2) -> Array:
     """Maximum over disjoint square windows; rows and columns that fill no window are dropped.
 

@@ -33,7 +33,7 @@ class Conv(nn.Module):
         kernel = self.param("kernel", _GLOROT, shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         convolve = layers.conv_transpose if self.transpose else layers.conv
-        return convolve(images, kernel, self.stride, self.padding) + bias
+        return layers.add_bias(convolve(images, kernel, self.stride, self.padding), bias)
 
 
 class MLP(nn.Module):

@@ -35,7 +35,7 @@ def write_results(
     contents.
     """
     rows, *others = (
-        [{name: _plain(value) for name, value in row.items()} for row in table] for table in (rows, *tables.values())
+        [{name: plain(value) for name, value in row.items()} for row in table] for table in (rows, *tables.values())
     )
     lines = io.StringIO()
     writer = csv.DictWriter(lines, rows[0])
@@ -244,10 +244,10 @@ def _save(figure, path: Path) -> None:
     write(path, file.getvalue())
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A JSON value: Python's own numbers, NaN and infinity as null."""
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

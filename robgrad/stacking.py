@@ -112,8 +112,15 @@ def over_replicas(function: Callable) -> Callable:
     slower than one network after another, so the replicas of a core run in turn.
     """
     if jax.default_backend() == "cpu":
-        return lambda *stacks: lax.map(lambda replicas: function(*replicas), stacks)
+        return lambda *stacks: _one_after_another(function, stacks)
     return jax.vmap(function)
+
+
+def _one_after_another(function: Callable, stacks: Sequence[Any]):
+    if size(stacks) == 1:
+        # A loop would copy the replica into its body, and its result out of it.
+        return jax.tree.map(lambda leaf: jnp.expand_dims(leaf, 0), function(*(replica(one, 0) for one in stacks)))
+    return lax.map(lambda replicas: function(*replicas), stacks)
 
 
 def per_replica(function: Callable, mesh: Mesh, shared_specs: Any = WHOLE) -> Callable:

@@ -1,0 +1,327 @@
+"""The benchmark's tasks in JAX, by robgrad and by foolbox, for `experiments.benchmark`.
+
+    python -m experiments.contenders FILE VARIANT
+
+`FILE` is an `.npz` of work. Variants: `robgrad`, over all devices; `one_device`, the same where the caller has
+made one; `bfloat16`, its networks in that type; and, on one device, `python_loop`, which calls a compiled step from
+Python, `plain_lax`, with `lax`'s own convolution and pooling, `one_after_another`, the replicas of a stack in turn,
+and `foolbox_jax`.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from experiments import contest
+from robgrad import attacks, generative, layers, losses, manifold, models, retraining, stacking, training, vae_gan
+from robgrad.alignment import align
+from robgrad.attributions import loss_gradient
+from robgrad.datasets import Split
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class Half:
+    """A network in bfloat16, its parameters and what it returns in float32."""
+
+    def __init__(self, model: nn.Module):
+        """Wraps a linen module."""
+        self.model = model
+
+    def apply(self, variables, images):
+        """As `nn.Module.apply`."""
+        half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), (variables, images))
+        return jnp.asarray(self.model.apply(*half), jnp.float32)
+
+
+class Work:
+    """What a file of work holds, in JAX: network, stack of parameters, images and labels."""
+
+    def __init__(self, arrays: Arrays, spec: Mapping[str, Any], variant: str):
+        """Reads it for a variant."""
+        self.arrays, self.spec, self.variant = arrays, spec, variant
+        network = models.CNN(**{name: spec[name] for name in ("stages", "window", "dense")}, classes=10)
+        self.network = network
+        self.model: Any = Half(network) if variant == "bfloat16" else network
+        shape = spec["image_shape"]
+        shapes = jax.eval_shape(lambda: models.init(network, jax.random.key(0), shape))
+        leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
+        named = [arrays[jax.tree_util.keystr(path, simple=True, separator="/")] for path, _ in leaves]
+        self.stack = jax.tree.unflatten(structure, map(jnp.asarray, named))
+        self.params = stacking.replica(self.stack, 0)
+        self.images, self.labels = jnp.asarray(arrays["images"]), jnp.asarray(arrays["labels"])
+        alone = ("python_loop", "plain_lax", "foolbox_jax", "one_after_another")
+        self.devices = jax.devices()[:1] if variant in alone else jax.devices()
+
+    def mesh(self, replicas: int):
+        """All devices of the variant."""
+        return stacking.device_mesh(replicas, len(self.images), self.devices)
+
+    @property
+    def alone(self):
+        """The first replica as a stack of one, in its place."""
+        return self.placed(stacking.stack([self.params]))
+
+    def placed(self, stack):
+        """A stack where programs want it, so that no run has to copy it there."""
+        mesh = self.mesh(stacking.size(stack))
+        return stacking.kept(stacking.everywhere(stack, mesh), mesh)
+
+    def radii(self, norm: str) -> tuple[float, float]:
+        """Epsilon and step size."""
+        epsilon, step_size = self.spec["radii"][norm]
+        return epsilon, step_size
+
+
+def attack_task(work: Work, norm_name: str, steps: int) -> contest.Task:
+    """PGD on the images; gives the mean cross-entropy of what comes out."""
+    norm, (epsilon, step_size) = attacks.NORMS[norm_name], work.radii(norm_name)
+    logits_fn = models.logits_fn(work.model, work.params)
+
+    @jax.jit
+    def mean_loss(images):
+        return jax.vmap(lambda image, label: losses.cross_entropy(logits_fn(image), label))(images, work.labels).mean()
+
+    if work.variant == "foolbox_jax":
+        attack = foolbox_attack(work, norm_name, steps)
+    elif work.variant == "python_loop":
+        step = compiled_step(work, norm, epsilon, step_size)
+
+        def attack() -> jax.Array:
+            attacked = work.images
+            for _ in range(steps):
+                attacked = step(attacked)
+            return attacked
+    else:
+        perturb = attacks.pgd(norm, losses.cross_entropy, steps)
+
+        def of_example(numbers, params, example):
+            image, label = example
+            return perturb(jax.random.key(0), models.logits_fn(work.model, params), image, label, *numbers)
+
+        run = stacking.per_example(of_example, work.mesh(1), len(work.images))
+        numbers, one = (jnp.float32(epsilon), jnp.float32(step_size)), work.alone
+        attack = lambda: run(numbers, one, (work.images, work.labels))[0]  # noqa: E731
+    return lambda: [float(mean_loss(attack()))]
+
+
+def compiled_step(work: Work, norm: attacks.Norm, epsilon: float, step_size: float) -> Callable:
+    """One step of PGD on the whole batch."""
+    logits_fn = models.logits_fn(work.model, work.params)
+
+    def step(image, label, attacked):
+        gradient = jax.grad(lambda x: losses.cross_entropy(logits_fn(x), label))(attacked)
+        moved = attacked + step_size * norm.ascent(gradient)
+        return jnp.clip(image + norm.project(moved - image, jnp.float32(epsilon)), -1.0, 1.0)
+
+    return jax.jit(partial(jax.vmap(step), work.images, work.labels)).lower(work.images).compile()
+
+
+def foolbox_attack(work: Work, norm: str, steps: int) -> Callable[[], jax.Array]:
+    """The same by foolbox."""
+    import eagerpy
+    import foolbox
+
+    kinds = {"l2": foolbox.attacks.L2PGD, "linf": foolbox.attacks.LinfPGD}
+    epsilon, step_size = work.radii(norm)
+    logits = jax.jit(lambda images: models.logits(work.model, work.params, images))
+    model = foolbox.JAXModel(logits, bounds=(-1, 1))
+    attack = kinds[norm](abs_stepsize=step_size, steps=steps, random_start=False)
+    criterion = foolbox.Misclassification(eagerpy.astensor(work.labels))
+    return lambda: attack.run(model, work.images, criterion, epsilon=epsilon)
+
+
+def looped(work: Work, step: training.Step, stack, batch: training.Batch, steps: int, metric: str):
+    """Compiles steps of a stack, `(states, numbers)`, on one batch, split over the devices.
+
+    Returns a function of such a stack to each replica's metric in the last step.
+    """
+    examples = len(batch.weights)
+    mesh = work.mesh(stacking.size(stack))
+    given = (work.placed(stack), stacking.everywhere(batch, mesh))
+
+    def part(batch: training.Batch) -> training.Batch:
+        share = -(-examples // lax.axis_size(stacking.DATA))
+        rows = lax.axis_index(stacking.DATA) * share + jnp.arange(share)
+        mine = jax.tree.map(lambda leaf: leaf[jnp.minimum(rows, examples - 1)], batch)
+        return mine._replace(weights=jnp.where(rows < examples, mine.weights, 0.0))
+
+    def one_step(replica, batch):
+        state, numbers = replica
+        state, metrics = step(state, numbers, part(batch))
+        return state, metrics[metric]
+
+    def all_steps(replica, batch):
+        state, numbers = replica
+
+        def body(_, carry):
+            return one_step((carry[0], numbers), batch)
+
+        return lax.fori_loop(0, steps, body, (state, jnp.zeros(())))[1]
+
+    if work.variant == "python_loop":
+        run = jax.jit(stacking.per_replica(one_step, mesh)).lower(*given).compile()
+
+        def from_python(stack):
+            (states, numbers), last = stack, np.nan
+            for _ in range(steps):
+                states, last = run((states, numbers), given[1])
+            return np.asarray(last)
+
+        return from_python
+    whole = jax.jit(stacking.per_replica(all_steps, mesh)).lower(*given).compile()
+    return lambda stack: np.asarray(whole(stack, given[1]))
+
+
+def batch_of(work: Work, examples) -> training.Batch:
+    """The images as one batch."""
+    count = len(work.images)
+    return training.Batch(examples, jnp.ones(count), jax.random.split(jax.random.key(1), count))
+
+
+def train_task(work: Work, attack_steps: int, steps: int) -> contest.Task:
+    """Training steps on one batch, adversarial where there are attack steps; gives the last step's loss."""
+    attack = attacks.pgd(attacks.L2, losses.cross_entropy, attack_steps) if attack_steps else attacks.no_attack
+    moments = optax.scale_by_adam().init(work.params)
+    states = stacking.stack([training.TrainState(work.params, moments, jax.random.key(0), jnp.int32(0))])
+    numbers = training.Numbers(*(jnp.array([one]) for one in (*work.radii("l2"), 1e-3)))
+    batch = batch_of(work, Split(work.images, work.labels))  # type: ignore[arg-type]
+    step = training.classifier_step(work.model, attack)
+    stack = work.placed((states, numbers))
+    run = looped(work, step, stack, batch, steps, "loss")
+    return lambda: run(stack)
+
+
+def retrain_task(work: Work, replicas: int, steps: int) -> contest.Task:
+    """A stack of ROAR retrainings on one batch; gives each one's last loss."""
+    shape = work.spec["image_shape"]
+    plan = [retraining.Retraining(retraining.ROAR, "own", 0.0, seed) for seed in range(replicas)]
+    states = retraining.initial_states(work.network, shape, plan, jax.random.key(0))._replace(params=work.stack)
+    thresholds = jnp.asarray(work.arrays["thresholds"], jnp.int32)
+    occlusion = retraining.Occlusion(jnp.zeros(replicas, jnp.int32), thresholds, jnp.zeros(replicas, bool))
+    numbers = retraining.Numbers(occlusion, jnp.full(replicas, 1e-3))
+    images, labels = np.asarray(work.images), np.asarray(work.labels)
+    batch = batch_of(work, retraining.Examples(images, labels, work.arrays["ranks"][:, None]))
+    step = retraining.retraining_step(work.model, jnp.zeros(shape[-1]))
+    if work.variant != "one_after_another":
+        stack = work.placed((states, numbers))
+        run = looped(work, step, stack, batch, steps, "loss")
+        return lambda: run(stack)
+    parts = [jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], (states, numbers)) for i in range(replicas)]
+    run = looped(work, step, parts[0], batch, steps, "loss")
+    return lambda: [run(part)[0] for part in parts]
+
+
+def gradient_task(work: Work) -> contest.Task:
+    """Input gradients of the loss at the label; gives their mean l2 norm."""
+
+    def of_example(_, params, example):
+        image, label = example
+        return loss_gradient(models.logits_fn(work.model, params), image, label)
+
+    run = stacking.per_example(of_example, work.mesh(1), len(work.images))
+    one = work.alone
+
+    def task():
+        gradients = run((), one, (work.images, work.labels))[0]
+        return [jnp.linalg.norm(gradients.reshape(len(gradients), -1), axis=1).mean()]
+
+    return task
+
+
+def alignment_task(work: Work) -> contest.Task:
+    """Alignment of the images with a VAE-GAN's manifold; gives the mean tangent fraction."""
+    generator = generative.vae_gan_for(work.spec["image_shape"])
+    variables = vae_gan.init(generator, work.spec["image_shape"], jax.random.key(0)).params
+    names = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
+    }
+    given = [jnp.asarray(work.arrays.get(f"manifold/{name}", leaf)) for name, leaf in names.items()]
+    variables = jax.tree.unflatten(jax.tree.structure(variables), given)
+
+    def of_example(variables, params, image):
+        surface = manifold.from_vae_gan(generator, variables)
+        return align(models.logits_fn(work.model, params), surface, image, image).tangent_fraction
+
+    run = stacking.per_example(of_example, work.mesh(1), 100)
+    one, images = work.alone, jnp.asarray(work.arrays["many_images"])
+    return lambda: [run(variables, one, images)[0].mean()]
+
+
+def vae_gan_task(work: Work, steps: int) -> contest.Task:
+    """Steps of the VAE-GAN on one batch; gives the last reconstruction error."""
+    shape = work.spec["image_shape"]
+    generator = generative.vae_gan_for(shape)
+    states = stacking.stack([vae_gan.init(generator, shape, jax.random.key(0))])
+    numbers = vae_gan.Numbers(jnp.array([5e-3]), jnp.array([5e-4]))
+    batch = batch_of(work, Split(work.images, work.labels))  # type: ignore[arg-type]
+    stack = work.placed((states, numbers))
+    run = looped(work, vae_gan.train_step(generator), stack, batch, steps, "reconstruction")
+    return lambda: run(stack)
+
+
+def product_task(side: int) -> contest.Task:
+    """One large matrix product; gives its sum over the side."""
+    matrix = jnp.full((side, side), 1 / side)
+    run = jax.jit(lambda matrix: matrix @ matrix).lower(matrix).compile()
+    return lambda: [run(matrix)[0, 0]]
+
+
+@contextlib.contextmanager
+def plain_lax():
+    """Networks built and traced within use `lax`'s own convolution and pooling."""
+
+    def conv(images, kernel, stride=1, padding="SAME"):
+        strides = (stride, stride)
+        return lax.conv_general_dilated(images, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    def max_pool(images, window=2):
+        size = (1, window, window, 1)
+        return lax.reduce_window(images, -jnp.inf, lax.max, size, size, "VALID")
+
+    with mock.patch.object(layers, "conv", conv), mock.patch.object(layers, "max_pool", max_pool):
+        yield
+
+
+def builders_of(work: Work) -> dict[str, Callable[[], contest.Task]]:
+    """Builders of the tasks that a file of work names."""
+    makers: dict[str, Callable[..., contest.Task]] = {
+        "attack": partial(attack_task, work),
+        "train": partial(train_task, work),
+        "retrain": partial(retrain_task, work),
+        "input gradients": partial(gradient_task, work),
+        "alignment": partial(alignment_task, work),
+        "vae_gan": partial(vae_gan_task, work),
+        "product": product_task,
+    }
+    return {name: partial(makers[kind], *arguments) for name, (kind, *arguments) in work.spec["tasks"].items()}
+
+
+def main(file: str, variant: str, *joined: str) -> None:
+    """Serves one variant of a file's tasks; `joined` are the address and numbers of several processes."""
+    arrays, spec = contest.read(file)
+    jax.config.update("jax_default_matmul_precision", spec["matmul_precision"])
+    jax.config.update("jax_enable_compilation_cache", False)
+    if joined:
+        # Each of several processes has its part of the cores, as it would on a machine of its own.
+        cores, (address, count, index) = sorted(os.sched_getaffinity(0)), (joined[0], int(joined[1]), int(joined[2]))
+        os.sched_setaffinity(0, cores[index::count])
+        jax.distributed.initialize(address, count, index)
+    with plain_lax() if variant == "plain_lax" else contextlib.nullcontext():
+        contest.serve(builders_of(Work(arrays, spec, variant)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
