@@ -50,12 +50,11 @@ COLUMNS = (
 _SIZE = "--xla_force_host_platform_device_count"
 
 flags.DEFINE_list("networks", list(suites.NETWORKS), f"Classifiers to time, of {', '.join(suites.NETWORKS)}.")
-flags.DEFINE_integer("repeats", 5, "Timed runs, after two to warm up; medians are shown.", lower_bound=1)
+flags.DEFINE_integer("rounds", 5, "Timed runs of each, after two to warm up; medians are shown.", lower_bound=1)
 flags.DEFINE_list("suites", list(suites.SUITES), f"What to time, of {', '.join(suites.SUITES)}.")
 flags.DEFINE_list("peers", list(suites.PEERS), f"Peers to compare with, of {', '.join(suites.PEERS)}; empty for none.")
 flags.DEFINE_bool("quick", False, "Few steps, one repeat: whether the benchmark works, no measurement.")
-flags.DEFINE_string("dataset", "digits", "Data set of the suite data: 'digits' or a TFDS name.")
-flags.DEFINE_string("data_dir", None, "TFDS data directory. Default: $TFDS_DATA_DIR, then ~/tensorflow_datasets.")
+flags.DEFINE_string("loaded", "digits", "Data set of the suite data: 'digits', or a TFDS name in $TFDS_DATA_DIR.")
 for _flag, _known in (("suites", suites.SUITES), ("networks", tuple(suites.NETWORKS)), ("peers", tuple(suites.PEERS))):
     flags.register_validator(
         _flag, lambda names, known=_known: {*names} <= {*known}, f"expected some of {', '.join(_known)}"
@@ -95,7 +94,7 @@ def compare(suite: str, name: str, peak: float) -> Iterator[report.Row]:
                 started[label] = contender(file, program)
             except contest.FailedError as error:
                 launch.show(f"{suite}, {name}: {label} left out ({error})")
-        for _ in range(1 if FLAGS.quick else FLAGS.repeats):
+        for _ in range(1 if FLAGS.quick else FLAGS.rounds):
             for task in tasks:
                 for label, one in started.items():
                     if task in one.values:
@@ -167,7 +166,7 @@ def startup() -> Iterator[report.Row]:
     modules = ", ".join(f"robgrad.{path.stem}" for path in sorted(package.glob("*.py")) if path.stem != "__init__")
     programs = {"jax, flax, optax": "import jax, flax, optax", "robgrad": f"import {modules}"}
     times: dict[str, list[float]] = {name: [] for name in programs}
-    for _ in range(1 + (1 if FLAGS.quick else FLAGS.repeats)):
+    for _ in range(1 + (1 if FLAGS.quick else FLAGS.rounds)):
         for name, program in programs.items():
             times[name].append(timed([sys.executable, "-c", program])[0])
     base = statistics.median(times["robgrad"][1:])
@@ -187,7 +186,7 @@ def startup() -> Iterator[report.Row]:
 
 def data() -> Iterator[report.Row]:
     """Loading a data set in a fresh process, from its own files and from the cache of decoded images."""
-    name, given = FLAGS.dataset, FLAGS.data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    name, given = FLAGS.loaded, os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
     program = (
         "import sys, time; from robgrad import datasets; began = time.perf_counter(); "
         "datasets.load(*sys.argv[1:]); print(time.perf_counter() - began)"

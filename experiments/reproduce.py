@@ -102,13 +102,13 @@ def main() -> None:
     add(boundary_tilting.part_of(results), workdir, results)
     for name in analysed:
         config = settings.from_flags(presets.ManifoldConfig, presets.MANIFOLD, sets[name])
-        place = root / f"{manifold_distance.NAME}-{name}"
+        place = root / f"{manifold_distance.NAME}-{settings.label(name)}"
         workdir, results = manifold_distance.run(place, sets[name], config, stages.source_of_flags())
         add(manifold_distance.part_of(results), workdir, results)
     for name in retrained:
-        grid, other = roar_kar.config_of_flags(sets[name]), root / f"{manifold_distance.NAME}-{name}"
+        grid, other = roar_kar.config_of_flags(sets[name]), root / f"{manifold_distance.NAME}-{settings.label(name)}"
         source = stages.Source(other, strict=False) if name in analysed else stages.source_of_flags()
-        workdir, results = roar_kar.run(root / f"{roar_kar.NAME}-{name}", sets[name], grid, source)
+        workdir, results = roar_kar.run(root / f"{roar_kar.NAME}-{settings.label(name)}", sets[name], grid, source)
         tradeoff.draw(workdir, grid, results)
         add(roar_kar.part_of(results), workdir, results)
         add(tradeoff.part_of(results), workdir, results)

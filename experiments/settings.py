@@ -15,7 +15,7 @@ from absl import flags
 from experiments import presets
 from robgrad import attacks, datasets, losses
 
-flags.DEFINE_string("dataset", "digits", "'digits' (embedded), or the TFDS name of an image classification set.")
+flags.DEFINE_string("dataset", "digits", "'digits' (embedded), the TFDS name of an image set, or the path of an .npz.")
 flags.DEFINE_string("data_dir", None, "TFDS data directory. Default: $TFDS_DATA_DIR, then ~/tensorflow_datasets.")
 flags.DEFINE_enum("preset", "quick", ["quick", "paper"], "Sizes: 'quick' for two CPU cores, or the paper's.")
 
@@ -152,13 +152,15 @@ def _preset(table: Mapping[str, Any], dataset: datasets.Dataset) -> dict[str, An
             "use --preset=quick"
         )
     match dataset.train.images.shape[1:]:
+        case (8, 8, 1):
+            preset = table["digits"]
         case (28, 28, 1):
             preset = table["fashion_mnist"] | {"held_out": 0}
         case (32, 32, _):
             preset = table["cifar10"]
         case shape:
             raise flags.IllegalFlagValueError(
-                f"--dataset={dataset.name}: expected images of 28x28x1 or 32x32xC pixels, got "
+                f"--dataset={dataset.name}: expected images of 8x8x1, 28x28x1 or 32x32xC pixels, got "
                 f"{'x'.join(map(str, shape))}; use robgrad as a library with a generative.VaeGan of that size"
             )
     return preset | {
@@ -172,9 +174,14 @@ def _check(name: str, value: int, most: int, why: str) -> None:
         raise flags.IllegalFlagValueError(f"--{name}={value}: expected at most {most} ({why})")
 
 
+def label(dataset: str) -> str:
+    """A data set's name as part of a directory's."""
+    return Path(dataset).stem if datasets.is_file(dataset) else dataset
+
+
 def workdir(experiment: str) -> Path:
     """The directory of the run: the flag's, or one named after what is run."""
-    return Path(FLAGS.workdir or f"runs/{experiment}-{FLAGS.dataset}-{FLAGS.preset}")
+    return Path(FLAGS.workdir or f"runs/{experiment}-{label(FLAGS.dataset)}-{FLAGS.preset}")
 
 
 def subsets(config: presets.Config, dataset: datasets.Dataset) -> tuple[datasets.Split, datasets.Split]:

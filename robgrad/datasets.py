@@ -1,4 +1,4 @@
-"""Labelled images as plain arrays: scikit-learn's digits, TFDS sets read without TensorFlow, a 2-D toy.
+"""Labelled images as plain arrays: scikit-learn's digits, TFDS sets read without TensorFlow, files, a 2-D toy.
 
 A data set here is two pairs of arrays that fit on the device: unsigned bytes `[N, H, W, C]` and
 integer labels `[N]`. Everything downstream works in the pixel range [-1, 1] of the paper, and
@@ -8,6 +8,8 @@ integer labels `[N]`. Everything downstream works in the pixel range [-1, 1] of 
 import os
 import stat
 import tempfile
+import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,18 +53,27 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
 
     Args:
       name: `"digits"` for scikit-learn's 8x8 digits, embedded, with a fixed stratified fifth held
-        out; else the TFDS name of any image classification set with splits `train` and `test`.
-        Images are decoded once and cached as a plain `.npz` beside the data, or in the user's
-        cache directory where the data are read-only.
+        out; or a path that ends in `.npz`, a file of the arrays `train_images`, `train_labels`,
+        `test_images`, `test_labels` and, where wanted, `classes` (names); or the TFDS name of any image
+        classification set with splits `train` and `test`. Its images are decoded once and cached as a
+        plain `.npz` beside the data, or in the user's cache directory where the data are read-only.
       data_dir: TFDS data directory; default `$TFDS_DATA_DIR`, then `~/tensorflow_datasets`.
 
     Raises:
       DataError: if the set is unknown, missing or unreadable, or is not of labelled images of one shape.
     """
-    dataset = _digits() if name == "digits" else _from_tfds(name, _data_dir(data_dir))
+    if name == "digits":
+        dataset = _digits()
+    else:
+        dataset = _from_file(Path(name).expanduser()) if is_file(name) else _from_tfds(name, _data_dir(data_dir))
     for split in (dataset.train, dataset.test):
         check(split, len(dataset.classes), dataset.name)
     return dataset
+
+
+def is_file(name: str) -> bool:
+    """Whether a data set's name is the path of a file of arrays."""
+    return name.endswith(".npz")
 
 
 def check(split: Split, classes: int, name: str = "the data set") -> None:
@@ -118,6 +129,26 @@ def _digits() -> Dataset:
     train, test = train_test_split(np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0)
     classes = tuple(str(c) for c in digits.target_names)
     return Dataset("digits", classes, Split(images[train], labels[train]), Split(images[test], labels[test]))
+
+
+def _from_file(path: Path) -> Dataset:
+    """Reads a file of arrays; its name carries a digest, so that runs on files of one name are told apart."""
+    parts = [f"{split}_{kind}" for split in ("train", "test") for kind in ("images", "labels")]
+    try:
+        digest = zlib.crc32(path.read_bytes())
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = dict(stored)
+        images, labels, test_images, test_labels = (arrays[part] for part in parts)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(f"{path}: expected an .npz file of the arrays {', '.join(parts)} ({reason})") from error
+    top = max(int(one.max(initial=0)) for one in (labels, test_labels))
+    classes = tuple(map(str, arrays["classes"] if "classes" in arrays else range(top + 1)))
+    train, test = (
+        Split(pictures, numbers.astype(np.int32) if np.issubdtype(numbers.dtype, np.integer) else numbers)
+        for pictures, numbers in ((images, labels), (test_images, test_labels))
+    )
+    return Dataset(f"{path.stem}-{digest:08x}", classes, train, test)
 
 
 def _data_dir(data_dir: str | os.PathLike | None) -> Path:

@@ -72,6 +72,31 @@ def test_unknown_and_missing_sets(tmp_path):
             datasets.load("mnist", tmp_path)
 
 
+def test_files_of_arrays(tmp_path):
+    file, images, labels = tmp_path / "mine.npz", np.zeros((6, 8, 8, 1), np.uint8), np.arange(6) % 3
+    arrays = {"train_images": images, "train_labels": labels, "test_images": images[:2], "test_labels": labels[:2]}
+    np.savez(file, **arrays)
+    dataset = datasets.load(str(file))
+    assert dataset.name.startswith("mine-")
+    assert dataset.classes == ("0", "1", "2")
+    np.testing.assert_array_equal(dataset.train.labels, labels)
+    np.savez(file, **arrays | {"test_labels": labels[1:3]}, classes=["a", "b", "c"])
+    again = datasets.load(str(file))
+    assert again.classes == ("a", "b", "c")
+    assert again.name != dataset.name
+    np.savez(file, **arrays | {"train_labels": labels + 0.5})
+    with pytest.raises(datasets.DataError, match="expected one integer label"):
+        datasets.load(str(file))
+    np.savez(file, train_images=images)
+    with pytest.raises(datasets.DataError, match=r"expected an \.npz file of the arrays train_images, train_labels"):
+        datasets.load(str(file))
+    file.write_bytes(b"PK truncated")
+    with pytest.raises(datasets.DataError, match=r"expected an \.npz file"):
+        datasets.load(str(file))
+    with pytest.raises(datasets.DataError, match="No such file"):
+        datasets.load(str(tmp_path / "none.npz"))
+
+
 def test_a_data_directory_must_be_one(tmp_path):
     file = tmp_path / "file"
     file.write_text("")
