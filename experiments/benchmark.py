@@ -268,8 +268,9 @@ def main() -> None:
     runs.write(workdir / "results.json", json.dumps(results, indent=2, allow_nan=False))
     if summary:
         names = [f"{row['suite']}, {row['network']}: {row['task']} ({row['best_peer']})" for row in summary]
-        label = "time of the best float32 peer over robgrad's"
-        report.bar_figure(workdir / "speed.png", names, [row["ratio"] for row in summary], ("robgrad", 1.0), label)
+        label = "best float32 peer's time over robgrad's"
+        ratios = [row["ratio"] for row in summary]
+        report.bar_figure(workdir / "speed.png", names, ratios, ("robgrad", 1.0), label, "log")
         launch.show(report.table(summary, tuple(summary[0])))
     launch.show(f"\nresults: {workdir}")
 

@@ -2,5 +2,5 @@
 
 Modules, each importing only from those before it: `datasets`, `layers`, `losses`, `models`, `attacks`,
 `stacking`, `runs`, `training`, `generative`, `vae_gan`, `manifold`, `attributions`, `alignment`,
-`checkpoints`, `retraining`, `report`.
+`checkpoints`, `retraining`, `report`, `page`.
 """

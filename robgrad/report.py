@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.ndimage import gaussian_filter1d
-from scipy.stats import gaussian_kde
 
 from robgrad.runs import write
 
@@ -91,8 +89,11 @@ def table(rows: Sequence[Row], columns: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def density(values: np.ndarray) -> gaussian_kde | None:
+def density(values: np.ndarray) -> Callable[[np.ndarray], np.ndarray] | None:
     """The paper's density of distances: a Gaussian kernel of bandwidth factor 0.25; None below two values."""
+    # Imported where needed: scipy.stats takes longer than all of robgrad.
+    from scipy.stats import gaussian_kde
+
     return gaussian_kde(values, BANDWIDTH_FACTOR) if len(values) > 1 and np.ptp(values) > 0 else None
 
 
@@ -101,6 +102,8 @@ def mode(values: np.ndarray) -> float:
 
     Counted into 1,000 bins and smoothed, so that intervals by resampling cost seconds.
     """
+    from scipy.ndimage import gaussian_filter1d
+
     if len(values) < 2 or np.ptp(values) == 0:
         return math.nan
     counts, edges = np.histogram(values, 1000)
@@ -131,11 +134,17 @@ def density_figure(path: Path, panels: Mapping[str, Mapping[str, np.ndarray]], x
 
 
 def bar_figure(
-    path: Path, names: Sequence[str], values: Sequence[float], reference: tuple[str, float], label: str
+    path: Path,
+    names: Sequence[str],
+    values: Sequence[float],
+    reference: tuple[str, float],
+    label: str,
+    scale: str = "linear",
 ) -> None:
-    """One horizontal bar a name, and a dashed line where `reference` lies."""
+    """One horizontal bar a name, and a dashed line where `reference` lies; `scale` may be `log`."""
     figure, ((axis,),) = _figure(1, 1, 6.5, 0.6 + 0.32 * len(names))
     axis.barh(names, values, color="tab:blue")
+    axis.set_xscale(scale)
     axis.axvline(reference[1], color="black", linestyle="--", label=reference[0])
     axis.invert_yaxis()
     axis.set(xlabel=label)
