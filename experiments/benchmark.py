@@ -122,19 +122,19 @@ def wanted(suite: str) -> dict[str, str]:
     for label, program in suites.VARIANTS[suite].items():
         variant = program.split()[1]
         peer = variant in suites.PEERS and not label.startswith("robgrad")
-        if not peer or (variant in FLAGS.peers and installed(suites.PEERS[variant])):
+        if not peer or (variant in FLAGS.peers and installed(suites.PEERS[variant], program)):
             chosen[label] = program
     return chosen
 
 
-def installed(module: str) -> bool:
-    """Whether a peer can be imported; says so where not."""
-    if importlib.util.find_spec(module) and importlib.util.find_spec("torch"):
-        return True
-    if module not in _missing:
+def installed(peer: str, program: str) -> bool:
+    """Whether a peer, and PyTorch where its program needs that, can be imported; says so once where not."""
+    needed = [peer, *(["torch"] if program.startswith("peers") else [])]
+    missing = [module for module in needed if importlib.util.find_spec(module) is None]
+    for module in {*missing} - _missing:
         _missing.add(module)
-        launch.show(f"{module}: not installed, left out (pip install 'robgrad[benchmark]')")
-    return False
+        launch.show(f"{module}: not installed, what needs it is left out (pip install 'robgrad[benchmark]')")
+    return not missing
 
 
 _FLOAT32_PEERS = {

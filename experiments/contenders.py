@@ -14,35 +14,20 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
-from unittest import mock
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
 
-from experiments import contest
-from robgrad import attacks, generative, layers, losses, manifold, models, retraining, stacking, training, vae_gan
+from experiments import alternatives, contest
+from robgrad import attacks, generative, losses, manifold, models, retraining, stacking, training, vae_gan
 from robgrad.alignment import align
 from robgrad.attributions import loss_gradient
 from robgrad.datasets import Split
 
 Arrays = Mapping[str, np.ndarray]
-
-
-class Half:
-    """A network in bfloat16, its parameters and what it returns in float32."""
-
-    def __init__(self, model: nn.Module):
-        """Wraps a linen module."""
-        self.model = model
-
-    def apply(self, variables, images):
-        """As `nn.Module.apply`."""
-        half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), (variables, images))
-        return jnp.asarray(self.model.apply(*half), jnp.float32)
 
 
 class Work:
@@ -53,7 +38,7 @@ class Work:
         self.arrays, self.spec, self.variant = arrays, spec, variant
         network = models.CNN(**{name: spec[name] for name in ("stages", "window", "dense")}, classes=10)
         self.network = network
-        self.model: Any = Half(network) if variant == "bfloat16" else network
+        self.model: Any = alternatives.Half(network) if variant == "bfloat16" else network
         shape = spec["image_shape"]
         shapes = jax.eval_shape(lambda: models.init(network, jax.random.key(0), shape))
         leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
@@ -118,14 +103,17 @@ def attack_task(work: Work, norm_name: str, steps: int) -> contest.Task:
 
 def compiled_step(work: Work, norm: attacks.Norm, epsilon: float, step_size: float) -> Callable:
     """One step of PGD on the whole batch."""
-    logits_fn = models.logits_fn(work.model, work.params)
 
-    def step(image, label, attacked):
+    def step(params, image, label, attacked):
+        logits_fn = models.logits_fn(work.model, params)
         gradient = jax.grad(lambda x: losses.cross_entropy(logits_fn(x), label))(attacked)
         moved = attacked + step_size * norm.ascent(gradient)
         return jnp.clip(image + norm.project(moved - image, jnp.float32(epsilon)), -1.0, 1.0)
 
-    return jax.jit(partial(jax.vmap(step), work.images, work.labels)).lower(work.images).compile()
+    # The parameters are an argument, as they are in the loop: constants would be folded.
+    run = jax.jit(jax.vmap(step, in_axes=(None, 0, 0, 0)))
+    given = (work.params, work.images, work.labels)
+    return partial(run.lower(*given, work.images).compile(), *given)
 
 
 def foolbox_attack(work: Work, norm: str, steps: int) -> Callable[[], jax.Array]:
@@ -279,22 +267,6 @@ def product_task(side: int) -> contest.Task:
     return lambda: [run(matrix)[0, 0]]
 
 
-@contextlib.contextmanager
-def plain_lax():
-    """Networks built and traced within use `lax`'s own convolution and pooling."""
-
-    def conv(images, kernel, stride=1, padding="SAME"):
-        strides = (stride, stride)
-        return lax.conv_general_dilated(images, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-    def max_pool(images, window=2):
-        size = (1, window, window, 1)
-        return lax.reduce_window(images, -jnp.inf, lax.max, size, size, "VALID")
-
-    with mock.patch.object(layers, "conv", conv), mock.patch.object(layers, "max_pool", max_pool):
-        yield
-
-
 def builders_of(work: Work) -> dict[str, Callable[[], contest.Task]]:
     """Builders of the tasks that a file of work names."""
     makers: dict[str, Callable[..., contest.Task]] = {
@@ -319,7 +291,7 @@ def main(file: str, variant: str, *joined: str) -> None:
         cores, (address, count, index) = sorted(os.sched_getaffinity(0)), (joined[0], int(joined[1]), int(joined[2]))
         os.sched_setaffinity(0, cores[index::count])
         jax.distributed.initialize(address, count, index)
-    with plain_lax() if variant == "plain_lax" else contextlib.nullcontext():
+    with alternatives.plain_lax() if variant == "plain_lax" else contextlib.nullcontext():
         contest.serve(builders_of(Work(arrays, spec, variant)))
 
 

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import cross_entropy
 
-from experiments import contest
+from experiments import contest, jacobians
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -261,71 +261,6 @@ def gradient_task(work: Work) -> contest.Task:
     return lambda: [gradients().flatten(1).norm(dim=1).mean().item()]
 
 
-def alignment_task(work: Work) -> contest.Task:
-    """Alignment of the images with a VAE-GAN's manifold, one Jacobian after another; gives the mean fraction."""
-    mean_code, decode = manifold(work)
-    images = torch.tensor(work.arrays["many_images"], device=work.device).permute(0, 3, 1, 2)
-
-    def fraction(image) -> float:
-        code = mean_code(image[None])[0].detach()
-        jacobian = torch.func.jacfwd(lambda one: decode(one[None]).flatten())(code)
-        basis = torch.linalg.qr(jacobian)[0]
-        varied = image[None].detach().requires_grad_(True)
-        logits = work.logits(varied)
-        (gradient,) = torch.autograd.grad(cross_entropy(logits, logits.detach().argmax(1)), varied)
-        # From NCHW to the order of the decoder's pixels does not matter for one channel.
-        gradient = gradient.flatten()
-        return ((basis.T @ gradient).square().sum() / gradient.square().sum()).item()
-
-    return lambda: [float(np.mean([fraction(image) for image in images]))]
-
-
-def manifold(work: Work) -> tuple[Callable, Callable]:
-    """The 28x28 or 8x8 VAE-GAN's mean code and decoder, batch norm by the running statistics."""
-    part = {
-        name.removeprefix("manifold/"): torch.tensor(value, device=work.device)
-        for name, value in work.arrays.items()
-        if name.startswith("manifold/")
-    }
-    shape = work.spec["decoder"]
-
-    def normalised(values, network: str, index: int):
-        mean, variance = (part[f"{network}/batch_stats/BatchNorm_{index}/{name}"] for name in ("mean", "variance"))
-        scale, bias = (part[f"{network}/params/BatchNorm_{index}/{name}"] for name in ("scale", "bias"))
-        shaped = (1, -1, *[1] * (values.ndim - 2))
-        factor = scale * (variance + 1e-3).rsqrt()
-        return (values - mean.view(shaped)) * factor.view(shaped) + bias.view(shaped)
-
-    def dense(values, network: str):
-        return values @ part[f"{network}/params/Dense_0/kernel"] + part[f"{network}/params/Dense_0/bias"]
-
-    def mean_code(images):
-        for index in range(shape["encoder_layers"]):
-            kernel = part[f"encoder/params/Conv_{index}/kernel"].permute(3, 2, 0, 1)
-            missing = max(0, (-(-images.shape[-1] // 2) - 1) * 2 + kernel.shape[-1] - images.shape[-1])
-            images = pad(images, (missing // 2, missing - missing // 2) * 2)
-            bias = part[f"encoder/params/Conv_{index}/bias"]
-            images = normalised(nn.functional.conv2d(images, kernel, bias, 2).relu(), "encoder", index)
-        flat = images.permute(0, 2, 3, 1).flatten(1)
-        moments = normalised(dense(flat, "encoder"), "encoder", shape["encoder_layers"])
-        return moments[:, : moments.shape[1] // 2]
-
-    def decode(codes):
-        height, width, features = shape["base"]
-        images = normalised(dense(codes, "decoder").relu(), "decoder", 0)
-        images = images.view(-1, height, width, features).permute(0, 3, 1, 2)
-        for index, (stride, padding) in enumerate(shape["layers"]):
-            # PyTorch's transposed convolution turns the kernel around.
-            kernel = part[f"decoder/params/Conv_{index}/kernel"].flip(0, 1).permute(2, 3, 0, 1)
-            bias = part[f"decoder/params/Conv_{index}/bias"]
-            images = nn.functional.conv_transpose2d(images, kernel, bias, stride, padding)
-            last = index == len(shape["layers"]) - 1
-            images = images.tanh() if last else normalised(images.relu(), "decoder", index + 1)
-        return images
-
-    return mean_code, decode
-
-
 def main(file: str, variant: str) -> None:
     """Serves one variant of a file's tasks."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -336,7 +271,7 @@ def main(file: str, variant: str) -> None:
         "train": train_task,
         "retrain": retrain_task,
         "input gradients": gradient_task,
-        "alignment": alignment_task,
+        "alignment": jacobians.alignment_task,
     }
     tasks = spec["tasks"].items()
     contest.serve({name: partial(makers[kind], work, *arguments) for name, (kind, *arguments) in tasks})
