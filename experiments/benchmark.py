@@ -96,11 +96,19 @@ def compare(suite: str, name: str, peak: float) -> Iterator[report.Row]:
                 launch.show(f"{suite}, {name}: {label} left out ({error})")
         for _ in range(1 if FLAGS.quick else FLAGS.rounds):
             for task in tasks:
-                for label, one in started.items():
-                    if task in one.values:
+                for label, one in list(started.items()):
+                    if task not in one.values:
+                        continue
+                    try:
                         seconds.setdefault((task, label), []).append(one.take(task))
+                    except (contest.FailedError, BrokenPipeError) as error:
+                        launch.show(f"{suite}, {name}: {label} ended ({error})")
+                        started.pop(label)
         memory = {label: one.end() for label, one in started.items()}
-    for (task, label), times in sorted(seconds.items(), key=lambda item: list(tasks).index(item[0][0])):
+    if "robgrad" not in started:
+        return
+    done = [(place, times) for place, times in seconds.items() if place[1] in started]
+    for (task, label), times in sorted(done, key=lambda item: list(tasks).index(item[0][0])):
         equal = is_equal(suite, name, task, label, started[label].values[task], started["robgrad"].values[task])
         median, work = statistics.median(times), tasks[task]
         yield {
@@ -261,6 +269,14 @@ def main() -> None:
         if part:
             launch.show(report.table(part, COLUMNS), "")
         rows += part
+        keep(workdir, rows, peak)
+    if summary := against_the_best(rows):
+        launch.show(report.table(summary, tuple(summary[0])))
+    launch.show(f"\nresults: {workdir}")
+
+
+def keep(workdir: Path, rows: Sequence[report.Row], peak: float) -> None:
+    """Writes what has been measured so far, and the chart."""
     results: dict[str, Any] = {"experiment": "benchmark", "environment": launch.environment(), "peak_flops": peak}
     summary = against_the_best(rows)
     plain = lambda table: [{k: report.plain(v) for k, v in row.items()} for row in table]  # noqa: E731
@@ -268,11 +284,8 @@ def main() -> None:
     runs.write(workdir / "results.json", json.dumps(results, indent=2, allow_nan=False))
     if summary:
         names = [f"{row['suite']}, {row['network']}: {row['task']} ({row['best_peer']})" for row in summary]
-        label = "best float32 peer's time over robgrad's"
-        ratios = [row["ratio"] for row in summary]
+        label, ratios = "best float32 peer's time over robgrad's", [row["ratio"] for row in summary]
         report.bar_figure(workdir / "speed.png", names, ratios, ("robgrad", 1.0), label, "log")
-        launch.show(report.table(summary, tuple(summary[0])))
-    launch.show(f"\nresults: {workdir}")
 
 
 if __name__ == "__main__":

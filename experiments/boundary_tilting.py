@@ -179,7 +179,7 @@ def _run(workdir: Path, config: Mapping[str, Any], place: Mapping[str, str]) -> 
 def part_of(results: Mapping[str, Any]) -> pages.Part:
     """What the experiment puts on a page."""
     table = page.Table("Means over the repeats", results["rows"], COLUMNS)
-    return pages.Part(TITLE, QUESTION, CAPTIONS, [table], results["claims"])
+    return pages.Part(TITLE, QUESTION, CAPTIONS, [table], results.get("claims", []))
 
 
 def main() -> None:

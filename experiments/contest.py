@@ -38,7 +38,6 @@ class Contender:
         Raises:
           FailedError: if they end instead.
         """
-        # Unread, a full pipe of warnings would stop a process; a file takes them all.
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         environment = os.environ | dict(variables)
         self._processes = [subprocess.Popen(one, env=environment, text=True, **pipes) for one in commands]

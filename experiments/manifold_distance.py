@@ -281,7 +281,9 @@ def _run(workdir: Path, dataset: datasets.Dataset, config: presets.ManifoldConfi
 def part_of(results: Mapping[str, Any]) -> pages.Part:
     """What the experiment puts on a page."""
     table = page.Table("Networks and analysis attacks; every column is in results.csv", results["rows"], COLUMNS)
-    return pages.Part(f"{TITLE}: {results['config']['dataset']}", QUESTION, CAPTIONS, [table], results["claims"])
+    return pages.Part(
+        f"{TITLE}: {results['config']['dataset']}", QUESTION, CAPTIONS, [table], results.get("claims", [])
+    )
 
 
 def main() -> None:

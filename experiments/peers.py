@@ -109,6 +109,8 @@ def pgd(work: Work, images, labels, norm: str, steps: int):
 def attack_task(work: Work, norm: str, steps: int) -> contest.Task:
     """PGD on the images; gives the mean cross-entropy of what comes out."""
     libraries = {"torchattacks": torchattacks, "foolbox": foolbox, "art": art}
+    # Some differentiate by all that wants it.
+    work.trained.requires_grad_(False)
     if work.variant in libraries:
         attack = libraries[work.variant](work, norm, steps)
     else:
@@ -174,7 +176,7 @@ def train_task(work: Work, attack_steps: int, steps: int) -> contest.Task:
 
     def task() -> list[float]:
         work.reset(0)
-        optimizer = torch.optim.Adam(work.trained.parameters(), 1e-3)
+        optimizer = torch.optim.Adam(work.trained.parameters(), 1e-3, fused=True)
         loss = torch.zeros(())
         for _ in range(steps):
             attacked = pgd(work, work.images, work.labels, "l2", attack_steps)
@@ -198,7 +200,7 @@ def retrain_task(work: Work, replicas: int, steps: int) -> contest.Task:
         last = []
         for replica, threshold in zip(range(replicas), thresholds, strict=True):
             work.reset(replica)
-            optimizer = torch.optim.Adam(work.trained.parameters(), 1e-3)
+            optimizer = torch.optim.Adam(work.trained.parameters(), 1e-3, fused=True)
             loss = torch.zeros(())
             for _ in range(steps):
                 optimizer.zero_grad(set_to_none=True)
@@ -265,6 +267,8 @@ def main(file: str, variant: str) -> None:
     """Serves one variant of a file's tasks."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     arrays, spec = contest.read(file)
+    fast = spec["matmul_precision"] == "tensorfloat32"
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = fast
     work = Work(arrays, spec, variant)
     makers: dict[str, Callable[..., contest.Task]] = {
         "attack": attack_task,

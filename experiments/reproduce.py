@@ -86,11 +86,14 @@ def _span(minutes: float) -> str:
 def main() -> None:
     """Runs all experiments of the flags, or says what they would take."""
     analysed, retrained = chosen()
+    labels = [settings.label(name) for name in dict.fromkeys([*analysed, *retrained])]
+    if len({*labels}) < len(labels):
+        raise flags.IllegalFlagValueError(f"--datasets: expected different names, got {', '.join(labels)}")
     sets = {name: datasets.load(name, FLAGS.data_dir) for name in dict.fromkeys([*analysed, *retrained])}
     if FLAGS.dry_run:
         dry_run(sets, analysed, retrained)
         return
-    root = Path(FLAGS.workdir or f"runs/{NAME}-{FLAGS.preset}").expanduser()
+    root = Path(FLAGS.workdir or f"runs/{NAME}-{'-'.join(labels)}-{FLAGS.preset}").expanduser()
     parts: list[tuple[pages.Part, Path, Any]] = []
 
     def add(part: pages.Part, workdir: Path, results: Any) -> None:

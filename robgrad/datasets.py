@@ -139,15 +139,20 @@ def _from_file(path: Path) -> Dataset:
         with np.load(path, allow_pickle=False) as stored:
             arrays = dict(stored)
         images, labels, test_images, test_labels = (arrays[part] for part in parts)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, EOFError, TypeError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(f"{path}: expected an .npz file of the arrays {', '.join(parts)} ({reason})") from error
+    if images.shape[1:] != test_images.shape[1:] or images.dtype != test_images.dtype:
+        raise DataError(
+            f"{path}: expected test images like the training images, of shape {list(images.shape[1:])} and "
+            f"{images.dtype}, got {list(test_images.shape[1:])} and {test_images.dtype}"
+        )
+    for one in (labels, test_labels):
+        if not np.issubdtype(one.dtype, np.integer):
+            raise DataError(f"{path}: expected integer labels, got {one.dtype}; number the classes from 0")
     top = max(int(one.max(initial=0)) for one in (labels, test_labels))
     classes = tuple(map(str, arrays["classes"] if "classes" in arrays else range(top + 1)))
-    train, test = (
-        Split(pictures, numbers.astype(np.int32) if np.issubdtype(numbers.dtype, np.integer) else numbers)
-        for pictures, numbers in ((images, labels), (test_images, test_labels))
-    )
+    train, test = Split(images, labels.astype(np.int32)), Split(test_images, test_labels.astype(np.int32))
     return Dataset(f"{path.stem}-{digest:08x}", classes, train, test)
 
 

@@ -85,7 +85,13 @@ def test_files_of_arrays(tmp_path):
     assert again.classes == ("a", "b", "c")
     assert again.name != dataset.name
     np.savez(file, **arrays | {"train_labels": labels + 0.5})
-    with pytest.raises(datasets.DataError, match="expected one integer label"):
+    with pytest.raises(datasets.DataError, match="expected integer labels, got float64"):
+        datasets.load(str(file))
+    np.savez(file, **arrays | {"test_images": images[:2, :4]})
+    with pytest.raises(datasets.DataError, match="expected test images like the training images"):
+        datasets.load(str(file))
+    file.write_bytes(b"")
+    with pytest.raises(datasets.DataError, match=r"expected an \.npz file"):
         datasets.load(str(file))
     np.savez(file, train_images=images)
     with pytest.raises(datasets.DataError, match=r"expected an \.npz file of the arrays train_images, train_labels"):
