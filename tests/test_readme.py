@@ -42,6 +42,10 @@ def test_python_examples_run(tmp_path, run, capsys, monkeypatch):
         assert 0 < float(fraction) < 1
         assert float(moved) > 0
     assert float(distance[0]) > 0
+    trained = [*SMALL[:5], "--robust_steps=1", "--norms=l2", "--train_losses=xent", "--retraining_epochs=1"]
+    shared = f"--networks_from={tmp_path / 'runs' / 'manifold_distance-digits-quick'}"
+    sizes = ["--stack_size=20", "--epsilons=3", "--seeds=1", "--percentiles=50", f"--workdir={tmp_path / 'faithful'}"]
+    assert "training standard" not in run("roar_kar", shared, *sizes, *trained)[1]
     printed, _ = run(
         "manifold_distance", f"--dataset={tmp_path / 'mine.npz'}", f"--workdir={tmp_path / 'mine'}", *SMALL
     )
