@@ -10,7 +10,7 @@ from robgrad import models
 
 
 def test_short_form(tmp_path, run):
-    chosen = "loops,attack,train,retrain,gradients,vae_gan,devices,data"
+    chosen = "loops,attack,train,retrain,gradients,devices,data"
     peers = "eager,func_stack,foolbox,foolbox_jax" if importlib.util.find_spec("torch") else "foolbox_jax"
     arguments = ["--quick", "--networks=digits", f"--suites={chosen}", f"--peers={peers}", f"--workdir={tmp_path}"]
     printed, _ = run("benchmark", *arguments)
