@@ -284,7 +284,7 @@ def keep(workdir: Path, rows: Sequence[report.Row], peak: float) -> None:
     runs.write(workdir / "results.json", json.dumps(results, indent=2, allow_nan=False))
     if summary:
         names = [f"{row['suite']}, {row['network']}: {row['task']} ({row['best_peer']})" for row in summary]
-        label, ratios = "best float32 peer's time over robgrad's", [row["ratio"] for row in summary]
+        label, ratios = "best peer's time over ours", [row["ratio"] for row in summary]
         report.bar_figure(workdir / "speed.png", names, ratios, ("robgrad", 1.0), label, "log")
 
 

@@ -21,7 +21,7 @@ from absl import flags
 from jax import Array, lax
 
 from experiments import claims, launch, pages
-from robgrad import attacks, datasets, losses, models, page, report, runs, stacking, training
+from robgrad import attacks, datasets, losses, models, page, report, stacking, training
 
 FLAGS = flags.FLAGS
 NAME = "boundary_tilting"
@@ -147,16 +147,8 @@ def draw(path, data: datasets.Split, params, measured: dict[str, list[dict[str, 
 
 def run(workdir: Path) -> tuple[Path, dict[str, Any]]:
     """Runs or reads the experiment of the flags; returns its directory and results."""
-    place = launch.environment()
     config = {"seed": FLAGS.seed, "repeats": FLAGS.repeats, "points": FLAGS.points}
-    workdir, results = runs.open_run(workdir, NAME, config, place)
-    if results is None:
-        results = _run(workdir, config, place)
-    else:
-        launch.show(f"finished already: {workdir}")
-    if not (workdir / pages.PAGE).exists():
-        pages.write(workdir / pages.PAGE, TITLE, [(part_of(results), workdir, results)])
-    return workdir, results
+    return pages.once(workdir, NAME, TITLE, config, part_of, lambda workdir, place: _run(workdir, config, place))
 
 
 def _run(workdir: Path, config: Mapping[str, Any], place: Mapping[str, str]) -> dict[str, Any]:

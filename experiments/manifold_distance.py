@@ -28,7 +28,7 @@ from absl import flags
 
 from experiments import claims, launch, pages, presets, settings, stages
 from experiments.stages import Network
-from robgrad import attacks, datasets, generative, losses, manifold, models, page, report, runs, stacking, training
+from robgrad import attacks, datasets, generative, losses, manifold, models, page, report, stacking
 from robgrad.alignment import align
 from robgrad.attributions import loss_gradient
 
@@ -237,15 +237,11 @@ def run(
     workdir: Path, dataset: datasets.Dataset, config: presets.ManifoldConfig, source: stages.Source | None = None
 ) -> tuple[Path, dict[str, Any]]:
     """Runs, continues or reads the experiment; returns its directory and results."""
-    place = launch.environment()
-    workdir, results = runs.open_run(workdir, NAME, dataclasses.asdict(config), place)
-    if results is None:
-        results = _run(workdir, dataset, config, place, source)
-    else:
-        launch.show(f"finished already: {workdir}")
-    if not (workdir / pages.PAGE).exists():
-        pages.write(workdir / pages.PAGE, TITLE, [(part_of(results), workdir, results)])
-    return workdir, results
+
+    def compute(workdir: Path, place: Mapping[str, str]) -> dict[str, Any]:
+        return _run(workdir, dataset, config, place, source)
+
+    return pages.once(workdir, NAME, TITLE, dataclasses.asdict(config), part_of, compute)
 
 
 def _run(workdir: Path, dataset: datasets.Dataset, config: presets.ManifoldConfig, place, source) -> dict[str, Any]:
@@ -257,14 +253,7 @@ def _run(workdir: Path, dataset: datasets.Dataset, config: presets.ManifoldConfi
     keys = jax.random.split(stages.key_of(config.seed, NAME), 3)
     draw_manifold(workdir, generator, variables, test, keys[0])
 
-    mesh = stacking.device_mesh(len(networks), config.chunk)
-    robust_attack = attacks.pgd(attacks.L2, losses.cross_entropy, config.robust_steps)
-    accuracy, robust_accuracy = (
-        training.accuracies(model, attack, mesh, config.chunk)(
-            params, test, keys[1], config.robust_epsilon, config.robust_step_size
-        )
-        for attack in (attacks.no_attack, robust_attack)
-    )
+    accuracy, robust_accuracy = stages.accuracies_of(config, model, params, test, keys[1])
     everything = measure(config, model, params, generator, variables, test, keys[2], workdir)
     report.write_arrays(workdir / "measurements.npz", per_image(everything))
     rows = []

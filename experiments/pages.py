@@ -3,7 +3,7 @@
 import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,6 +45,29 @@ def write(path: Path, title: str, parts: Sequence[tuple[Part, Path, Mapping[str,
     body += [section(*part) for part in parts]
     body.append(page.Section("Run it again", ["Started again, a finished run prints its tables.", page.Code(again)]))
     runs.write(path, page.document(title, body))
+
+
+def once(
+    workdir: Path,
+    experiment: str,
+    title: str,
+    config: Mapping[str, Any],
+    part_of: Callable[[Mapping[str, Any]], Part],
+    compute: Callable[[Path, Mapping[str, str]], dict[str, Any]],
+) -> tuple[Path, dict[str, Any]]:
+    """Opens a run, computes it from directory and environment unless it has finished, and leaves its page.
+
+    Returns the directory and the results.
+    """
+    place = launch.environment()
+    workdir, results = runs.open_run(workdir, experiment, config, place)
+    if results is None:
+        results = compute(workdir, place)
+    else:
+        launch.show(f"finished already: {workdir}")
+    if not (workdir / PAGE).exists():
+        write(workdir / PAGE, title, [(part_of(results), workdir, results)])
+    return workdir, results
 
 
 def verdicts(found: Sequence[report.Row]) -> str:

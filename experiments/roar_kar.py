@@ -28,7 +28,7 @@ import numpy as np
 from absl import flags
 
 from experiments import claims, correlations, launch, pages, presets, settings, stages
-from robgrad import attacks, datasets, losses, models, page, report, retraining, runs, stacking, training
+from robgrad import datasets, models, page, report, retraining, runs, stacking, training
 from robgrad.attributions import ATTRIBUTIONS
 from robgrad.retraining import KAR, RANDOM, ROAR
 
@@ -215,15 +215,11 @@ def run(
     workdir: Path, dataset: datasets.Dataset, config: presets.RetrainingConfig, source: stages.Source | None = None
 ) -> tuple[Path, dict[str, Any]]:
     """Runs, continues or reads the experiment; returns its directory and results."""
-    place = launch.environment()
-    workdir, results = runs.open_run(workdir, NAME, dataclasses.asdict(config), place)
-    if results is None:
-        results = _run(workdir, dataset, config, place, source)
-    else:
-        launch.show(f"finished already: {workdir}")
-    if not (workdir / pages.PAGE).exists():
-        pages.write(workdir / pages.PAGE, TITLE, [(part_of(results), workdir, results)])
-    return workdir, results
+
+    def compute(workdir: Path, place: Mapping[str, str]) -> dict[str, Any]:
+        return _run(workdir, dataset, config, place, source)
+
+    return pages.once(workdir, NAME, TITLE, dataclasses.asdict(config), part_of, compute)
 
 
 def _run(workdir: Path, dataset: datasets.Dataset, config: presets.RetrainingConfig, place, source) -> dict[str, Any]:
@@ -231,14 +227,8 @@ def _run(workdir: Path, dataset: datasets.Dataset, config: presets.RetrainingCon
     train, test = settings.subsets(config, dataset)
     networks = stages.networks_of(config)
     model, params = stages.train_networks(config, networks, dataset, train, workdir, source)
-    mesh = stacking.device_mesh(len(networks), config.chunk)
-    attack = attacks.pgd(attacks.L2, losses.cross_entropy, config.robust_steps)
-    accuracy, robust_accuracy = (
-        training.accuracies(model, one, mesh, config.chunk)(
-            params, test, stages.key_of(config.seed, NAME), config.robust_epsilon, config.robust_step_size
-        )
-        for one in (attacks.no_attack, attack)
-    )
+    key = stages.key_of(config.seed, NAME)
+    accuracy, robust_accuracy = stages.accuracies_of(config, model, params, test, key)
     image_shape = train.images.shape[1:]
     size = FLAGS.stack_size or kept_size(workdir) or stack_size(model, image_shape, config.retraining_batch_size)
     size = int(stacking.agree(size).min())

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from absl import flags
 
 from experiments import launch, presets, settings
-from robgrad import attacks, checkpoints, datasets, generative, models, runs, stacking, training, vae_gan
+from robgrad import attacks, checkpoints, datasets, generative, losses, models, runs, stacking, training, vae_gan
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
@@ -174,6 +174,15 @@ def classifiers_plan(config: presets.Config, networks: Sequence[Network], datase
     names = [network.name for network in networks]
     step, states = training.classifier_step(model, attack), stacking.stack([start] * count)
     return Plan(first.stage, step, states, numbers, names, config.batch_size, epochs, config.shuffle)
+
+
+def accuracies_of(config: presets.Config, model: nn.Module, params, test: datasets.Split, key: jax.Array):
+    """Each network's accuracy on clean test images, and under the l2 cross-entropy attack of the configuration."""
+    mesh = stacking.device_mesh(stacking.size(params), config.chunk)
+    attack = attacks.pgd(attacks.L2, losses.cross_entropy, config.robust_steps)
+    numbers = (config.robust_epsilon, config.robust_step_size)
+    clean, robust = (training.accuracies(model, one, mesh, config.chunk) for one in (attacks.no_attack, attack))
+    return clean(params, test, key, *numbers), robust(params, test, key, *numbers)
 
 
 @launch.patiently()
