@@ -1,1 +1,1 @@
-"""The paper's experiments, one absl program each; run as `python -m experiments.NAME`."""
+"""Programs, one a file; what they share is in `harness`, what they recorded in `results`."""

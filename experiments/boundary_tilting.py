@@ -9,58 +9,53 @@ Expected: the angle between the adversarial displacement and the data falls from
 (published picture: about 40 degrees) over the weak to the strong one (about 0).
 """
 
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from jax import Array, lax
 
-from experiments import claims, launch, pages
-from robgrad import attacks, datasets, losses, models, page, report, stacking, training
+from experiments.harness import claims, estimate, experiment, figures
+from experiments.harness.config import Config, setting
+from experiments.harness.options import Options
+from experiments.harness.progress import counted
+from experiments.harness.tables import Row
+from experiments.harness.trained import Run
+from robgrad import attacks, data, intervals, networks, stacking, training
 
-FLAGS = flags.FLAGS
-NAME = "boundary_tilting"
-TITLE = "2.2 The decision boundary on two Gaussians"
-QUESTION = (
-    "Why do the gradients of robust networks lie along the data? In the plane one can see it: adversarial training "
-    "takes away the tilt of the decision boundary along the direction in which the data hardly vary."
-)
-CAPTIONS = {
-    "boundaries.png": "The data; then each network's decision regions, one class's adversarial examples, and an arrow "
-    "from that class's mean to theirs. The arrow should turn towards the data with training strength."
-}
 RADII = {"standard": 0.0, "weak": 0.25, "strong": 0.5}
 STEP_SIZE, STEPS, EPOCHS, BATCH = 2.0, 40, 10, 100
 ANALYSIS = (1.0, STEP_SIZE)
 # 99% of a two-dimensional Gaussian lies within this squared Mahalanobis distance.
 CHI_SQUARED_99 = 9.21
-MODEL = models.MLP()
-ATTACK = attacks.pgd(attacks.L2, losses.cross_entropy, STEPS)
-COLUMNS = (
-    *("network", "train_epsilon", "train_accuracy", "displacement_angle", "displacement_angle_low"),
-    *("displacement_angle_high", "boundary_angle", "boundary_angle_low", "boundary_angle_high", "share_outside"),
-)
-
-flags.DEFINE_integer("repeats", 10, "Data sets and trainings, each of its own seed.", lower_bound=1)
-flags.DEFINE_integer("points", 3000, "Points a class.", lower_bound=100)
+NETWORK = networks.MLP()
+ATTACK = attacks.pgd(attacks.L2, attacks.cross_entropy, STEPS)
+MEASURED = ("displacement_angle", "boundary_angle", "share_outside")
 
 
-def train(step: training.Step, data: datasets.Split, key: Array):
-    """The three networks, one stack from one start; returns their parameters."""
-    numbers = training.Numbers(
-        jnp.array(list(RADII.values())), jnp.full(len(RADII), STEP_SIZE), jnp.full(len(RADII), 1e-3)
+@dataclass(frozen=True, kw_only=True)
+class ToyConfig(Config):
+    """Section 2.2."""
+
+    repeats: int = setting("Data sets and trainings, each of its own seed.", 10)
+    points: int = setting("Points a class.", 3000)
+
+
+def train(step: training.Step, points: data.Split, key: Array):
+    """The three networks, one stack from one start; returns their variables."""
+    count = len(RADII)
+    sizes = training.StepSizes(
+        jnp.array(list(RADII.values())), jnp.full(count, STEP_SIZE), jnp.full(count, 1e-3), jnp.zeros(count)
     )
-    states = stacking.stack([training.init_classifier(MODEL, (2,), key)] * len(RADII))
-    mesh = stacking.device_mesh(len(RADII), BATCH)
+    states = stacking.stack([training.init_classifier(NETWORK, (2,), key)] * count)
+    mesh = stacking.device_mesh(count, BATCH)
     # A zero radius makes the attack return its image, so that the standard network trains in the same program.
     return training.fit(
-        step, states, numbers, data, mesh=mesh, batch_size=BATCH, epochs=EPOCHS, names=list(RADII)
-    ).params
+        step, states, sizes, points, mesh=mesh, batch_size=BATCH, epochs=EPOCHS, names=list(RADII)
+    ).variables
 
 
 def principal_axis(points: Array) -> Array:
@@ -74,7 +69,7 @@ def angle(vectors: Array, axis: Array) -> Array:
     return jnp.degrees(jnp.arccos(jnp.clip(cosine, 0.0, 1.0)))
 
 
-def boundary_point(logits_fn: models.LogitsFn, one: Array, other: Array) -> Array:
+def boundary_point(logits_fn: networks.LogitsFn, one: Array, other: Array) -> Array:
     """Where the decision changes on the way from a point of class 0 to one of class 1, by bisection."""
 
     def halve(_, ends):
@@ -87,18 +82,16 @@ def boundary_point(logits_fn: models.LogitsFn, one: Array, other: Array) -> Arra
 
 
 @jax.jit
-def analyse(params, data: datasets.Split) -> dict[str, Array]:
+def analyse(variables, points: data.Split) -> dict[str, Array]:
     """Adversarial examples of one network, and what the docstring of this module measures."""
-    points, labels = jnp.asarray(data.images), jnp.asarray(data.labels)
-    half = len(points) // 2
-    logits_fn = models.logits_fn(MODEL, params)
-    attacked = jax.vmap(lambda x, y: ATTACK(jax.random.key(0), logits_fn, x, y, *map(jnp.float32, ANALYSIS)))(
-        points, labels
-    )
-    axis, moved = principal_axis(points), (attacked - points).reshape(2, half, 2).mean(1)
-    starts, ends = points[:half][:200], points[half:][:200]
-    borders = jax.vmap(lambda one, other: boundary_point(logits_fn, one, other))(starts, ends)
-    normals = jax.vmap(jax.grad(lambda x: logits_fn(x)[0] - logits_fn(x)[1]))(borders)
+    places, labels = jnp.asarray(points.images), jnp.asarray(points.labels)
+    half = len(places) // 2
+    own = networks.logits_fn(NETWORK, variables)
+    attacked = jax.vmap(lambda x, y: ATTACK(jax.random.key(0), own, x, y, *map(jnp.float32, ANALYSIS)))(places, labels)
+    axis, moved = principal_axis(places), (attacked - places).reshape(2, half, 2).mean(1)
+    starts, ends = places[:half][:200], places[half:][:200]
+    borders = jax.vmap(lambda one, other: boundary_point(own, one, other))(starts, ends)
+    normals = jax.vmap(jax.grad(lambda x: own(x)[0] - own(x)[1]))(borders)
 
     def outside(cluster: Array) -> Array:
         away = attacked - cluster.mean(0)
@@ -106,78 +99,133 @@ def analyse(params, data: datasets.Split) -> dict[str, Array]:
 
     return {
         "attacked": attacked,
-        "accuracy": jnp.mean(jax.vmap(logits_fn)(points).argmax(-1) == labels),
+        "accuracy": jnp.mean(jax.vmap(own)(places).argmax(-1) == labels),
         "displacement_angle": angle(moved, axis).mean(),
         "boundary_angle": angle(normals, axis).mean(),
-        "share_outside": jnp.mean(outside(points[:half]) & outside(points[half:])),
+        "share_outside": jnp.mean(outside(places[:half]) & outside(places[half:])),
     }
 
 
-def rows_of(measured: dict[str, list[dict[str, Array]]]) -> list[report.Row]:
-    """Means over the repeats, with 95% bootstrap intervals of the means."""
+def regions(variables, side: int = 200) -> np.ndarray:
+    """The class that a network predicts on a grid over the plane `[side, side]`."""
+    line = np.linspace(-1.0, 1.0, side, dtype=np.float32)
+    grid = np.stack(np.meshgrid(line, line), axis=-1).reshape(-1, 2)
+    own = networks.logits_fn(NETWORK, variables)
+    return np.asarray(jax.vmap(lambda x: own(x).argmax())(grid)).reshape(side, side)
+
+
+def measure(run: Run) -> experiment.Arrays:
+    """Angles and shares `[repeat, network]`, and what the figure shows of the first repeat."""
+    step, config = training.classifier_step(NETWORK, ATTACK), run.config
+    arrays: experiment.Arrays = {}
+    measured: list[list] = []
+    label = f"training {len(RADII)} networks, {config.repeats} times"
+    for repeat, _ in counted(range(config.repeats), label):
+        data_key, key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), repeat))
+        points = data.two_gaussians(data_key, config.points)
+        variables = train(step, points, key)
+        each = [stacking.replica(variables, index) for index in range(len(RADII))]
+        measured.append([jax.device_get(analyse(one, points)) for one in each])
+        if not repeat:
+            shown = {"points": points.images, "regions": np.stack([regions(one) for one in each]).astype(np.uint8)}
+            shown["attacked"] = np.stack([one["attacked"][: config.points] for one in measured[0]])
+            arrays = {f"shown/{name}": np.asarray(values) for name, values in shown.items()}
+    for field in ("accuracy", *MEASURED):
+        arrays[field] = np.array([[float(one[field]) for one in repeat] for repeat in measured])
+    return arrays
+
+
+def tabulate(config: ToyConfig, arrays: experiment.Arrays) -> experiment.Tables:
+    """Means over the repeats, with 95% t intervals."""
     rows = []
-    for name, repeats in measured.items():
-        row: report.Row = {"network": name, "train_epsilon": RADII[name], "repeats": len(repeats)}
-        row["train_accuracy"] = np.mean([one["accuracy"] for one in repeats])
-        for field in ("displacement_angle", "boundary_angle", "share_outside"):
-            values = np.array([float(one[field]) for one in repeats])
-            low, high = report.interval(values, np.mean)
+    for index, (name, radius) in enumerate(RADII.items()):
+        row: Row = {"network": name, "train_epsilon": radius, "repeats": config.repeats}
+        row["train_accuracy"] = arrays["accuracy"][:, index].mean()
+        for field in MEASURED:
+            values = arrays[field][:, index]
+            low, high = intervals.of_mean(values)
             row |= {field: values.mean(), f"{field}_low": low, f"{field}_high": high}
         rows.append(row)
-    return rows
+    return {"rows": rows}
 
 
-def draw(path, data: datasets.Split, params, measured: dict[str, list[dict[str, Array]]]) -> None:
+def claim(config: ToyConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> Iterator[Row]:
+    """The angles of the adversarial displacement and of the boundary fall with training strength."""
+    del tables
+    for field, text, published in (
+        (
+            "displacement_angle",
+            "adversarial displacement turns towards the data (degrees)",
+            "about 40, less, about 0 (picture)",
+        ),
+        ("boundary_angle", "the boundary's normal turns towards the data (degrees)", "-"),
+    ):
+        values, over = arrays[field], f"{config.repeats} data sets and trainings"
+        steps = intervals.of_mean(-np.diff(values, axis=1))
+        group = "standard, weak, strong"
+        if config.repeats < 2:
+            yield claims.untested("2.2", text, group, published, over)
+        else:
+            yield claims.order("2.2", text, group, published, values.mean(0), steps, over)
+
+
+def draw(workdir: Path, config: ToyConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> None:
     """The four panels: the data; then each network's regions, and where one class's adversarial examples go."""
-    side = np.linspace(-1.0, 1.0, 200, dtype=np.float32)
-    grid = np.stack(np.meshgrid(side, side), axis=-1)
-    half = len(data.labels) // 2
-    classes = {"class 0": data.images[:half], "class 1": data.images[half:]}
-    panels = {"data": report.Plane(classes)}
-    for index, name in enumerate(RADII):
-        logits_fn = models.logits_fn(MODEL, stacking.replica(params, index))
-        regions = np.asarray(jax.vmap(lambda x, f=logits_fn: f(x).argmax())(grid.reshape(-1, 2))).reshape(200, 200)
-        attacked = np.asarray(measured[name][0]["attacked"])[:half]
-        arrow = (data.images[:half].mean(0), attacked.mean(0))
-        panels[f"{name}, epsilon {RADII[name]:g}"] = report.Plane(
-            classes | {"adversarial, class 0": attacked}, regions, arrow
+    del tables
+    points, half = arrays["shown/points"], config.points
+    classes = {"class 0": points[:half], "class 1": points[half:]}
+    panels = {"data": figures.Plane(classes)}
+    for index, (name, radius) in enumerate(RADII.items()):
+        attacked = arrays["shown/attacked"][index]
+        arrow = (points[:half].mean(0), attacked.mean(0))
+        panels[f"{name}, epsilon {radius:g}"] = figures.Plane(
+            classes | {"adversarial, class 0": attacked}, arrays["shown/regions"][index], arrow
         )
-    report.plane_figure(path, panels)
+    figures.plane_figure(workdir / "boundaries.png", panels)
 
 
-def run(workdir: Path) -> tuple[Path, dict[str, Any]]:
-    """Runs or reads the experiment of the flags; returns its directory and results."""
-    config = {"seed": FLAGS.seed, "repeats": FLAGS.repeats, "points": FLAGS.points}
-    return pages.once(workdir, NAME, TITLE, config, part_of, lambda workdir, place: _run(workdir, config, place))
+def estimated(config: ToyConfig, dataset: None, options: Options, others: Sequence) -> Iterator[Row]:
+    """One row, from one of the repeats."""
+    del dataset, options, others
+    step = training.classifier_step(NETWORK, ATTACK)
+    points = data.two_gaussians(jax.random.key(0), config.points)
+    work = lambda: analyse(stacking.replica(train(step, points, jax.random.key(1)), 0), points)  # noqa: E731
+    warm, cold = estimate.warm_and_cold(work)
+    row = estimate.empty("toy", "boundary_tilting") | {"networks": len(RADII) * config.repeats, "compile_seconds": cold}
+    yield row | {"minutes": (warm * config.repeats + cold) / 60}
 
 
-def _run(workdir: Path, config: Mapping[str, Any], place: Mapping[str, str]) -> dict[str, Any]:
-    began = time.monotonic()
-    step = training.classifier_step(MODEL, ATTACK)
-    measured: dict[str, list[dict[str, Array]]] = {name: [] for name in RADII}
-    label, first = f"training {len(RADII)} networks, {FLAGS.repeats} times", None
-    for _, repeat in launch.counted(range(FLAGS.repeats), label):
-        data_key, key = jax.random.split(jax.random.fold_in(jax.random.key(FLAGS.seed), repeat))
-        data = datasets.two_gaussians(data_key, FLAGS.points)
-        params = train(step, data, key)
-        first = (data, params) if first is None else first
-        for index, name in enumerate(RADII):
-            measured[name].append(jax.device_get(analyse(stacking.replica(params, index), data)))
-    draw(workdir / "boundaries.png", *first, measured)  # type: ignore[misc, call-arg]
-    rows, found = rows_of(measured), claims.of_toy(measured)
-    return report.write_results(workdir, NAME, config, place, rows, time.monotonic() - began, claims=found)
-
-
-def part_of(results: Mapping[str, Any]) -> pages.Part:
-    """What the experiment puts on a page."""
-    table = page.Table("Means over the repeats", results["rows"], COLUMNS)
-    return pages.Part(TITLE, QUESTION, CAPTIONS, [table], results.get("claims", []))
-
-
-def main() -> None:
-    """Runs the experiment of the flags."""
-    pages.show(*run(Path(FLAGS.workdir or f"runs/{NAME}")), COLUMNS)
-
+EXPERIMENT = experiment.Experiment(
+    name="boundary_tilting",
+    title="2.2 The decision boundary on two Gaussians",
+    question="Why do the gradients of robust networks lie along the data? In the plane one can see it: adversarial "
+    "training takes away the tilt of the decision boundary along the direction in which the data hardly vary.",
+    config=ToyConfig,
+    presets={"quick": {}, "paper": {}},
+    measure=measure,
+    tabulate=tabulate,
+    claim=claim,
+    draw=draw,
+    columns={
+        "network": "network",
+        "train_epsilon": "training epsilon",
+        "train_accuracy": "training accuracy",
+        "displacement_angle": "displacement to axis, degrees",
+        "displacement_angle_low": "95% from",
+        "displacement_angle_high": "to",
+        "boundary_angle": "boundary normal to axis, degrees",
+        "boundary_angle_low": "95% from",
+        "boundary_angle_high": "to",
+        "share_outside": "outside both classes",
+    },
+    captions={
+        "boundaries.png": "The data; then each network's decision regions, one class's adversarial examples, and an "
+        "arrow from that class's mean to theirs. The arrow should turn towards the data with training strength."
+    },
+    estimate=estimated,
+    takes="half a minute",
+    picture="boundaries.png",
+)
 
 if __name__ == "__main__":
-    launch.run(main)
+    experiment.main(EXPERIMENT, __doc__)

@@ -1,10 +1,11 @@
 r"""Section 2.1: adversarial training confines loss gradients to the image manifold.
 
-Trains a standard and several adversarially trained networks and a VAE-GAN, attacks the test images,
-and measures how far the attacked images lie from the manifold and how much of each loss gradient lies
-along it.
+Trains a standard and several adversarially trained networks and fits a manifold (the paper's VAE-GAN, or PCA),
+attacks the test images, and measures how far the attacked images lie from the manifold and how much of each loss
+gradient lies along it.
 
     python -m experiments.manifold_distance                                   # digits, minutes on 2 cores
+    python -m experiments.manifold_distance --manifold=pca --network_seeds=3
     python -m experiments.manifold_distance --dataset=fashion_mnist --preset=quick
     python -m experiments.manifold_distance --dataset=mnist --preset=paper    # a large GPU
 
@@ -16,169 +17,259 @@ MNIST 0.63 (standard), 0.60, 0.50, 0.42; Fashion-MNIST 0.62, 0.59, 0.53, 0.43; C
 
 import dataclasses
 import shutil
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 
-from experiments import claims, launch, pages, presets, settings, stages
-from experiments.stages import Network
-from robgrad import attacks, datasets, generative, losses, manifold, models, page, report, stacking
-from robgrad.alignment import align
-from robgrad.attributions import loss_gradient
+from experiments.harness import claims, densities, estimate, experiment, figures, presets, trained
+from experiments.harness.config import TrainingConfig, blocks, losses_of, setting, subsets
+from experiments.harness.options import Options
+from experiments.harness.progress import counted
+from experiments.harness.tables import Row
+from experiments.harness.trained import Recipe, Run
+from robgrad import attacks, data, gradients, intervals, manifolds, networks, runs, stacking
 
-FLAGS = flags.FLAGS
-NAME = "manifold_distance"
-settings.define(presets.ManifoldConfig)
-TITLE = "2.1 Loss gradients and the image manifold"
-QUESTION = (
-    "Does adversarial training confine a network's loss gradient to the image manifold? If so, its adversarial "
-    "examples lie nearer to their projection onto a VAE-GAN's manifold, and more of its gradient lies along it."
-)
-CAPTIONS = {
-    "loss_gradients.png": "Gradients of the negative loss at the predicted label, from blue to red; with growing "
-    "epsilon noise should give way to shapes.",
-    "densities_*.png": "Distance of attacked images to the manifold, where clean images span 0 to 1 ({} analysis); the "
-    "stronger a network's training, the farther left its curve should lie.",
-    "tangent_fraction_*.png": "Share of the loss gradient along the manifold ({} analysis); it should grow with "
-    "epsilon and lie above what a random direction gets (dashed).",
-    "attacked_*.png": "Test images and what the {} analysis attack makes of them; those of robust networks should "
-    "look like other classes, not like noise.",
-    "vae_gan.png": "The manifold itself: reconstructions should resemble the test images, samples other such images.",
-}
 SHOWN = 10
-COLUMNS = (
-    *("network", "analysis_loss", "test_accuracy", "robust_accuracy", "attack_success", "median_distance"),
-    *("clean_median_distance", "rescaled_mode", "transfer_median_distance", "tangent_fraction"),
-    "tangent_fraction_chance",
+# Modes of the rescaled distances, read off the figures (cross-entropy analysis, l2 networks trained on
+# cross-entropy): test data, standard, and the networks of growing epsilon.
+PUBLISHED_MODES = {
+    "mnist": (0.33, 0.63, 0.60, 0.50, 0.42),
+    "fashion_mnist": (0.20, 0.62, 0.59, 0.53, 0.43),
+    "cifar10": (0.07, 0.115, 0.112, 0.105, 0.094),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManifoldConfig(TrainingConfig):
+    """Section 2.1: the manifold and the analysis attack too."""
+
+    manifold: str = setting("Estimate of the image manifold.", "vae-gan", choices=lambda: tuple(manifolds.KINDS))
+    vae_gan_epochs: int = setting("Epochs of the VAE-GAN.")
+    vae_gan_batch_size: int = setting("Batch of the VAE-GAN.", 100)
+    vae_gan_learning_rate: float = setting("Learning rate of the three Adams of the VAE-GAN.", 5e-4)
+    reconstruction_weight: float = setting("Weight lambda of the reconstruction in the decoder's loss.")
+    discriminator_steps: int = setting("Discriminator steps a step of the VAE-GAN.", 1)
+    pca_dimensions: int = setting("Dimensions of the PCA manifold.", 10)
+    analysis_attack: str = setting("Analysis attack.", "pgd", choices=lambda: tuple(attacks.ATTACKS))
+    analysis_epsilon: float = setting(
+        "Radius of the l2 attack whose distance to the manifold is measured.", 12.0, zero=True
+    )
+    analysis_losses: tuple[str, ...] = setting(
+        "Losses of the analysis attacks.", ("xent", "cw"), choices=lambda: tuple(attacks.LOSSES)
+    )
+    analysis_step_size: float = setting("Step of the analysis attack.", 2.0)
+    analysis_steps: int = setting("Steps of the analysis attack.", 40)
+    sampled_projection: bool = setting(
+        "Sample the code when projecting instead of taking its mean, as the paper's code.", False
+    )
+
+
+_MNIST: dict[str, Any] = {"vae_gan_epochs": 30, "reconstruction_weight": 5e-3}
+_FASHION: dict[str, Any] = {"vae_gan_epochs": 60, "reconstruction_weight": 5e-4}
+_CIFAR: dict[str, Any] = {
+    "vae_gan_epochs": 150,
+    "vae_gan_learning_rate": 2e-4,
+    "reconstruction_weight": 1e-2,
+    "discriminator_steps": 5,
+    # The decoder's Jacobian has 128 columns an image: fewer images at a time.
+    "chunk": 10,
+}
+_QUICK: dict[str, Any] = {"vae_gan_epochs": 10, "vae_gan_batch_size": 50, "analysis_steps": 20}
+PRESETS = presets.extended(
+    {
+        "paper": {"mnist": _MNIST, "fashion_mnist": _FASHION, "cifar10": _CIFAR},
+        "quick": {
+            "digits": _QUICK | {"vae_gan_epochs": 80, "reconstruction_weight": 5e-3, "analysis_epsilon": 6.0},
+            # MNIST needs more training than Fashion-MNIST before few examples show the order, and wider strengths.
+            "mnist": _MNIST
+            | _QUICK
+            | {
+                "radii": {"l2": (0.5, 2.0, 4.0), "linf": (0.1, 0.2, 0.4)},
+                "step_sizes": {"l2": 2.0, "linf": 0.2},
+                "epochs": 4,
+                "vae_gan_epochs": 16,
+            },
+            "fashion_mnist": _FASHION | _QUICK,
+            "cifar10": _CIFAR | _QUICK | {"vae_gan_epochs": 1, "discriminator_steps": 1},
+        },
+    }
 )
 
 
-def analyser(config: presets.ManifoldConfig, model, generator: generative.VaeGan, loss: losses.Loss, mesh):
+def analyser(config: ManifoldConfig, network, image_shape: Sequence[int], loss: attacks.Loss, mesh):
     """Compiles the measurement of one test image on one network, for all of both."""
-    attack = attacks.pgd(attacks.L2, loss, config.analysis_steps)
+    attack = attacks.ATTACKS[config.analysis_attack](attacks.L2, loss, config.analysis_steps)
+    kind = manifolds.KINDS[config.manifold]
 
-    def analyse(shared, params, example):
-        variables, standard_params, epsilon, step_size = shared
+    def analyse(shared, variables, example):
+        arrays, standard_variables, epsilon, step_size = shared
         (key, (pixels, label)), tangent = example
-        image = datasets.scale(pixels)
+        image = data.scale(pixels)
         attack_key, sampling_key = jax.random.split(key)
-        own, standard = (models.logits_fn(model, given) for given in (params, standard_params))
+        own, standard = (networks.logits_fn(network, given) for given in (variables, standard_variables))
         attacked = attack(attack_key, own, image, label, epsilon, step_size)
-        surface = manifold.from_vae_gan(generator, variables, sampling_key if config.sampled_projection else None)
+        surface = kind.manifold(image_shape, arrays, sampling_key if config.sampled_projection else None)
+        aligned = gradients.align(own, surface, image, attacked, loss=loss, tangent=tangent)
         return {
-            "alignment": align(own, surface, image, attacked, loss=loss, tangent=tangent),
+            **{name: getattr(aligned, name) for name in ("gradient_norm", "tangent_fraction", "chance")},
+            **{name: getattr(aligned, name) for name in ("distance", "attacked_distance")},
             "own": own(image).argmax() != own(attacked).argmax(),
             "transfer": standard(image).argmax() != standard(attacked).argmax(),
             "attacked": attacked,
-            "gradient": -loss_gradient(own, image),
+            "gradient": -gradients.loss_gradient(own, image),
         }
 
     return stacking.per_example(analyse, mesh, config.chunk)
 
 
-def tangent_spaces(config: presets.ManifoldConfig, generator: generative.VaeGan):
+def tangent_spaces(config: ManifoldConfig, image_shape: Sequence[int]):
     """Compiles the tangent space at each image; they are the same for all networks and losses."""
+    kind = manifolds.KINDS[config.manifold]
 
-    def at(_, variables, pixels):
-        return manifold.tangent_space(manifold.from_vae_gan(generator, variables), datasets.scale(pixels))
+    def at(_, arrays, pixels):
+        return kind.manifold(image_shape, arrays, None).tangent_space(data.scale(pixels))
 
     run = stacking.per_example(at, stacking.device_mesh(1, config.chunk), config.chunk)
-    return lambda variables, images: stacking.replica(run((), stacking.stack([variables]), images), 0)
+    return lambda arrays, images: stacking.replica(run((), stacking.stack([arrays]), images), 0)
 
 
-def measure(
-    config: presets.ManifoldConfig, model, params, generator, variables, test: datasets.Split, key, workdir: Path
-):
-    """Analyses all test images on all networks, a block of images after another, for each analysis loss.
+def analysis(run: Run, network, variables, arrays, test: data.Split, key) -> dict[str, experiment.Arrays]:
+    """What is measured of all test images on all networks `[network, image]`, for each analysis loss.
 
-    Each block is saved in the run's `analysis` and, where it was saved before, read from there. Attacked
-    images and gradients are kept of the first block only.
+    A block of images comes after another; each is saved in the run's `analysis` and, where it was saved before, read
+    from there. Attacked images and gradients are kept of the first images only.
     """
-    mesh = stacking.device_mesh(stacking.size(params), config.chunk)
-    tangents = tangent_spaces(config, generator)
-    runs = {name: analyser(config, model, generator, loss, mesh) for name, loss in analysis_losses(config).items()}
-    shared = (variables, stacking.replica(params, 0), config.analysis_epsilon, config.analysis_step_size)
+    config, shape = run.config, run.image_shape
+    mesh = stacking.device_mesh(stacking.size(variables), config.chunk)
+    tangents = tangent_spaces(config, shape)
+    compiled = {name: analyser(config, network, shape, loss, mesh) for name, loss in analysis_losses(config).items()}
+    shared = (arrays, stacking.replica(variables, 0), config.analysis_epsilon, config.analysis_step_size)
     keys = jax.random.split(key, len(test.labels))
-    parts: dict[str, list] = {name: [] for name in runs}
-    blocks = list(settings.blocks(len(test.labels), 5 * config.chunk))
-    for block, rows in launch.counted(blocks, f"analysing {len(test.labels)} images, {stacking.size(params)} networks"):
-        images = datasets.Split(*(leaf[rows] for leaf in test))
-        tangent = None
-        for name, run in runs.items():
-            path = workdir / "analysis" / f"{name}-{block}.npz"
-            part = report.read_arrays(path)
+    parts: dict[str, list] = {name: [] for name in compiled}
+    every = list(blocks(len(test.labels), 5 * config.chunk))
+    for block, rows in counted(every, f"analysing {len(test.labels)} images, {stacking.size(variables)} networks"):
+        images, tangent = data.Split(*(leaf[rows] for leaf in test)), None
+        for name, analyse in compiled.items():
+            path = run.workdir / "analysis" / f"{name}-{block}.npz"
+            part = runs.read_arrays(path)
             if part is None:
-                tangent = tangents(variables, images.images) if tangent is None else tangent
-                part = jax.device_get(run(shared, params, ((keys[rows], images), tangent)))
-                part = part.pop("alignment")._asdict() | part
-                if block:
-                    part |= {field: part[field][:, :0] for field in ("attacked", "gradient")}
-                report.write_arrays(path, part)
+                tangent = tangents(arrays, images.images) if tangent is None else tangent
+                part = jax.device_get(analyse(shared, variables, ((keys[rows], images), tangent)))
+                kept = 0 if block else SHOWN
+                part |= {field: part[field][:, :kept].astype(np.float16) for field in ("attacked", "gradient")}
+                runs.write_arrays(path, part)
             parts[name].append(part)
     join = lambda *leaves: np.concatenate(leaves, axis=1)[:, : len(test.labels)]  # noqa: E731
     return {name: jax.tree.map(join, *pieces) for name, pieces in parts.items()}
 
 
-def analysis_losses(config: presets.ManifoldConfig) -> dict[str, losses.Loss]:
+def analysis_losses(config: ManifoldConfig) -> dict[str, attacks.Loss]:
     """The losses of the analysis attacks, the margin unbounded."""
-    return {name: settings.losses_of(config, bound=np.inf)[name] for name in config.analysis_losses}
+    return {name: losses_of(config, bound=np.inf)[name] for name in config.analysis_losses}
 
 
-def rows_of(networks: list[Network], analysis_loss: str, accuracy, robust_accuracy, measured) -> list[report.Row]:
-    """One row a network: its accuracies, and distances and alignment under one analysis attack."""
-    rows = []
-    for index, network in enumerate(networks):
-        one = {name: values[index] for name, values in measured.items()}
-        clean = one["distance"]
-        row = {
-            **network.row,
-            "analysis_loss": analysis_loss,
-            "test_accuracy": accuracy[index],
-            "robust_accuracy": robust_accuracy[index],
-        }
-        for prefix, filter_name in (("", "own"), ("transfer_", "transfer")):
-            success = one[filter_name]
-            kept = one["attacked_distance"][success]
-            row |= {
-                f"{prefix}attack_success": np.mean(success),
-                f"{prefix}median_distance": np.median(kept) if kept.size else np.nan,
-                **_bounds(f"{prefix}median_distance", kept, np.median),
-                f"{prefix}mean_distance": np.mean(kept) if kept.size else np.nan,
-                f"{prefix}rescaled_mode": report.mode(rescaled(kept, clean)),
-            }
-        fractions = one["tangent_fraction"][np.isfinite(one["tangent_fraction"])]
+def measure(run: Run) -> experiment.Arrays:
+    """Everything that tables, claims and figures need, by name; of each image and network where it says so."""
+    config = run.config
+    train, test = subsets(config, run.dataset)
+    recipes = trained.recipes_of(config)
+    network = trained.network_of(config, run.dataset)
+    variables = trained.train_networks(run, recipes, train)
+    arrays = trained.fit_manifold(run, config.manifold, train)
+    keys = jax.random.split(trained.key_of(config.seed, "manifold_distance"), 3)
+    measured = shown_of_manifold(config, run.image_shape, arrays, test, keys[0])
+    measured["clean_hits"], measured["robust_hits"] = trained.hits_of(config, network, variables, test, keys[1])
+    for loss, fields in analysis(run, network, variables, arrays, test, keys[2]).items():
+        # The same for all networks.
+        shared = {"distance": fields.pop("distance")[0], "chance": fields.pop("chance")[0, 0]}
+        pictures = {f"shown/{loss}/{field}": fields.pop(field) for field in ("attacked", "gradient")}
+        measured |= {f"{loss}/{field}": values for field, values in (fields | shared).items()} | pictures
+    shutil.rmtree(run.workdir / "analysis", ignore_errors=True)
+    return measured
+
+
+def shown_of_manifold(config: ManifoldConfig, image_shape, arrays, test: data.Split, key) -> experiment.Arrays:
+    """Some test images, their projections, and images sampled from the manifold where it can."""
+    kind = manifolds.KINDS[config.manifold]
+    images = data.scale(jnp.asarray(test.images[:SHOWN]))
+    surface = kind.manifold(image_shape, arrays, None)
+    shown = {"shown/test": images, "shown/projected": jax.jit(jax.vmap(surface.project))(images)}
+    if kind.sample:
+        samples = jax.jit(lambda keys: kind.sample(image_shape, arrays, keys))(jax.random.split(key, 2 * SHOWN))  # type: ignore[misc]
+        shown["shown/samples"] = samples
+    return {name: np.asarray(values, np.float16) for name, values in shown.items()}
+
+
+def fields_of(arrays: experiment.Arrays, loss: str) -> experiment.Arrays:
+    """What was measured under one analysis loss, by field."""
+    return {name.removeprefix(f"{loss}/"): values for name, values in arrays.items() if name.startswith(f"{loss}/")}
+
+
+def tabulate(config: ManifoldConfig, arrays: experiment.Arrays) -> experiment.Tables:
+    """One row a kind of network and analysis loss: accuracies, distances and alignment, averaged over its seeds."""
+    recipes, rows = trained.recipes_of(config), []
+    for loss in config.analysis_losses:
+        fields = fields_of(arrays, loss)
+        for members in trained.kinds_of(recipes).values():
+            own = {name: values[members] if values.ndim == 2 else values for name, values in fields.items()}
+            rows.append(
+                {
+                    **recipes[members[0]].row,
+                    "network_seeds": len(members),
+                    "analysis_loss": loss,
+                    "test_accuracy": np.mean(arrays["clean_hits"][members]),
+                    "robust_accuracy": np.mean(arrays["robust_hits"][members]),
+                    **_of_kind(own),
+                }
+            )
+    return {"rows": rows}
+
+
+def _of_kind(own: experiment.Arrays) -> Row:
+    """What a row says of the distances and gradients of one kind of network, `[seed, image]`."""
+    row: Row = {}
+    clean = own["distance"]
+    for prefix, success in (("", own["own"]), ("transfer_", own["transfer"])):
+        kept = np.where(success, own["attacked_distance"], np.nan)
+        modes = [densities.mode(rescaled(one[np.isfinite(one)], clean)) for one in kept]
         row |= {
-            "clean_median_distance": np.median(clean),
-            "clean_rescaled_mode": report.mode(rescaled(clean, clean)),
-            "tangent_fraction": np.mean(fractions) if fractions.size else np.nan,
-            **_bounds("tangent_fraction", fractions, np.mean),
-            "tangent_fraction_chance": np.mean(one["chance"]),
-            "gradient_norm": np.median(one["gradient_norm"]),
-            "zero_gradients": int(np.sum(~np.isfinite(one["tangent_fraction"]))),
+            f"{prefix}attack_success": np.mean(success),
+            **_bounded(f"{prefix}median_distance", kept, _median),
+            f"{prefix}mean_distance": np.nanmean(kept) if success.any() else np.nan,
+            f"{prefix}rescaled_mode": np.mean(modes),
         }
-        rows.append(row)
-    return rows
-
-
-def _bounds(name: str, values: np.ndarray, statistic) -> report.Row:
-    return dict(zip((f"{name}_low", f"{name}_high"), report.interval(values, statistic), strict=True))
-
-
-def per_image(everything) -> dict[str, np.ndarray]:
-    """What was measured of each image `[network, image]`, by analysis loss and name."""
-    figures = ("attacked", "gradient")
-    return {
-        f"{loss}/{name}": values
-        for loss, measured in everything.items()
-        for name, values in measured.items()
-        if name not in figures
+    fractions = own["tangent_fraction"]
+    return row | {
+        "clean_median_distance": np.median(clean),
+        "clean_rescaled_mode": densities.mode(rescaled(clean, clean)),
+        **_bounded("tangent_fraction", fractions, _mean),
+        "tangent_fraction_chance": float(own["chance"]),
+        "gradient_norm": np.median(own["gradient_norm"]),
+        "zero_gradients": int(np.sum(~np.isfinite(fractions))),
     }
+
+
+def _bounded(name: str, values: np.ndarray, statistic) -> Row:
+    """A statistic of `[seed, image]` and its interval; NaN where a seed has no value."""
+    if not np.isfinite(values).any(axis=1).all():
+        return dict.fromkeys((name, f"{name}_low", f"{name}_high"), np.nan)
+    if len(values) == 1:
+        values = values[:, np.isfinite(values[0])]
+    found = intervals.of_seeds_and_rows(values, statistic)
+    return dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))
+
+
+def _median(values: np.ndarray) -> Any:
+    return np.nanmedian(values, axis=0)
+
+
+def _mean(values: np.ndarray) -> Any:
+    return np.nanmean(values, axis=0)
 
 
 def rescaled(distances: np.ndarray, clean: np.ndarray) -> np.ndarray:
@@ -186,102 +277,186 @@ def rescaled(distances: np.ndarray, clean: np.ndarray) -> np.ndarray:
     return (distances - clean.min()) / np.ptp(clean)
 
 
-def draw(
-    workdir, config: presets.ManifoldConfig, networks: list[Network], analysis_loss: str, measured, test, rows
-) -> None:
-    """The figures of one analysis attack: densities, loss gradients, attacked images, tangent fractions."""
-    names = [network.name for network in networks]
-    clean = measured["distance"][0]
-    pairs = dict.fromkeys((network.norm, network.loss) for network in networks if network.norm)
-    panels = {}
-    for norm, loss in pairs:
-        curves = {"test data": rescaled(clean, clean)}
-        for index, network in enumerate(networks):
-            if network.norm is None or (network.norm, network.loss) == (norm, loss):
-                kept = measured["attacked_distance"][index][measured["own"][index]]
-                curves[network.name] = rescaled(kept, clean)
-        panels[f"{norm}, {loss}"] = curves
-    images = np.asarray(datasets.scale(jnp.asarray(test.images[:SHOWN])))
-    by_name = {field: dict(zip(names, measured[field][:, :SHOWN], strict=True)) for field in ("attacked", "gradient")}
-    xlabel = f"distance to the manifold, rescaled ({analysis_loss} analysis)"
-    report.density_figure(workdir / f"densities_{analysis_loss}.png", panels, xlabel)
-    report.image_grid(workdir / f"attacked_{analysis_loss}.png", {"test image": images} | by_name["attacked"])
-    if analysis_loss == config.analysis_losses[0]:
-        report.image_grid(workdir / "loss_gradients.png", by_name["gradient"], signed=True)
-    report.bar_figure(
-        workdir / f"tangent_fraction_{analysis_loss}.png",
-        names,
-        [row["tangent_fraction"] for row in rows],
-        ("random direction", rows[0]["tangent_fraction_chance"]),
-        "fraction of the loss gradient's squared norm along the manifold",
-    )
+def groups_of(recipes: Sequence[Recipe]) -> dict[tuple, list[str]]:
+    """The kinds of network of each group that the paper has a panel for: the standard one, then a norm and loss's."""
+    pairs = dict.fromkeys((one.norm, one.loss) for one in recipes if one.norm)
+    kinds = {one.kind: (one.norm, one.loss) for one in recipes}
+    return {pair: [kind for kind, of in kinds.items() if of in (pair, (None, None))] for pair in pairs}
 
 
-def draw_manifold(workdir, generator: generative.VaeGan, variables, test: datasets.Split, key) -> None:
-    """Reconstructions of test images, and images decoded from the prior."""
-    surface = manifold.from_vae_gan(generator, variables)
-    images = datasets.scale(jnp.asarray(test.images[:SHOWN]))
-    project = jax.jit(jax.vmap(lambda image: manifold.project(surface, image)))
-    codes = jax.random.normal(key, (2 * SHOWN, generator.latent))
-    samples = np.asarray(jax.jit(jax.vmap(surface.decode))(codes))
-    shown = {
-        "test image": np.asarray(images),
-        "reconstruction": np.asarray(project(images)),
-        "sample": samples[:SHOWN],
-        "sample ": samples[SHOWN:],
+def claim(config: ManifoldConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> Iterator[Row]:
+    """The order of distances and tangent fractions in each group, and the published modes."""
+    del tables
+    recipes = trained.recipes_of(config)
+    places = trained.kinds_of(recipes)
+    for analysis_loss in config.analysis_losses:
+        fields = fields_of(arrays, analysis_loss)
+        clean = np.broadcast_to(fields["distance"], (config.network_seeds, len(fields["distance"])))
+        for (norm, loss), kinds in groups_of(recipes).items():
+            group = f"{norm}, {loss}; {analysis_loss} analysis"
+            kept = {
+                kind: np.where(fields["own"][places[kind]], fields["attacked_distance"][places[kind]], np.nan)
+                for kind in kinds
+            }
+            text = "median distance to the manifold falls with strength"
+            columns = np.stack([*kept.values(), clean], axis=2)
+            yield claims.ordered("2.1", text, group, "standard > ... > test data", columns, _median)
+            fractions = np.stack([fields["tangent_fraction"][places[kind]] for kind in reversed(kinds)], axis=2)
+            text = "share of the loss gradient along the manifold rises with strength (our measure)"
+            yield claims.ordered("2.1", text, group, "-", fractions, _mean)
+            if (norm, loss, analysis_loss) == ("l2", "xent", "xent"):
+                yield from _modes(config, clean, kept)
+
+
+def _modes(config: ManifoldConfig, clean: np.ndarray, kept: Mapping[str, np.ndarray]) -> Iterator[Row]:
+    """The published modes of the rescaled distances, where the radii are the paper's."""
+    paper = PRESETS["paper"].get(config.dataset, {})
+    if config.dataset not in PUBLISHED_MODES or config.radii["l2"] != paper["radii"]["l2"]:
+        return
+    modes, text = PUBLISHED_MODES[config.dataset], "mode of the rescaled distance"
+    for (name, values), theirs in zip({"test data": clean, **kept}.items(), modes, strict=True):
+        group, over = f"{name}; xent analysis", claims.spread(len(values), f"{values.shape[1]} images")
+        if (np.isfinite(values).sum(axis=1) < 10).any():
+            yield claims.untested("2.1", text, group, f"{theirs:g}", over)
+            continue
+        pairs = np.stack([clean, values], axis=2)
+        ours, low, high = intervals.of_seeds_and_rows(pairs, _mode)
+        judged = claims.number(theirs, modes, low, high, is_paper_size(config))
+        yield claims.claim("2.1", text, group, f"{theirs:g}", f"{ours:.3g}", float(low), float(high), judged, over)
+
+
+def _mode(pairs: np.ndarray) -> float:
+    clean, values = pairs.T
+    return densities.mode(rescaled(values[np.isfinite(values)], clean))
+
+
+def is_paper_size(config: ManifoldConfig) -> bool:
+    """Whether a run has the paper's numbers throughout, whatever its seed, groups of networks and quirks."""
+    paper = PRESETS["paper"].get(config.dataset)
+    if paper is None:
+        return False
+    free = {"dataset", "preset", "seed", "matmul_precision", "chunk", "norms", "train_losses", "analysis_losses"}
+    free |= {"robust_epsilon", "shuffle", "zero_mask", "sampled_projection", "network_seeds", "pca_dimensions", "radii"}
+    fields = [field for field in dataclasses.fields(config) if field.name not in free]
+    same_radii = config.radii["l2"] == paper["radii"]["l2"]
+    return same_radii and all(getattr(config, field.name) == paper.get(field.name, field.default) for field in fields)
+
+
+def draw(workdir: Path, config: ManifoldConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> None:
+    """Of each analysis attack densities, attacked images, tangent fractions; loss gradients; the manifold."""
+    recipes = trained.recipes_of(config)
+    places, images = trained.kinds_of(recipes), arrays["shown/test"]
+    for loss in config.analysis_losses:
+        fields = fields_of(arrays, loss)
+        clean, panels = fields["distance"], {}
+        for (norm, train_loss), kinds in groups_of(recipes).items():
+            curves = {"test data": rescaled(clean, clean)}
+            for kind in kinds:
+                own = fields["own"][places[kind]]
+                curves[kind] = rescaled(fields["attacked_distance"][places[kind]][own], clean)
+            panels[f"{norm}, {train_loss}"] = curves
+        xlabel = f"distance to the manifold, rescaled ({loss} analysis)"
+        figures.density_figure(workdir / f"densities_{loss}.png", panels, xlabel)
+        shown = {kind: arrays[f"shown/{loss}/attacked"][members[0]] for kind, members in places.items()}
+        figures.image_grid(workdir / f"attacked_{loss}.png", {"test image": images} | shown)
+        rows = [row for row in tables["rows"] if row["analysis_loss"] == loss]
+        figures.bar_figure(
+            workdir / f"tangent_fraction_{loss}.png",
+            [row["network"] for row in rows],
+            [row["tangent_fraction"] for row in rows],
+            ("random direction", rows[0]["tangent_fraction_chance"]),
+            "fraction of the loss gradient's squared norm along the manifold",
+        )
+    first = arrays[f"shown/{config.analysis_losses[0]}/gradient"]
+    slopes = {kind: first[members[0]].astype(np.float32) for kind, members in places.items()}
+    figures.image_grid(workdir / "loss_gradients.png", slopes, signed=True)
+    rows_of_images = {"test image": images, "projection": arrays["shown/projected"]}
+    if "shown/samples" in arrays:
+        samples = arrays["shown/samples"]
+        rows_of_images |= {"sample": samples[:SHOWN], "sample ": samples[SHOWN:]}
+    figures.image_grid(workdir / "manifold.png", rows_of_images)
+
+
+def estimated(config: ManifoldConfig, dataset: data.Dataset, options: Options, others: Sequence) -> Iterator[Row]:
+    """Stacks of networks, the manifold, the analysis of all test images."""
+    train, test = subsets(config, dataset)
+    recipes, shape = trained.recipes_of(config), dataset.train.images.shape[1:]
+    yield from estimate.classifiers(config, estimate.missing(config, others), dataset, train, options)
+    kind = manifolds.KINDS[config.manifold]
+    if kind.fit:
+        arrays = kind.fit(train.images, trained.manifold_settings(config, config.manifold))
+    else:
+        plan = trained.manifold_plan(config, config.manifold, shape)
+        # Copied, since measuring the plan gives its buffers away.
+        arrays = jax.tree.map(jnp.copy, stacking.replica(plan.states.variables, 0))
+        yield estimate.row_of(dataset.name, plan, train, options, 1)
+    spaces, each, compilation = _costs_of_a_chunk(config, dataset, test, arrays)
+    chunks = len(test.labels) / min(config.chunk, len(test.labels))
+    seconds = chunks * (spaces + each * len(recipes) * len(config.analysis_losses))
+    yield {
+        **estimate.empty(dataset.name, f"analysis of {len(test.labels)} images"),
+        "networks": len(recipes),
+        "compile_seconds": compilation,
+        "minutes": (seconds + compilation) / 60,
     }
-    report.image_grid(workdir / "vae_gan.png", shown)
 
 
-def run(
-    workdir: Path, dataset: datasets.Dataset, config: presets.ManifoldConfig, source: stages.Source | None = None
-) -> tuple[Path, dict[str, Any]]:
-    """Runs, continues or reads the experiment; returns its directory and results."""
-
-    def compute(workdir: Path, place: Mapping[str, str]) -> dict[str, Any]:
-        return _run(workdir, dataset, config, place, source)
-
-    return pages.once(workdir, NAME, TITLE, dataclasses.asdict(config), part_of, compute)
-
-
-def _run(workdir: Path, dataset: datasets.Dataset, config: presets.ManifoldConfig, place, source) -> dict[str, Any]:
-    began = time.monotonic()
-    train, test = settings.subsets(config, dataset)
-    networks = stages.networks_of(config)
-    model, params = stages.train_networks(config, networks, dataset, train, workdir, source)
-    generator, variables = stages.train_manifold(config, train, workdir, source)
-    keys = jax.random.split(stages.key_of(config.seed, NAME), 3)
-    draw_manifold(workdir, generator, variables, test, keys[0])
-
-    accuracy, robust_accuracy = stages.accuracies_of(config, model, params, test, keys[1])
-    everything = measure(config, model, params, generator, variables, test, keys[2], workdir)
-    report.write_arrays(workdir / "measurements.npz", per_image(everything))
-    rows = []
-    for analysis_loss, measured in everything.items():
-        rows += rows_of(networks, analysis_loss, accuracy, robust_accuracy, measured)
-        draw(workdir, config, networks, analysis_loss, measured, test, rows[-len(networks) :])
-    found = claims.of_manifold(config, networks, everything)
-    asked = dataclasses.asdict(config)
-    results = report.write_results(workdir, NAME, asked, place, rows, time.monotonic() - began, claims=found)
-    shutil.rmtree(workdir / "analysis", ignore_errors=True)
-    return results
+def _costs_of_a_chunk(config: ManifoldConfig, dataset, test, arrays) -> tuple[float, float, float]:
+    """Seconds of one chunk of images: their tangent spaces, their analysis on one network; and of compiling both."""
+    network, shape = trained.network_of(config, dataset), dataset.train.images.shape[1:]
+    variables = stacking.stack([networks.init(network, jax.random.key(0), shape)])
+    loss = next(iter(analysis_losses(config).values()))
+    tangents = tangent_spaces(config, shape)
+    analyse = analyser(config, network, shape, loss, stacking.device_mesh(1, config.chunk))
+    images = data.Split(*(leaf[: config.chunk] for leaf in test))
+    keys = jax.random.split(jax.random.key(0), len(images.labels))
+    shared = (arrays, stacking.replica(variables, 0), config.analysis_epsilon, config.analysis_step_size)
+    spaces, compiling_spaces = estimate.warm_and_cold(lambda: tangents(arrays, images.images))
+    tangent = tangents(arrays, images.images)
+    each, compiling = estimate.warm_and_cold(lambda: analyse(shared, variables, ((keys, images), tangent)))
+    return spaces, each, compiling_spaces + compiling
 
 
-def part_of(results: Mapping[str, Any]) -> pages.Part:
-    """What the experiment puts on a page."""
-    table = page.Table("Networks and analysis attacks; every column is in results.csv", results["rows"], COLUMNS)
-    return pages.Part(
-        f"{TITLE}: {results['config']['dataset']}", QUESTION, CAPTIONS, [table], results.get("claims", [])
-    )
-
-
-def main() -> None:
-    """Runs the experiment of the flags."""
-    dataset = datasets.load(FLAGS.dataset, FLAGS.data_dir)
-    config = settings.from_flags(presets.ManifoldConfig, presets.MANIFOLD, dataset)
-    workdir, results = run(settings.workdir(NAME), dataset, config, stages.source_of_flags())
-    pages.show(workdir, results, COLUMNS)
-
+EXPERIMENT = experiment.Experiment(
+    name="manifold_distance",
+    title="2.1 Loss gradients and the image manifold",
+    question="Does adversarial training confine a network's loss gradient to the image manifold? If so, its "
+    "adversarial examples lie nearer to their projection onto the manifold, and more of its gradient lies along it.",
+    config=ManifoldConfig,
+    presets=PRESETS,
+    measure=measure,
+    tabulate=tabulate,
+    claim=claim,
+    draw=draw,
+    columns={
+        "network": "network",
+        "analysis_loss": "analysis",
+        "test_accuracy": "test accuracy",
+        "robust_accuracy": "robust accuracy",
+        "attack_success": "attack success",
+        "median_distance": "median distance",
+        "clean_median_distance": "of clean images",
+        "rescaled_mode": "rescaled mode",
+        "transfer_median_distance": "median distance, paper's success",
+        "tangent_fraction": "tangent fraction",
+        "tangent_fraction_chance": "of a random direction",
+    },
+    captions={
+        "loss_gradients.png": "Gradients of the negative loss at the predicted label, from blue to red; with growing "
+        "epsilon noise should give way to shapes.",
+        "densities_*.png": "Distance of attacked images to the manifold, where clean images span 0 to 1 ({} analysis); "
+        "the stronger a network's training, the farther left its curve should lie.",
+        "tangent_fraction_*.png": "Share of the loss gradient along the manifold ({} analysis); it should grow with "
+        "epsilon and lie above what a random direction gets (dashed).",
+        "attacked_*.png": "Test images and what the {} analysis attack makes of them; those of robust networks should "
+        "look like other classes, not like noise.",
+        "manifold.png": "The manifold itself: projections should resemble the test images, samples other such images.",
+    },
+    estimate=estimated,
+    paper_datasets=("mnist", "fashion_mnist", "cifar10"),
+    takes="three minutes",
+    picture="loss_gradients.png",
+)
 
 if __name__ == "__main__":
-    launch.run(main)
+    experiment.main(EXPERIMENT, __doc__)

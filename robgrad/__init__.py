@@ -1,6 +1,35 @@
 """Adversarial robustness and gradient interpretability in JAX.
 
-Modules, each importing only from those before it: `datasets`, `layers`, `losses`, `models`, `attacks`,
-`stacking`, `runs`, `training`, `generative`, `vae_gan`, `manifold`, `attributions`, `alignment`,
-`checkpoints`, `retraining`, `report`, `page`.
+Families, in the order in which data passes; each imports only from those before it:
+
+    stacking      many networks, examples and devices at once: the one place that maps over all three
+    data          labelled images: digits, TFDS sets, files, the two-Gaussian toy
+    networks      layers and classifiers, batch norm included
+    attacks       losses, norms, projected gradient attacks
+    training      objectives, compiled training of a stack of networks, evaluation
+    manifolds     estimates of the image manifold: VAE-GAN, PCA, any encoder and decoder
+    gradients     attributions of one image, and how far loss gradients lie along a manifold
+    faithfulness  remove-and-retrain (ROAR), keep-and-retrain (KAR)
+    runs          run directories, checkpoints, trained networks
+
+A family is imported when it is first named, so that `import robgrad` costs next to nothing.
 """
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from robgrad import attacks, data, faithfulness, gradients, manifolds, networks, runs, stacking, training
+
+__version__ = "0.2.0"
+__all__ = ["attacks", "data", "faithfulness", "gradients", "manifolds", "networks", "runs", "stacking", "training"]
+
+
+def __getattr__(name: str):
+    if name in __all__:
+        return importlib.import_module(f"robgrad.{name}")
+    raise AttributeError(f"module 'robgrad' has no attribute '{name}'; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

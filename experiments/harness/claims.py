@@ -1,0 +1,111 @@
+"""Claims and verdicts by one rule: a number with a 95% interval, and the side of zero it should be on.
+
+Every claim is a row of the columns below; what an experiment claims stands in its own file.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.harness.tables import Row
+from robgrad import intervals
+
+HOLDS, FAILS, UNTESTED, UNTELLABLE = "holds", "does not hold", "not tested at this size", "cannot be told"
+RULE = (
+    "Verdicts by rule. An order holds if the 95% interval of each step between neighbours lies on the claimed side of "
+    "zero, and does not hold if that of any step lies wholly on the other side. A sign holds if the 95% interval of "
+    "the correlation or difference lies on the published side of zero, and does not hold if wholly on the other. A "
+    "published number is judged at the paper's own sizes alone. It does not hold if it lies outside our 95% interval "
+    "by more than can be misread off a figure (0.02); it holds if it lies within and interval and misreading together "
+    "are narrower than what separates it from its neighbours, and cannot be told otherwise. Everything else is not "
+    "tested at this size: too few images, networks or repeats to tell, or smaller than the paper. The last column says "
+    "what an interval is over; of one seed it knows nothing of other seeds, and neither does its verdict."
+)
+COLUMNS = {
+    "section": "section",
+    "claim": "claim",
+    "verdict": "verdict",
+    "group": "group",
+    "published": "published",
+    "ours": "ours",
+    "low": "95% from",
+    "high": "to",
+    "over": "interval over",
+}
+MARKS = {HOLDS: "good", FAILS: "bad", UNTESTED: "open", UNTELLABLE: "open"}
+READING_ERROR = 0.02
+
+
+def verdict(low, high) -> str:
+    """By the intervals of what should be above zero, one or several."""
+    low, high = np.atleast_1d(low), np.atleast_1d(high)
+    if np.all(low > 0):
+        return HOLDS
+    return FAILS if np.any(high < 0) else UNTESTED
+
+
+def claim(section: str, text: str, group: str, published: str, ours: str, low, high, judged: str, over: str) -> Row:
+    """One row."""
+    values = (section, text, judged, group, published, ours, low, high, over)
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def untested(section: str, text: str, group: str, published: str, over: str = "-") -> Row:
+    """A claim of which nothing could be measured, for instance because no attack succeeded."""
+    return claim(section, text, group, published, "-", None, None, UNTESTED, over)
+
+
+def order(section: str, text: str, group: str, published: str, values: Sequence[float], steps, over: str) -> Row:
+    """The claim that values fall strictly, by the bounds `(low, high)` of the steps between neighbours."""
+    low, high = (np.atleast_1d(bound) for bound in steps)
+    ours = " > ".join(f"{value:.3g}" for value in values) + "; smallest step"
+    least = int(np.argmin(low))
+    return claim(section, text, group, published, ours, float(low[least]), float(high[least]), verdict(low, high), over)
+
+
+def ordered(
+    section: str,
+    text: str,
+    group: str,
+    published: str,
+    values: np.ndarray,
+    statistic: Callable[[np.ndarray], Any],
+) -> Row:
+    """The claim that a statistic falls strictly over networks, examples paired.
+
+    Args:
+      section, text, group, published: what the row says.
+      values: `[seeds, examples, networks]`.
+      statistic: of `[examples, networks]`, one value a network.
+    """
+    over = spread(values.shape[0], f"{values.shape[1]} images")
+    if not np.isfinite(values).any(axis=1).all():
+        return untested(section, text, group, published, over)
+    averages = np.mean([statistic(one) for one in values], axis=0)
+    _, *steps = intervals.of_seeds_and_rows(values, lambda draw: -np.diff(statistic(draw)))
+    return order(section, text, group, published, averages, steps, over)
+
+
+def spread(seeds: int, rest: str) -> str:
+    """What an interval is over."""
+    return f"{seeds} seeds, {rest}" if seeds > 1 else f"{rest}; one seed"
+
+
+def difference(section: str, text: str, group: str, published: str, differences: Sequence[float], over: str) -> Row:
+    """The claim that differences, independent of each other, are above zero on average."""
+    if len(differences) < 2:
+        return untested(section, text, group, published, over)
+    low, high = intervals.of_mean(np.array(differences))
+    ours = f"{np.mean(differences):+.4f} on average"
+    return claim(section, text, group, published, ours, float(low), float(high), verdict(low, high), over)
+
+
+def number(published: float, neighbours: Sequence[float], low: float, high: float, full: bool) -> str:
+    """The verdict of a published number read off a figure, among published neighbours, by our interval."""
+    if not full:
+        return UNTESTED
+    if not low - READING_ERROR <= published <= high + READING_ERROR:
+        return FAILS
+    apart = min(abs(published - other) for other in neighbours if other != published)
+    return HOLDS if (high - low) / 2 + READING_ERROR < apart else UNTELLABLE

@@ -1,0 +1,202 @@
+"""Configurations: what the numbers of an experiment depend on, each with its help text, its bounds and its presets.
+
+A configuration is a frozen dataclass whose fields are made by `setting`; flags, help and checks are read off it.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robgrad import attacks, data, networks, training
+
+Preset = Mapping[str, Any]
+Presets = Mapping[str, Mapping[str, Preset]]
+
+
+class ConfigError(ValueError):
+    """A setting that does not fit the data set or the preset; its message is for the user."""
+
+
+def setting(
+    text: str,
+    default: Any = dataclasses.MISSING,
+    *,
+    zero: bool = False,
+    most: float = np.inf,
+    choices: Callable[[], Sequence[str]] | None = None,
+    by_norm: str = "",
+) -> Any:
+    """A field of a configuration.
+
+    Args:
+      text: what it is, for `--help`.
+      default: where no preset gives another.
+      zero: whether a number may be 0; it is never negative.
+      most: numbers must be below this.
+      choices: what texts may be.
+      by_norm: for a mapping by norm, the name of each norm's flag, for instance `{}_epsilons`.
+    """
+    metadata = {"help": text, "zero": zero, "most": most, "choices": choices, "by_norm": by_norm}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What every run's numbers depend on."""
+
+    preset: str
+    seed: int
+    matmul_precision: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(Config):
+    """Training a standard network and robust ones on a data set; radii and steps in units of the pixel range 2."""
+
+    dataset: str
+    held_out: int = setting("Training images left out at the start of the split.", zero=True)
+    train_examples: int = setting("Training images used, after those held out.")
+    test_examples: int = setting("Test images analysed.")
+    network: str = setting("Architecture of the classifiers.", "paper", choices=lambda: tuple(networks.NETWORKS))
+    network_seeds: int = setting("Networks of each kind, each from a start of its own.", 1)
+    norms: tuple[str, ...] = setting(
+        "Norms of adversarial training.", ("l2", "linf"), choices=lambda: tuple(attacks.NORMS)
+    )
+    train_losses: tuple[str, ...] = setting(
+        "Losses that the training attacks ascend.", ("xent", "cw"), choices=lambda: tuple(attacks.LOSSES)
+    )
+    objective: str = setting("What training descends.", "adversarial", choices=lambda: tuple(training.OBJECTIVES))
+    objective_weight: float = setting("Weight of the objective's second term: TRADES' beta.", 6.0, zero=True)
+    radii: Mapping[str, tuple[float, ...]] = setting(
+        "Radii (epsilons) of adversarial training in the {} norm.", zero=True, by_norm="{}_epsilons"
+    )
+    step_sizes: Mapping[str, float] = setting("Step of the {} training attack.", by_norm="{}_step_size")
+    train_attack: str = setting("Attack in training.", "pgd", choices=lambda: tuple(attacks.ATTACKS))
+    attack_steps: int = setting("Steps of the training attack.", 40)
+    standard_epochs: int = setting("Epochs of the standard classifier.")
+    epochs: int = setting("Epochs of each robust classifier.")
+    batch_size: int = setting("Batch of each classifier.", 100)
+    learning_rate: float = setting("Learning rate of the classifiers' Adam.", 1e-3)
+    robust_attack: str = setting("Attack behind robust_accuracy.", "pgd", choices=lambda: tuple(attacks.ATTACKS))
+    robust_epsilon: float = setting("Radius of the l2 cross-entropy attack behind robust_accuracy.", zero=True)
+    robust_step_size: float = setting("Step of the attack behind robust_accuracy.", 2.0)
+    robust_steps: int = setting("Steps of the attack behind robust_accuracy.", 40)
+    shuffle: bool = setting("Shuffle each epoch; --noshuffle as the paper's code.", True)
+    zero_mask: bool = setting(
+        "CW margins that set the true logit to 0 instead of leaving it out, as the paper's code.", False
+    )
+    chunk: int = setting("Images analysed at a time.", 100)
+
+
+def settings_of(kind: type[Config]) -> list[dataclasses.Field]:
+    """The fields of a configuration that a user may set."""
+    return [field for field in dataclasses.fields(kind) if "help" in field.metadata]
+
+
+def made(kind: type[Config], presets: Presets, common: Mapping[str, Any], given: Mapping[str, Any], dataset=None):
+    """A configuration from its preset for a data set, with what was given over it.
+
+    Args:
+      kind: the type of configuration.
+      presets: by preset and data set; `""` stands for an experiment without a data set.
+      common: `preset`, `seed`, `matmul_precision`.
+      given: settings by name; those by norm as mappings, which replace the preset's norm by norm.
+      dataset: the `data.Dataset`, where the experiment has one.
+
+    Raises:
+      ConfigError: if there is no such preset, or a value does not fit the data set.
+    """
+    preset = dict(_preset(presets, common["preset"], dataset))
+    for field in settings_of(kind):
+        if field.metadata["by_norm"] and field.name in given:
+            preset[field.name] = {**preset.get(field.name, {}), **given[field.name]}
+    alone = {name: value for name, value in given.items() if not isinstance(value, Mapping)}
+    named = {} if dataset is None else {"dataset": dataset.name}
+    config = kind(**common, **named, **preset | alone)
+    if dataset is not None:
+        _check_fits(config, dataset, given)
+    return config
+
+
+def _preset(presets: Presets, name: str, dataset: data.Dataset | None) -> Preset:
+    """The named preset; for another data set, the quick one of the set nearest in size."""
+    table = presets[name]
+    if dataset is None:
+        return table.get("", {})
+    if dataset.name in table:
+        return table[dataset.name]
+    if name == "paper":
+        raise ConfigError(
+            f"--preset=paper: expected --dataset to be one of {', '.join(table)}, got {dataset.name}; "
+            "use --preset=quick"
+        )
+    height, width, channels = dataset.train.images.shape[1:]
+    if not 8 <= min(height, width) <= max(height, width) <= 64 or channels not in (1, 3):
+        raise ConfigError(
+            f"--dataset={dataset.name}: expected images of 8x8 to 64x64 pixels, grey or colour, got "
+            f"{height}x{width}x{channels}; use robgrad as a library for others"
+        )
+    side = max(height, width)
+    preset = table["digits" if side <= 16 else "fashion_mnist" if side <= 28 else "cifar10"]
+    examples = min(preset["train_examples"], len(dataset.train.labels))
+    fitting = {name: min(value, examples) for name, value in preset.items() if name.endswith("batch_size")}
+    return {
+        **preset,
+        "held_out": 0,
+        "train_examples": examples,
+        "test_examples": min(preset["test_examples"], len(dataset.test.labels)),
+        **{"batch_size": min(preset.get("batch_size", 100), examples)},
+        **fitting,
+    }
+
+
+def _check_fits(config: Any, dataset: data.Dataset, given: Mapping[str, Any]) -> None:
+    available, tests = len(dataset.train.labels) - config.held_out, len(dataset.test.labels)
+    _check("train_examples", config.train_examples, available, f"{dataset.name} has {available} left to train on")
+    _check("test_examples", config.test_examples, tests, f"{dataset.name} has {tests}")
+    for field in settings_of(type(config)):
+        if field.name.endswith("batch_size"):
+            why = f"--train_examples is {config.train_examples}"
+            _check(field.name, getattr(config, field.name), config.train_examples, why)
+        if field.metadata["by_norm"]:
+            missing = [norm for norm in config.norms if norm not in getattr(config, field.name)]
+            if missing:
+                raise ConfigError(
+                    f"--{field.metadata['by_norm'].format(missing[0])}: expected for the norm {missing[0]}"
+                )
+
+
+def _check(name: str, value: int, most: int, why: str) -> None:
+    if value > most:
+        raise ConfigError(f"--{name}={value}: expected at most {most} ({why})")
+
+
+def label(dataset: str) -> str:
+    """A data set's name as part of a directory's."""
+    return Path(dataset).stem if data.is_file(dataset) else dataset
+
+
+def subsets(config: TrainingConfig, dataset: data.Dataset) -> tuple[data.Split, data.Split]:
+    """The training and test images that a run uses."""
+    rows = slice(config.held_out, config.held_out + config.train_examples)
+    train = data.Split(*(leaf[rows] for leaf in dataset.train))
+    return train, data.Split(*(leaf[: config.test_examples] for leaf in dataset.test))
+
+
+def losses_of(config: TrainingConfig, bound: float) -> dict[str, attacks.Loss]:
+    """Losses by name; the margin is bounded in training, unbounded in analysis to reach the end of the ball."""
+    margin = partial(attacks.cw_margin, bound=bound, zero_mask=config.zero_mask)
+    return {**attacks.LOSSES, "cw": margin}
+
+
+def blocks(examples: int, most: int = 1000) -> Iterator[np.ndarray]:
+    """Index blocks of one size that cover `0..examples - 1`, the last filled up with the last index."""
+    count = -(-examples // most)
+    size = -(-examples // count)
+    for block in range(count):
+        yield np.minimum(np.arange(block * size, (block + 1) * size), examples - 1)

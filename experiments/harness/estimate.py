@@ -1,0 +1,107 @@
+"""What a run will take on this machine, from a few steps of each kind of its stages."""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments.harness import launch, trained
+from experiments.harness.options import Options
+from experiments.harness.tables import Row
+from robgrad import stacking, training
+
+ENOUGH = 2.0
+COLUMNS = ("dataset", "stage", "networks", "retrainings", "steps", "ms_per_step", "compile_seconds", "minutes")
+
+
+class Cost(NamedTuple):
+    """Seconds of a step, of a whole stack, and of compiling the program of its loop."""
+
+    step: float
+    compilation: float
+
+
+def cost_of(plan: trained.Plan, examples, options: Options) -> Cost:
+    """Trains a few steps of a stage, in the program that the run itself will use, and throws them away."""
+    marks: list[tuple[float, int]] = [(time.perf_counter(), 0)]
+
+    def enough() -> bool:
+        return len(marks) > 2 and marks[-1][0] - marks[1][0] > ENOUGH
+
+    def note(done: training.Progress) -> None:
+        marks.append((time.perf_counter(), done.step))
+
+    with contextlib.suppress(training.StoppedError):
+        given = plan.options(options)
+        training.fit(plan.step, plan.states, plan.numbers, examples, stop=enough, report=note, **given)
+    (start, _), (first, one), (last, steps) = marks[0], marks[1], marks[-1]
+    step = (last - first) / (steps - one) if steps > one else (first - start) / one
+    return Cost(step, max(0.0, first - start - one * step))
+
+
+def row_of(dataset: str, plan: trained.Plan, examples, options: Options, networks: int) -> Row:
+    """A row for a stage, measured."""
+    steps = plan.epochs * (stacking.size(examples) // plan.batch_size)
+    step, compilation = cost_of(plan, examples, options)
+    return {
+        **empty(dataset, plan.name),
+        "networks": networks,
+        "steps": steps,
+        "ms_per_step": 1000 * step,
+        "compile_seconds": compilation,
+        "minutes": (steps * step + compilation) / 60,
+    }
+
+
+def empty(dataset: str, stage: str) -> Row:
+    """A row with nothing in it yet."""
+    return dict.fromkeys(COLUMNS) | {"dataset": dataset, "stage": stage}
+
+
+def classifiers(config, recipes: Sequence[trained.Recipe], dataset, train, options: Options) -> Iterator[Row]:
+    """A row for each stack; of the robust ones the first is measured, the others take as long a network."""
+    measured: Row = {}
+    for members in trained.stacks_of(recipes):
+        plan = trained.classifiers_plan(config, members, dataset)
+        if not measured or not measured["robust"]:
+            measured = row_of(dataset.name, plan, train, options, len(members))
+            measured |= {"robust": members[0].norm is not None}
+            yield measured
+        else:
+            step = measured["ms_per_step"] * len(members) / measured["networks"]
+            minutes = (measured["steps"] * step / 1000 + measured["compile_seconds"]) / 60
+            yield measured | {"stage": plan.name, "networks": len(members), "ms_per_step": step, "minutes": minutes}
+
+
+def missing(config, others: Sequence[Any]) -> list[trained.Recipe]:
+    """The networks that no other run trains alike."""
+    there = {
+        (recipe, tuple(trained.training_settings(other, recipe).items()))
+        for other in others
+        for recipe in trained.recipes_of(other)
+    }
+    own = trained.recipes_of(config)
+    return [one for one in own if (one, tuple(trained.training_settings(config, one).items())) not in there]
+
+
+def warm_and_cold(function: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds of a call once compiled, and what the first took beyond it."""
+    marks = [time.perf_counter()]
+    for _ in range(2):
+        jax.block_until_ready(function())
+        marks.append(time.perf_counter())
+    cold, warm = np.diff(marks)
+    return warm, max(0.0, cold - warm)
+
+
+def memory() -> str:
+    """The most memory that the measured steps took."""
+    usage = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in usage:
+        limit = usage.get("bytes_limit", math.nan) / 2**30
+        return f"{usage['peak_bytes_in_use'] / 2**30:.1f} of {limit:.0f} GiB on each device"
+    return f"{launch.peak_memory() / 2**30:.1f} GiB"

@@ -1,0 +1,274 @@
+"""An experiment as one value, and what is done with it: running, resuming, its files, its page.
+
+Running, the page, `reproduce`, the estimate of time and the flags' help read that value; none names an experiment.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, NamedTuple, Optional
+
+import jax
+import numpy as np
+
+from experiments.harness import claims, config, html, launch, tables
+from experiments.harness.flags import Flags
+from experiments.harness.options import Options
+from experiments.harness.tables import Row
+from experiments.harness.trained import Run, Source
+from robgrad import data, runs
+
+Arrays = dict[str, np.ndarray]
+Tables = dict[str, list[Row]]
+REPORT, RESULTS, MEASUREMENTS = "report.html", "results.json", "measurements.npz"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What an experiment is.
+
+    Everything that it prints, draws and claims is made of what it has measured, so that a later rule can judge an
+    earlier run.
+
+    Attributes:
+      name: of its module.
+      title: begins with the paper's section.
+      question: what it asks, and how one sees the answer.
+      config: type of its configuration.
+      presets: its values by preset and data set.
+      measure: the work; a run to named arrays.
+      tabulate: configuration and arrays to tables of rows by name, `rows` the main one.
+      claim: configuration, arrays and tables to rows of `claims.COLUMNS`.
+      draw: writes figures into a directory, of configuration, arrays and tables.
+      columns: of `rows` that are printed, by name, with their headings.
+      others: tables beside `rows` on the page: caption and columns by name.
+      captions: of figures by the pattern of their file's name; `{}` stands for the name's last part.
+      estimate: what its stages would take: configuration, data set, options and the configurations of runs whose
+        networks it may take, to rows of `estimate.COLUMNS`.
+      paper_datasets: the data sets that the paper has for it; none for one without data sets.
+      reads: the experiment whose measurements it tells of, where it makes none of its own.
+      takes: minutes on two cores, in words.
+      picture: the figure to look at first.
+    """
+
+    name: str
+    title: str
+    question: str
+    config: type[config.Config]
+    presets: config.Presets
+    measure: Callable[[Run], Arrays]
+    tabulate: Callable[[Any, Arrays], Tables]
+    claim: Callable[[Any, Arrays, Tables], Sequence[Row]]
+    draw: Callable[[Path, Any, Arrays, Tables], None]
+    columns: Mapping[str, str]
+    captions: Mapping[str, str]
+    estimate: Callable[[Any, Any, Options, Sequence[Any]], Iterator[Row]]
+    others: Mapping[str, tuple[str, Sequence[str]]] = dataclasses.field(default_factory=dict)
+    paper_datasets: tuple[str, ...] = ()
+    reads: Optional["Experiment"] = None
+    takes: str = ""
+    picture: str = ""
+
+    @property
+    def base(self) -> "Experiment":
+        """The experiment whose run it shares: itself, or the one it reads."""
+        return self.reads or self
+
+    @property
+    def has_dataset(self) -> bool:
+        """Whether it is about a data set."""
+        return "dataset" in {field.name for field in dataclasses.fields(self.config)}
+
+    def file(self, name: str) -> str:
+        """What the experiment calls a file that an experiment it reads has too."""
+        return name if self.reads is None else f"{self.name}{Path(name).suffix}"
+
+    def named(self, dataset: data.Dataset | None, flags: Flags):
+        """Its configuration by a program's flags."""
+        given = flags.given(self.config)
+        return config.made(self.config, self.presets, flags.common(), given, dataset)
+
+
+class Finished(NamedTuple):
+    """A finished run: its directory, and what `results.json` says."""
+
+    workdir: Path
+    results: dict[str, Any]
+
+
+def plain_config(configuration: config.Config) -> dict[str, Any]:
+    """A configuration as JSON has it."""
+    return json.loads(json.dumps(dataclasses.asdict(configuration)))
+
+
+def run(
+    experiment: Experiment,
+    workdir: str | Path,
+    configuration: Any,
+    options: Options | None = None,
+    dataset: data.Dataset | None = None,
+    source: Source | None = None,
+) -> Finished:
+    """Runs, continues or reads an experiment; from a program, a notebook, or for another experiment.
+
+    Args:
+      experiment: what to run.
+      workdir: its directory, new or that of the same run.
+      configuration: of the experiment's type.
+      options: how it is carried out.
+      dataset: the data set, where it has one.
+      source: another run whose networks may be used; that of the options where None.
+
+    Raises:
+      RunError: if the directory holds something else, or cannot be written.
+      DivergedError: if training diverges.
+      StoppedError: if it was asked to stop, and has saved.
+    """
+    options = options or Options()
+    source = Source(options.networks_from) if source is None and options.networks_from else source
+    # Compiled programs depend on the precision, so that runs of different ones may share a process.
+    with jax.default_matmul_precision(configuration.matmul_precision):
+        if experiment.reads:
+            run(experiment.reads, workdir, configuration, options, dataset, source)
+        environment, asked = launch.environment(), plain_config(configuration)
+        path, _ = runs.open_run(workdir, experiment.base.name, asked, environment)
+        results = _read(path / experiment.file(RESULTS))
+        if results is None:
+            assert dataset is not None or not experiment.has_dataset
+            given = Run(path, configuration, options, dataset, source)  # type: ignore[arg-type]
+            results = _computed(experiment, given, environment)
+        elif not experiment.reads:
+            launch.show(f"finished already: {path}")
+        if not runs.exists(path / experiment.file(REPORT)):
+            write_page(path / experiment.file(REPORT), experiment.title, [(experiment, Finished(path, results))])
+    return Finished(path, results)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text()) if runs.exists(path) else None
+
+
+def _computed(experiment: Experiment, given: Run, environment: Mapping[str, Any]) -> dict[str, Any]:
+    began, path = time.monotonic(), given.workdir
+    arrays = runs.read_arrays(path / MEASUREMENTS)
+    if arrays is None:
+        arrays = experiment.measure(given)
+        runs.write_arrays(path / MEASUREMENTS, arrays)
+    judged = judge(experiment, given.config, arrays)
+    experiment.draw(path, given.config, arrays, judged)
+    seconds = time.monotonic() - began
+    results = {
+        "experiment": experiment.name,
+        "config": plain_config(given.config),
+        "environment": dict(environment),
+        "seconds": seconds,
+        **tables.plain(judged),
+    }
+    _write_csv(path / experiment.file("results.csv"), results["rows"])
+    # Last, since its presence says that the run has finished.
+    runs.write(path / experiment.file(RESULTS), json.dumps(results, indent=2, allow_nan=False))
+    return results
+
+
+def judge(experiment: Experiment, configuration: Any, arrays: Arrays) -> Tables:
+    """All tables of what was measured, `claims` among them."""
+    made = experiment.tabulate(configuration, arrays)
+    return made | {"claims": list(experiment.claim(configuration, arrays, made))}
+
+
+def _write_csv(path: Path, rows: Sequence[Row]) -> None:
+    lines = io.StringIO()
+    writer = csv.DictWriter(lines, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    runs.write(path, lines.getvalue())
+
+
+def section(experiment: Experiment, finished: Finished) -> html.Section:
+    """An experiment's section of a page."""
+    workdir, results = finished
+    shown: list[Any] = []
+    for pattern, caption in experiment.captions.items():
+        paths = sorted(path for path in workdir.glob("*.png") if fnmatch(path.name, pattern))
+        shown += [html.Figure(path.read_bytes(), caption.format(path.stem.rpartition("_")[2])) for path in paths]
+    every = html.Table("Every column is in results.csv", results["rows"], experiment.columns)
+    more = [html.Table(caption, results[name], columns) for name, (caption, columns) in experiment.others.items()]
+    settings = {"config": results["config"], "environment": results["environment"]}
+    folded = html.Code(json.dumps(settings, indent=2), "every setting and version")
+    title = experiment.title + (f": {results['config']['dataset']}" if experiment.has_dataset else "")
+    return html.Section(title, [experiment.question, _what(results), *shown, every, *more, folded])
+
+
+def write_page(path: Path, title: str, parts: Sequence[tuple[Experiment, Finished]]) -> None:
+    """Writes one page of finished runs: claims first, then run by run."""
+    every = [claim for _, finished in parts for claim in finished.results["claims"]]
+    table = html.Table("Claims, click a heading to sort", every, claims.COLUMNS, claims.MARKS)
+    body = [html.Section("What is claimed, and what was found", [f"{verdicts(every)}.", table, claims.RULE])]
+    body += [section(*part) for part in parts]
+    again = f"{Path(sys.executable).name} -m {_module()} {shlex.join(sys.argv[1:])}".strip()
+    body.append(html.Section("Run it again", ["Started again, a finished run prints its tables.", html.Code(again)]))
+    runs.write(path, html.document(title, body))
+
+
+def verdicts(rows: Sequence[Row]) -> str:
+    """How many claims have each verdict."""
+    counts = {mark: sum(claim["verdict"] == mark for claim in rows) for mark in claims.MARKS}
+    counted = ", ".join(f"{count} {mark}" for mark, count in counts.items() if count)
+    return f"Of {len(rows)} claims: {counted}" if rows else "No claims"
+
+
+def show(experiment: Experiment, finished: Finished) -> None:
+    """Prints a run's tables, and where the rest is."""
+    workdir, results = finished
+    for name, (_, columns) in experiment.others.items():
+        launch.show(tables.text(results[name], columns), "")
+    launch.show(tables.text(results["rows"], list(experiment.columns)))
+    launch.show(f"\n{verdicts(results['claims'])}")
+    launch.show(f"results, figures and {experiment.file(REPORT)}: {workdir}")
+
+
+def main(experiment: Experiment, about: str) -> None:
+    """The program of one experiment; `about` is its module's docstring."""
+    given = Flags(about, [experiment.config], experiment.presets)
+
+    def work(given: Flags) -> None:
+        dataset = data.load(given.values.dataset, given.values.data_dir) if experiment.has_dataset else None
+        configuration = experiment.named(dataset, given)
+        finished = run(experiment, workdir_of(experiment, given), configuration, given.options(), dataset)
+        show(experiment, finished)
+
+    launch.program(work, given)
+
+
+def workdir_of(experiment: Experiment, given: Flags) -> Path:
+    """The directory of a run: the flag's, or one named after what is run."""
+    parts = [experiment.base.name]
+    if experiment.has_dataset:
+        parts += [config.label(given.values.dataset), given.values.preset]
+    return Path(given.values.workdir or f"runs/{'-'.join(parts)}").expanduser()
+
+
+def _module() -> str:
+    return getattr(sys.modules["__main__"].__spec__, "name", None) or "experiments.reproduce"
+
+
+def _what(results: Mapping[str, Any]) -> str:
+    """What was run and on what, in a sentence or two."""
+    asked, place = results["config"], results["environment"]
+    on = f"On {place['devices']}, JAX {place['jax']}, commit {place['commit']}"
+    if seconds := results.get("seconds"):
+        on += f"; the session that finished it took {seconds / 60:.1f} minutes"
+    if "dataset" not in asked:
+        return f"Seed {asked['seed']}. {on}."
+    return (
+        f"Data set {asked['dataset']}, preset {asked['preset']}, seed {asked['seed']}: {asked['train_examples']:,} "
+        f"training and {asked['test_examples']:,} test images. {on}."
+    )

@@ -1,0 +1,152 @@
+"""Figures of results, each written as one PNG."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.harness.densities import density
+from robgrad.runs import write
+
+
+def density_figure(path: Path, panels: Mapping[str, Mapping[str, np.ndarray]], xlabel: str) -> None:
+    """One panel of densities for each title, one curve for each label; a curve with too few values is left out."""
+    everything = np.concatenate([values for curves in panels.values() for values in curves.values()])
+    grid = np.linspace(min(0.0, everything.min()), everything.max(), 500)
+    columns = min(2, len(panels))
+    figure, axes = _figure(-(-len(panels) // columns), columns, 4.6, 3.2)
+    for axis, (title, curves) in zip(axes.flat, panels.items(), strict=False):
+        for index, (label, values) in enumerate(curves.items()):
+            curve = density(values)
+            if curve is None:
+                continue
+            color = "0.5" if index == 0 else _shade(index - 1, len(curves) - 1)
+            axis.plot(grid, curve(grid), color=color, label=label)
+            axis.fill_between(grid, curve(grid), color=color, alpha=0.12)
+        axis.set(title=title, xlabel=xlabel, ylabel="density", ylim=(0, None))
+        axis.legend(fontsize=8, frameon=False)
+    for axis in list(axes.flat)[len(panels) :]:
+        axis.axis("off")
+    _save(figure, path)
+
+
+def bar_figure(
+    path: Path,
+    names: Sequence[str],
+    values: Sequence[float],
+    reference: tuple[str, float],
+    label: str,
+    scale: str = "linear",
+) -> None:
+    """One horizontal bar a name, and a dashed line where `reference` lies; `scale` may be `log`."""
+    figure, ((axis,),) = _figure(1, 1, 6.5, 0.6 + 0.32 * len(names))
+    axis.barh(names, values, color="tab:blue")
+    axis.set_xscale(scale)
+    axis.axvline(reference[1], color="black", linestyle="--", label=reference[0])
+    axis.invert_yaxis()
+    axis.set(xlabel=label)
+    axis.legend(frameon=False, loc="lower right", bbox_to_anchor=(1.0, 1.0))
+    _save(figure, path)
+
+
+def curve_figure(path: Path, panels: Mapping[str, Mapping[str, tuple]], xlabel: str, ylabel: str) -> None:
+    """One panel for each title, one line with error bars for each label: `(x, y, deviation)`."""
+    figure, axes = _figure(1, len(panels), 4.6, 3.4)
+    for axis, (title, curves) in zip(axes.flat, panels.items(), strict=True):
+        for index, (label, (x, y, deviation)) in enumerate(curves.items()):
+            axis.errorbar(x, y, deviation, color=f"C{index}", label=label, marker="o", markersize=3, capsize=2)
+        axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
+        axis.legend(fontsize=8, frameon=False)
+    _save(figure, path)
+
+
+def scatter_figure(path: Path, series: Mapping[str, tuple[np.ndarray, np.ndarray]], xlabel: str, ylabel: str) -> None:
+    """Points and a least-squares line for each label."""
+    figure, ((axis,),) = _figure(1, 1, 6.0, 4.2)
+    for index, (label, (x, y)) in enumerate(series.items()):
+        axis.scatter(x, y, s=14, color=f"C{index}", label=label)
+        if len(x) > 1 and np.ptp(x) > 0:
+            ends = np.array([x.min(), x.max()])
+            axis.plot(ends, np.polyval(np.polyfit(x, y, 1), ends), color=f"C{index}", linewidth=1)
+    axis.axhline(0.0, color="0.7", linewidth=0.8)
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+    axis.legend(fontsize=8, frameon=False, title="(linear, rank correlation)", title_fontsize=8)
+    _save(figure, path)
+
+
+class Plane(NamedTuple):
+    """One panel in the plane [-1, 1]^2: labelled points `[n, 2]`, regions of classes 0 and 1 on a grid, an arrow."""
+
+    points: Mapping[str, np.ndarray]
+    regions: np.ndarray | None = None
+    arrow: tuple[np.ndarray, np.ndarray] | None = None
+
+
+def plane_figure(path: Path, panels: Mapping[str, Plane]) -> None:
+    """One panel for each title: points, and where given regions and an arrow."""
+    figure, axes = _figure(1, len(panels), 3.4, 3.6)
+    colors = ("tab:blue", "tab:red", "tab:green")
+    for axis, (title, plane) in zip(axes.flat, panels.items(), strict=True):
+        if plane.regions is not None:
+            extent = (-1, 1, -1, 1)
+            axis.imshow(
+                plane.regions, cmap="coolwarm", alpha=0.25, extent=extent, origin="lower", interpolation="nearest"
+            )
+        for color, (label, points) in zip(colors, plane.points.items(), strict=False):
+            axis.scatter(*points.T, s=1, color=color, alpha=0.4, label=label)
+        if plane.arrow is not None:
+            axis.annotate(
+                "", plane.arrow[1], plane.arrow[0], arrowprops={"width": 1.5, "headwidth": 7, "color": "black"}
+            )
+        axis.set(title=title, xlim=(-1, 1), ylim=(-1, 1), aspect="equal")
+        axis.legend(fontsize=7, frameon=False, loc="upper left", markerscale=4)
+    _save(figure, path)
+
+
+def image_grid(path: Path, rows: Mapping[str, np.ndarray], *, signed: bool = False) -> None:
+    """One labelled row of images `[n, H, W, C]` for each name, in [-1, 1].
+
+    With `signed`, images are gradients: summed over channels, clipped to their 0.5 and 99.5 percentiles,
+    and drawn from blue over white at zero to red.
+    """
+    count = max(len(images) for images in rows.values())
+    figure, axes = _figure(len(rows), count, 0.9, 0.9)
+    for line, (name, images) in zip(axes, rows.items(), strict=True):
+        for axis, image in zip(line, images, strict=False):
+            if signed:
+                summed = image.sum(-1)
+                low, high = np.percentile(summed, [0.5, 99.5])
+                extent = max(abs(low), abs(high)) or 1.0
+                axis.imshow(np.clip(summed, low, high), cmap="bwr", vmin=-extent, vmax=extent)
+            else:
+                axis.imshow((np.clip(image, -1, 1) + 1) / 2, cmap="gray", vmin=0, vmax=1)
+        for axis in line:
+            axis.set(xticks=[], yticks=[])
+            for side in axis.spines.values():
+                side.set_visible(False)
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+    _save(figure, path)
+
+
+def _shade(index: int, count: int):
+    """The standard network in blue, then robust ones from yellow to dark red as they grow stronger."""
+    import matplotlib
+
+    return "tab:blue" if index == 0 else matplotlib.colormaps["YlOrRd"](0.35 + 0.6 * index / max(count - 1, 1))
+
+
+def _figure(rows: int, columns: int, width: float, height: float):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _save(figure, path: Path) -> None:
+    file = io.BytesIO()
+    figure.savefig(file, dpi=120, format="png", metadata={"Software": None})
+    write(path, file.getvalue())

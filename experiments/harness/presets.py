@@ -1,0 +1,77 @@
+"""Sizes and constants of training, by preset and data set; experiments add their own.
+
+`paper` is the paper's protocol, in its pixel range [-1, 1]; where the published code had a quirk (no
+shuffling, a sampled projection, a CW mask of zero) the sound choice is the default and the quirk a flag.
+`quick` is the same code, smaller, for two CPU cores. Every number is open to its own flag.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from experiments.harness.config import Presets
+
+Values = dict[str, Any]
+
+_MNIST: Values = {
+    "held_out": 5000,
+    "train_examples": 55000,
+    "test_examples": 10000,
+    "radii": {"l2": (1.0, 2.0, 4.0), "linf": (0.05, 0.1, 0.2)},
+    "step_sizes": {"l2": 2.0, "linf": 0.02},
+    "standard_epochs": 5,
+    "epochs": 5,
+    "robust_epsilon": 1.0,
+}
+_CIFAR = _MNIST | {
+    "held_out": 0,
+    "train_examples": 50000,
+    "radii": {"l2": (0.1, 0.4, 1.6), "linf": (0.005, 0.01, 0.02)},
+    "standard_epochs": 20,
+    "epochs": 20,
+    "robust_epsilon": 0.4,
+}
+_QUICK_28: Values = {
+    "train_examples": 5000,
+    "test_examples": 256,
+    "train_losses": ("xent",),
+    "step_sizes": {"l2": 2.0, "linf": 0.1},
+    "attack_steps": 3,
+    "epochs": 2,
+    "robust_steps": 10,
+}
+_QUICK_32 = _QUICK_28 | {
+    "train_examples": 4000,
+    "test_examples": 100,
+    "step_sizes": {"l2": 2.0, "linf": 0.02},
+    "standard_epochs": 5,
+}
+_DIGITS: Values = {
+    "held_out": 0,
+    "train_examples": 1437,
+    "test_examples": 360,
+    "radii": {"l2": (0.5, 1.0, 2.0), "linf": (0.1, 0.2, 0.4)},
+    "step_sizes": {"l2": 2.0, "linf": 0.1},
+    "attack_steps": 10,
+    "standard_epochs": 15,
+    "epochs": 15,
+    "batch_size": 50,
+    "robust_epsilon": 0.5,
+    "robust_steps": 20,
+}
+TRAINING: Mapping[str, Mapping[str, Values]] = {
+    "paper": {"mnist": _MNIST, "fashion_mnist": _MNIST, "cifar10": _CIFAR},
+    "quick": {
+        "digits": _DIGITS,
+        "mnist": _MNIST | _QUICK_28,
+        "fashion_mnist": _MNIST | _QUICK_28,
+        "cifar10": _CIFAR | _QUICK_32,
+    },
+}
+
+
+def extended(more: Mapping[str, Mapping[str, Values]]) -> Presets:
+    """The presets of an experiment: those of training, with more or other values for each preset and data set."""
+    return {
+        preset: {name: values | more[preset].get(name, {}) for name, values in table.items()}
+        for preset, table in TRAINING.items()
+    }

@@ -1,0 +1,310 @@
+"""The networks and the manifold of a run: each trained once, kept in the run, continued or loaded.
+
+What has finished lies in the run directory's `networks` and is loaded; what is under way goes on from its last
+checkpoint; with a source, what another run has trained in the same way is taken from there.
+"""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.harness import launch
+from experiments.harness.config import TrainingConfig, losses_of
+from experiments.harness.options import Options
+from experiments.harness.progress import progress
+from robgrad import attacks, data, gradients, manifolds, networks, runs, stacking, training
+
+
+class Recipe(NamedTuple):
+    """How one network is trained; a standard one has no norm, no loss and epsilon 0. Seeds differ in their start."""
+
+    norm: str | None = None
+    loss: str | None = None
+    epsilon: float = 0.0
+    seed: int = 0
+
+    @property
+    def kind(self) -> str:
+        """What all seeds of it are called, for instance `l2-xent-4`, or `standard`."""
+        return f"{self.stack}-{self.epsilon:g}" if self.norm else self.stack
+
+    @property
+    def name(self) -> str:
+        """Its kind, and from the second seed on the seed: `l2-xent-4-seed1`."""
+        return f"{self.kind}-seed{self.seed}" if self.seed else self.kind
+
+    @property
+    def stack(self) -> str:
+        """The stack it is trained in: networks of one norm and loss are one."""
+        return f"{self.norm}-{self.loss}" if self.norm else "standard"
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """What tables say of it."""
+        return {
+            "network": self.kind,
+            "train_norm": self.norm,
+            "train_loss": self.loss,
+            "train_epsilon": self.epsilon,
+        }
+
+
+def recipes_of(config: TrainingConfig) -> list[Recipe]:
+    """The networks of an experiment: standard ones, then those of each norm and training loss; seeds innermost."""
+    pairs = [(norm, loss) for norm in config.norms for loss in config.train_losses]
+    kinds = [(None, None, 0.0), *((*pair, epsilon) for pair in pairs for epsilon in sorted(config.radii[pair[0]]))]
+    return [Recipe(*kind, seed) for kind in kinds for seed in range(config.network_seeds)]
+
+
+def kinds_of(recipes: Sequence[Recipe]) -> dict[str, list[int]]:
+    """Places of the networks of each kind, one a seed."""
+    kinds: dict[str, list[int]] = {}
+    for index, recipe in enumerate(recipes):
+        kinds.setdefault(recipe.kind, []).append(index)
+    return kinds
+
+
+def key_of(seed: int, name: str) -> jax.Array:
+    """A random key that depends on the seed and a name alone, not on what else a run does."""
+    return gradients.key_named(jax.random.key(seed), name)
+
+
+class Source(NamedTuple):
+    """Another run, whose networks are used; a strict one must have trained its networks as this run would."""
+
+    run: Path
+    strict: bool = True
+
+
+class Run(NamedTuple):
+    """One run of an experiment: where, on what, with which settings, and how it is carried out."""
+
+    workdir: Path
+    config: Any
+    options: Options
+    dataset: data.Dataset
+    source: Source | None = None
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """`[H, W, C]`."""
+        return self.dataset.train.images.shape[1:]
+
+
+class Plan(NamedTuple):
+    """A stage of training: the step, the stack it starts from, and what `training.fit` is told."""
+
+    name: str
+    step: training.Step
+    states: training.TrainState
+    numbers: Any
+    names: Sequence[str]
+    batch_size: int
+    epochs: int
+    shuffle: bool
+
+    def options(self, options: Options) -> dict[str, Any]:
+        """Keyword arguments of `training.fit`."""
+        mesh = stacking.device_mesh(len(self.names), self.batch_size)
+        wanted = {name: getattr(self, name) for name in ("batch_size", "epochs", "shuffle", "names")}
+        return wanted | {"mesh": mesh, "shard_data": options.shard_data}
+
+
+def network_of(config: TrainingConfig, dataset: data.Dataset) -> nn.Module:
+    """The architecture of a run's classifiers."""
+    return networks.network_named(config.network, dataset.train.images.shape[1:], len(dataset.classes))
+
+
+def stacks_of(recipes: Sequence[Recipe]) -> list[list[Recipe]]:
+    """The networks by the stack they are trained in, in their order."""
+    return [list(group) for _, group in groupby(recipes, lambda recipe: recipe.stack)]
+
+
+def train_networks(run: Run, recipes: Sequence[Recipe], train: data.Split) -> Any:
+    """Trains, continues or loads the networks, a stack for each norm and loss; returns their variables stacked."""
+    stacks = []
+    for members in stacks_of(recipes):
+        with launch.patiently():
+            stacks.append(_stack(run, members, train))
+    return stacking.concatenate(stacks)
+
+
+def _stack(run: Run, members: list[Recipe], train: data.Split):
+    """The variables of one stack, loaded, or made and kept."""
+    name = members[0].stack
+    stack = runs.finished(run.workdir / "networks" / name, runs.load_classifiers)
+    if stack is not None:
+        return stack.variables
+    variables = _completed(run, members, train)
+    about = {
+        "kind": "classifier",
+        "network": run.config.network,
+        "image_shape": list(run.image_shape),
+        "classes": len(run.dataset.classes),
+        "networks": [{**recipe.row, "network": recipe.name, "network_seed": recipe.seed} for recipe in members],
+        "training": training_settings(run.config, members[0]),
+    }
+    runs.save_stack(run.workdir / "networks" / name, variables, about)
+    shutil.rmtree(run.workdir / "checkpoints" / name, ignore_errors=True)
+    return variables
+
+
+def _completed(run: Run, members: list[Recipe], train: data.Split):
+    """The variables of one stack, from another run as far as that has them, the rest trained."""
+    parts, names = [], []
+    other = _taken(run.config, members[0], run.source)
+    if other is not None:
+        parts, names = [other.variables], list(other.names)
+    missing = [recipe for recipe in members if recipe.name not in names]
+    if missing:
+        parts.append(fit(run, classifiers_plan(run.config, missing, run.dataset), train).variables)
+        names += [recipe.name for recipe in missing]
+    chosen = jnp.array([names.index(recipe.name) for recipe in members])
+    return jax.tree.map(lambda leaf: leaf[chosen], stacking.concatenate(parts))
+
+
+def step_of(config: TrainingConfig, network: nn.Module, norm: str | None, loss: str | None) -> training.Step:
+    """The training step: standard, or by the configuration's objective against its attack in a norm."""
+    if not norm or not loss:
+        return training.classifier_step(network, attacks.no_attack)
+    objective = training.OBJECTIVES[config.objective]
+    ascended = objective.attack_loss or losses_of(config, bound=500.0)[loss]
+    build = attacks.ATTACKS[config.train_attack]
+    if objective.random_start and build is attacks.pgd:
+        build = attacks.ATTACKS["pgd-random-start"]
+    return training.classifier_step(network, build(norm, ascended, config.attack_steps), objective.build())
+
+
+def classifiers_plan(config: TrainingConfig, recipes: Sequence[Recipe], dataset: data.Dataset) -> Plan:
+    """How networks of one norm and loss are trained."""
+    network, first = network_of(config, dataset), recipes[0]
+
+    def start(seed: int) -> training.TrainState:
+        key = key_of(config.seed, "classifiers")
+        key = jax.random.fold_in(key, seed) if seed else key
+        return training.init_classifier(network, dataset.train.images.shape[1:], key)
+
+    # Networks of one seed start alike and see the data in one order, so that they differ by their training alone.
+    starts = {seed: start(seed) for seed in sorted({recipe.seed for recipe in recipes})}
+    count = len(recipes)
+    sizes = training.StepSizes(
+        jnp.array([recipe.epsilon for recipe in recipes]),
+        jnp.full(count, config.step_sizes[first.norm] if first.norm else 0.0),
+        jnp.full(count, config.learning_rate),
+        jnp.full(count, config.objective_weight),
+    )
+    epochs = config.epochs if first.norm else config.standard_epochs
+    states = stacking.stack([starts[recipe.seed] for recipe in recipes])
+    step = step_of(config, network, first.norm, first.loss)
+    names = [recipe.name for recipe in recipes]
+    return Plan(first.stack, step, states, sizes, names, config.batch_size, epochs, config.shuffle)
+
+
+def hits_of(config: TrainingConfig, network: nn.Module, variables, test: data.Split, key: jax.Array):
+    """Whether each network is right on each test image, clean and under the l2 attack behind `robust_accuracy`."""
+    mesh = stacking.device_mesh(stacking.size(variables), config.chunk)
+    attack = attacks.ATTACKS[config.robust_attack](attacks.L2, attacks.cross_entropy, config.robust_steps)
+    sizes = (config.robust_epsilon, config.robust_step_size)
+
+    def hits(one: attacks.Attack) -> np.ndarray:
+        predict = training.evaluate(network, one, mesh, chunk=config.chunk)
+        return np.asarray(predict(variables, test, key, *sizes)) == test.labels
+
+    return hits(attacks.no_attack), hits(attack)
+
+
+@launch.patiently()
+def fit_manifold(run: Run, name: str, train: data.Split) -> Any:
+    """Fits, continues or loads the run's manifold of a kind; returns its arrays."""
+    kind, path = manifolds.KINDS[name], run.workdir / "networks" / name
+    done = runs.finished(path, runs.load_arrays)
+    if done:
+        return done[1]
+    wanted = manifold_settings(run.config, name)
+    about = {"kind": "manifold", "manifold": name, "image_shape": list(run.image_shape), "training": wanted}
+    other = _stage_of(name, run.source)
+    if run.source and other and _equal(runs.read_about(other), wanted, other, run.source.strict):
+        arrays = runs.load_arrays(other)[1]
+    elif kind.fit:
+        arrays = kind.fit(train.images, wanted)
+    else:
+        arrays = stacking.replica(fit(run, manifold_plan(run.config, name, run.image_shape), train).variables, 0)
+    runs.save_stack(path, stacking.stack([arrays]), about)
+    shutil.rmtree(run.workdir / "checkpoints" / name, ignore_errors=True)
+    return arrays
+
+
+def manifold_plan(config: Any, name: str, image_shape: Sequence[int]) -> Plan:
+    """How a manifold that is trained is trained."""
+    kind = manifolds.KINDS[name]
+    assert kind.fitting is not None
+    fitting = kind.fitting(image_shape, key_of(config.seed, name), manifold_settings(config, name))
+    return Plan(
+        name, fitting.step, fitting.states, fitting.numbers, [kind.title], fitting.batch_size, fitting.epochs,
+        config.shuffle,
+    )  # fmt: skip
+
+
+def fit(run: Run, plan: Plan, examples) -> training.TrainState:
+    """`training.fit` that goes on from the stage's last checkpoint, saves as the options say, and stops when asked."""
+    label = f"training {plan.name}" + (f", {len(plan.names)} networks" if len(plan.names) > 1 else "")
+    checkpoint = run.workdir / "checkpoints" / plan.name
+    events = run.workdir / "tensorboard" / plan.name if run.options.tensorboard else None
+    with (
+        launch.patiently() as stop,
+        runs.states_of(checkpoint, plan.states) as (states, save),
+        progress(label, events, plan.names) as report,
+    ):
+        saving = training.Checkpoints(save, *run.options.interval)
+        options = plan.options(run.options) | {"stop": stop, "report": report, "checkpoints": saving}
+        return training.fit(plan.step, states, plan.numbers, examples, **options)
+
+
+_DATA = ("dataset", "seed", "held_out", "train_examples", "shuffle", "matmul_precision")
+
+
+def training_settings(config: TrainingConfig, recipe: Recipe) -> dict[str, Any]:
+    """What a network depends on beside its name: of the configuration, what its training reads."""
+    names = [*_DATA, "network", "batch_size", "learning_rate", "epochs" if recipe.norm else "standard_epochs"]
+    names += ["attack_steps", "train_attack", "objective", "objective_weight", "zero_mask"] if recipe.norm else []
+    settings = {name: getattr(config, name) for name in names}
+    return settings | ({"step_size": config.step_sizes[recipe.norm]} if recipe.norm else {})
+
+
+def manifold_settings(config: Any, name: str) -> dict[str, Any]:
+    """What a manifold depends on: of the configuration, the data and what its kind reads."""
+    return {field: getattr(config, field) for field in (*_DATA, *manifolds.KINDS[name].settings)}
+
+
+def _stage_of(stage: str, source: Source | None) -> Path | None:
+    """Where another run keeps a stage; None if there is no such run, or it has none such."""
+    if source is None:
+        return None
+    return next((path for path in runs.stages(source.run) if path.name == stage), None)
+
+
+def _equal(about: Mapping[str, Any], settings: Mapping[str, Any], path: Path, strict: bool) -> bool:
+    different = [name for name, value in settings.items() if about["training"].get(name) != value]
+    if different and strict:
+        name = different[0]
+        raise runs.RunError(
+            f"--networks_from: {path} was trained with {name} = {about['training'].get(name)}, this run wants "
+            f"{settings[name]}; give the same settings, or leave --networks_from out"
+        )
+    return not different
+
+
+def _taken(config, first: Recipe, source: Source | None) -> runs.Classifiers | None:
+    """The stack of another run that was trained as this network is to be."""
+    path = _stage_of(first.stack, source)
+    if source is None or path is None:
+        return None
+    other = runs.load_classifiers(path)
+    return other if _equal(other.about, training_settings(config, first), path, source.strict) else None

@@ -1,0 +1,100 @@
+"""Where data sets come from: embedded, files of arrays, TFDS."""
+
+import difflib
+import os
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from robgrad.data import tfds
+from robgrad.data.images import DataError, Dataset, Split, check
+
+
+def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
+    """Loads a data set by name and checks it.
+
+    Args:
+      name: `"digits"` for scikit-learn's 8x8 digits, embedded, with a fixed stratified fifth held
+        out; or a path that ends in `.npz`, a file of the arrays `train_images`, `train_labels`,
+        `test_images`, `test_labels` and, where wanted, `classes` (names); or the TFDS name of any image
+        classification set with splits `train` and `test`. Its images are decoded once and cached as a
+        plain `.npz` beside the data, or in the user's cache directory where the data are read-only.
+      data_dir: TFDS data directory; default `$TFDS_DATA_DIR`, then `~/tensorflow_datasets`.
+
+    Raises:
+      DataError: if the set is unknown, missing or unreadable, or is not of labelled images of one shape.
+    """
+    if name in EMBEDDED:
+        dataset = EMBEDDED[name]()
+    elif is_file(name):
+        dataset = _from_file(Path(name).expanduser())
+    else:
+        dataset = tfds.load(name, _data_dir(data_dir), near=_near(name, _data_dir(data_dir)))
+    for part, split in (("train", dataset.train), ("test", dataset.test)):
+        if not len(split.labels):
+            raise DataError(f"{name}: expected at least one {part} image, got none")
+        check(split, len(dataset.classes), dataset.name)
+    return dataset
+
+
+def _near(name: str, data_dir: Path) -> str:
+    """A half sentence that offers the known data set whose name is nearest."""
+    there = [path.name for path in data_dir.iterdir() if path.is_dir()] if data_dir.is_dir() else []
+    nearest = difflib.get_close_matches(name, [*EMBEDDED, "mnist", "fashion_mnist", "cifar10", *there], 1)
+    return f"; did you mean '{nearest[0]}'?" if nearest else ""
+
+
+def _data_dir(data_dir: str | os.PathLike | None) -> Path:
+    chosen = data_dir or os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets"
+    return Path(chosen).expanduser()
+
+
+def is_file(name: str) -> bool:
+    """Whether a data set's name is the path of a file of arrays."""
+    return name.endswith(".npz")
+
+
+def _digits() -> Dataset:
+    try:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+    except ImportError as error:
+        raise DataError("digits: needs scikit-learn, from the extra 'data': pip install '.[data]'") from error
+
+    digits = load_digits()
+    images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+    labels = digits.target.astype(np.int32)
+    train, test = train_test_split(np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0)
+    classes = tuple(str(c) for c in digits.target_names)
+    return Dataset("digits", classes, Split(images[train], labels[train]), Split(images[test], labels[test]))
+
+
+def _from_file(path: Path) -> Dataset:
+    """Reads a file of arrays; its name carries a digest, so that runs on files of one name are told apart."""
+    parts = [f"{split}_{kind}" for split in ("train", "test") for kind in ("images", "labels")]
+    try:
+        digest = zlib.crc32(path.read_bytes())
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = dict(stored)
+        images, labels, test_images, test_labels = (arrays[part] for part in parts)
+    except (OSError, EOFError, TypeError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"{path}: expected an .npz file of the arrays {', '.join(parts)} ({reason})") from error
+    if images.shape[1:] != test_images.shape[1:] or images.dtype != test_images.dtype:
+        raise DataError(
+            f"{path}: expected test images like the training images, of shape {list(images.shape[1:])} and "
+            f"{images.dtype}, got {list(test_images.shape[1:])} and {test_images.dtype}"
+        )
+    for one in (labels, test_labels):
+        if not np.issubdtype(one.dtype, np.integer):
+            raise DataError(f"{path}: expected integer labels, got {one.dtype}; number the classes from 0")
+    top = max(int(one.max(initial=0)) for one in (labels, test_labels))
+    classes = tuple(map(str, arrays["classes"] if "classes" in arrays else range(top + 1)))
+    train, test = Split(images, labels.astype(np.int32)), Split(test_images, test_labels.astype(np.int32))
+    return Dataset(f"{path.stem}-{digest:08x}", classes, train, test)
+
+
+EMBEDDED: dict[str, Callable[[], Dataset]] = {"digits": _digits}

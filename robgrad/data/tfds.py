@@ -1,0 +1,103 @@
+"""Sets prepared by tensorflow-datasets, read without TensorFlow and cached as plain arrays."""
+
+import os
+import stat
+import tempfile
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from robgrad.data.images import DataError, Dataset, Split
+
+
+def load(name: str, data_dir: Path, near: str = "") -> Dataset:
+    """Reads a TFDS image set, `near` being what to say of names like this one where there is none such.
+
+    Raises:
+      DataError: if it is not there and cannot be downloaded, or is no set of labelled images of one shape.
+    """
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise DataError(f"{name}: reading TFDS sets needs the extra 'data': pip install '.[data]'") from error
+
+    ways = (
+        "name another directory by --data_dir or TFDS_DATA_DIR, or install the extra that downloads it, "
+        "`pip install '.[prepare]'` in the checkout, and run again"
+    )
+    if data_dir.exists() and not (data_dir.is_dir() and os.access(data_dir, os.R_OK | os.X_OK)):
+        raise DataError(f"{data_dir}: expected a readable TFDS data directory; {ways}")
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except (tfds.core.DatasetNotFoundError, ValueError) as error:
+        expected = "expected 'digits', the TFDS name of an image set, or the path of an .npz file"
+        raise DataError(f"unknown data set '{name}': {expected}{near}") from error
+    # Known before anything is downloaded.
+    if "test" not in builder.info.splits and builder.info.splits:
+        raise DataError(f"{name}: expected an image classification set with splits 'train' and 'test'")
+    if not builder.is_prepared():
+        _download(builder, f"{name}: not found in {data_dir}: expected {builder.data_path}{near}; {ways}")
+    keys = builder.info.supervised_keys
+    features = dict(builder.info.features.items())
+    if keys is None or not isinstance(features.get(keys[0]), tfds.features.Image) or "test" not in builder.info.splits:
+        raise DataError(f"{name}: expected an image classification set with splits 'train' and 'test'")
+    train, test = (_decoded(builder, split, *keys) for split in ("train", "test"))
+    return Dataset(name, tuple(features[keys[1]].names), train, test)
+
+
+def _download(builder, missing: str) -> None:
+    try:
+        import tensorflow  # noqa: F401
+    except ImportError:
+        raise DataError(missing) from None
+    try:
+        builder.download_and_prepare(file_format="array_record")
+    except Exception as error:
+        raise DataError(f"{missing} (downloading it failed: {error})") from error
+
+
+def _decoded(builder, split: str, image_key: str, label_key: str) -> Split:
+    """Reads a split from its cache of decoded arrays, or decodes it and writes the cache."""
+    file = f"robgrad-{split}.npz"
+    beside = Path(builder.data_path)
+    fallback = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "robgrad", *beside.parts[-2:])
+    for directory in (beside, fallback):
+        try:
+            with np.load(directory / file, allow_pickle=False) as cached:
+                return Split(cached["images"], cached["labels"])
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            continue
+    try:
+        source = builder.as_data_source(split)
+        examples = [(example[image_key], example[label_key]) for example in source]
+        images = np.stack([image for image, _ in examples])
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"{builder.data_path}: cannot read split '{split}' as images of one shape ({reason}); "
+            "expected a set prepared as array_record: prepare it again"
+        ) from error
+    decoded = Split(images, np.array([label for _, label in examples], np.int32))
+    for directory in (beside, fallback):
+        if _write(directory / file, decoded):
+            break
+    return decoded
+
+
+def _write(path: Path, split: Split) -> bool:
+    """Writes atomically; leaves a directory that carries no write permission alone, even as root."""
+    try:
+        if path.parent.name and not path.parent.exists():
+            path.parent.mkdir(parents=True)
+        if not path.parent.stat().st_mode & stat.S_IWUSR:
+            return False
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
+            np.savez(file, images=split.images, labels=split.labels)
+        # Others who share the data may read it.
+        os.chmod(file.name, 0o644)
+        os.replace(file.name, path)
+    except OSError:
+        return False
+    return True

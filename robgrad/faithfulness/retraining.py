@@ -1,0 +1,195 @@
+"""ROAR and KAR: how faithful an attribution is, by retraining on images that it has occluded.
+
+Remove and retrain (ROAR, Hooker et al., 2019) replaces the pixels that an attribution ranks highest and
+trains a fresh network on what is left; keep and retrain (KAR) replaces the others. A good attribution
+costs ROAR's networks much of their accuracy, and KAR's little, against the same share of pixels chosen at
+random. All retrainings of a benchmark are one stack in one compiled program: each image carries one rank
+map a method, and each replica its method, its threshold and whether it keeps or removes, so that occluded
+images exist only inside the step, and memory does not grow with the percentiles.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+
+from robgrad import attacks, stacking, training
+from robgrad.data import Split, check, scale
+from robgrad.faithfulness.occlusion import Occlusion, fill_of, occlude, rank_maps
+from robgrad.faithfulness.scores import KAR, PERCENTILES, RANDOM, ROAR, Curve, curve
+from robgrad.gradients import Attribution
+from robgrad.networks import LogitsFn, Network, classifier_for, logits_fn
+
+
+class RetrainingSizes(NamedTuple):
+    """Numbers of a retraining step: the replica's occlusion and its learning rate."""
+
+    occlusion: Occlusion
+    learning_rate: Array | float = 1e-3
+
+
+class Examples(NamedTuple):
+    """Images `[N, H, W, C]`, labels `[N]` and rank maps `[N, methods, H, W]`."""
+
+    images: Any
+    labels: Any
+    ranks: Any
+
+
+class Retraining(NamedTuple):
+    """One retraining of a benchmark: `benchmark` is `"roar"` or `"kar"`, `percentile` in 0..100."""
+
+    benchmark: str
+    method: str
+    percentile: float
+    seed: int
+
+
+def grid(
+    methods: Sequence[str], percentiles: Sequence[float] = PERCENTILES, seeds: int = 3, benchmarks=(ROAR, KAR)
+) -> list[Retraining]:
+    """All retrainings of a benchmark: benchmarks x methods x percentiles x seeds."""
+    return [
+        Retraining(b, m, q, seed) for b in benchmarks for m in methods for q in percentiles for seed in range(seeds)
+    ]
+
+
+def numbers_of(
+    retrainings: Sequence[Retraining], methods: Sequence[str], pixels: int, learning_rate: float = 1e-3
+) -> RetrainingSizes:
+    """The stack's numbers; thresholds are percentile * pixels / 100, rounded.
+
+    `methods` are those of the rank maps in their order, without Random, whose draws follow them, one a seed.
+    """
+
+    def place(one: Retraining) -> int:
+        return len(methods) + one.seed if one.method == RANDOM else list(methods).index(one.method)
+
+    occlusion = Occlusion(
+        jnp.array([place(one) for one in retrainings], jnp.int32),
+        jnp.array([round(one.percentile * pixels / 100) for one in retrainings], jnp.int32),
+        jnp.array([one.benchmark == KAR for one in retrainings]),
+    )
+    return RetrainingSizes(occlusion, jnp.full(len(retrainings), learning_rate))
+
+
+def retraining_step(network: nn.Module | Network, fill: Array | None) -> training.Step:
+    """Standard training on images that the replica's occlusion has changed; examples as in `Examples`."""
+    standard = training.classifier_step(network, attacks.no_attack)
+
+    def step(state: training.TrainState, numbers: RetrainingSizes, batch: training.Batch):
+        images, labels, ranks = batch.examples
+        occluded = jax.vmap(lambda image, rank: occlude(image, rank, numbers.occlusion, fill))(scale(images), ranks)
+        batch = batch._replace(examples=Split(occluded, labels))  # type: ignore[arg-type]
+        return standard(state, training.StepSizes(learning_rate=numbers.learning_rate), batch)
+
+    return step
+
+
+def evaluate(network: nn.Module | Network, fill: Array | None, mesh: Mesh, chunk: int = 100) -> Callable:
+    """Compiles `run(variables, numbers, examples)` to whether each replica is right on each occluded image `[S, N]`."""
+
+    def hit(_, replica, example):
+        variables, occlusion = replica
+        image, label, ranks = example
+        return jnp.argmax(logits_fn(network, variables)(occlude(scale(image), ranks, occlusion, fill))) == label
+
+    run = stacking.per_example(hit, mesh, chunk)
+    return lambda variables, numbers, examples: run((), (variables, numbers.occlusion), tuple(examples))
+
+
+def initial_states(
+    network: nn.Module | Network, image_shape: Sequence[int], retrainings: Sequence[Retraining], key: Array
+):
+    """A stack of fresh networks; those of one seed start alike and see the data in the same order."""
+    one = jax.jit(jax.vmap(lambda seed: training.init_classifier(network, image_shape, jax.random.fold_in(key, seed))))
+    return one(jnp.array([retraining.seed for retraining in retrainings]))
+
+
+def roar(
+    network: LogitsFn,
+    attribution: Attribution,
+    train: Split,
+    test: Split,
+    *,
+    classes: int,
+    model: nn.Module | Network | None = None,
+    percentiles: Sequence[float] = PERCENTILES,
+    seeds: int = 3,
+    epochs: int = 20,
+    batch_size: int = 100,
+    learning_rate: float = 1e-3,
+    fill: Array | str | None = "mean",
+    key: Array | None = None,
+    report: Callable[[training.Progress], None] = lambda progress: None,
+    benchmark: str = ROAR,
+) -> Curve:
+    """Remove and retrain on a network, images and an attribution of one's own.
+
+    Args:
+      network: the network attributed, a function of one image `[H, W, C]` in [-1, 1] to logits.
+      attribution: `(key, logits_fn, image) -> [H, W]`, for instance `gradients.gradient`.
+      train, test: images (bytes, or in [-1, 1]) and labels.
+      classes: number of classes.
+      model: the network retrained, of batches of images; where None the paper's for this size of image, which need
+        not be of the architecture of the network attributed.
+      percentiles: shares of pixels removed, in percent.
+      seeds: retrainings of each; Random draws its pixels anew for each.
+      epochs, batch_size, learning_rate: of the retrainings, by Adam.
+      fill: colour `[C]` in [-1, 1] of removed pixels, `"mean"` for the data set's, None for each image's own.
+      key: random key.
+      report: called with the progress of the retrainings, every 20 seconds or so.
+      benchmark: `"roar"`, or `"kar"` to keep what is removed otherwise.
+
+    Raises:
+      DataError: if images or labels are not what `data.check` wants, for instance labels beyond `classes`.
+      ValueError: if `fill` is neither a colour nor a known word.
+
+    Example:
+      >>> from robgrad import data, faithfulness, gradients
+      >>> digits = data.load("digits")
+      >>> some = [data.Split(*(leaf[:200] for leaf in split)) for split in (digits.train, digits.test)]
+      >>> network = lambda image: image[:5, :2].ravel()
+      >>> curve = faithfulness.roar(
+      ...     network, gradients.gradient, *some, classes=10, percentiles=[50.0], seeds=1, epochs=1)
+      >>> curve.mean.shape
+      (1,)
+    """
+    for name, split in (("train", train), ("test", test)):
+        check(split, classes, name)
+    key = jax.random.key(0) if key is None else key
+    shape = train.images.shape[1:]
+    model = classifier_for(shape, classes) if model is None else model
+    colour = fill_of(fill, train.images)
+    retrainings = grid(("own", RANDOM), percentiles, seeds, (benchmark,))
+    mesh = stacking.device_mesh(len(retrainings), batch_size)
+    maps = rank_maps(lambda _: network, {"own": attribution}, stacking.device_mesh(1, 100), randoms=seeds)
+    start_key, *keys = jax.random.split(key, 3)
+    examples = [
+        Examples(split.images, split.labels, maps(jnp.zeros(()), split.images, one))
+        for split, one in zip((train, test), keys, strict=True)
+    ]
+    numbers = numbers_of(retrainings, ("own",), shape[0] * shape[1], learning_rate)
+    states = training.fit(
+        retraining_step(model, colour),
+        initial_states(model, shape, retrainings, start_key),
+        numbers,
+        examples[0],
+        mesh=mesh,
+        batch_size=batch_size,
+        epochs=epochs,
+        names=[f"{one.benchmark} {one.method} {one.percentile:g}%" for one in retrainings],
+        report=report,
+    )
+    hits = np.asarray(evaluate(model, colour, mesh)(states.variables, numbers, examples[1]))
+    own, random = hits.reshape(2, len(percentiles), seeds, -1)
+    return curve(benchmark, percentiles, own, random)
+
+
+kar = partial(roar, benchmark=KAR)

@@ -1,0 +1,70 @@
+"""Curves of accuracy against the share of pixels, and the score: the area against pixels chosen at random."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from robgrad import intervals
+
+PERCENTILES = (10.0, 30.0, 50.0, 70.0, 90.0)
+RANDOM = "random"
+ROAR, KAR = "roar", "kar"
+
+
+class Curve(NamedTuple):
+    """A method's accuracy against the percentile, and its score against Random's.
+
+    Attributes:
+      percentiles: `[Q]`, of pixels removed (ROAR) or kept (KAR).
+      mean, std: of the retrained networks' test accuracy over seeds, `[Q]`.
+      random: Random's mean accuracies, `[Q]`.
+      score: see `score`; `low` and `high` bound its 95% interval, over seeds and test images; with one seed over
+        images alone.
+    """
+
+    percentiles: np.ndarray
+    mean: np.ndarray
+    std: np.ndarray
+    random: np.ndarray
+    score: float
+    low: float
+    high: float
+
+
+def score(benchmark: str, percentiles: Sequence[float], attribution: np.ndarray, random: np.ndarray) -> np.ndarray:
+    """Area between Random's curve and the attribution's, `[..., Q]` to `[...]`; higher is better.
+
+    Over the share of pixels from 0 to 1 by the trapezoid rule: Random minus the attribution for ROAR, the
+    reverse for KAR. At both ends the curves meet (nothing removed: the untouched network's accuracy; all
+    removed: chance), so that the area does not depend on either.
+    """
+    order = np.argsort(percentiles)
+    gain = (attribution - random if benchmark == KAR else random - attribution)[..., order]
+    gain = np.concatenate([np.zeros_like(gain[..., :1]), gain, np.zeros_like(gain[..., :1])], axis=-1)
+    return np.trapezoid(gain, np.array([0.0, *np.asarray(percentiles)[order], 100.0]) / 100, axis=-1)
+
+
+def curve(benchmark: str, percentiles: Sequence[float], hits: np.ndarray, random_hits: np.ndarray) -> Curve:
+    """Curve and score of a method from its networks' hits and Random's, each `[Q, seeds, N]` (bool).
+
+    A score is linear in the accuracies, so it is the mean over images of each image's own area: its variance over
+    the test images is in closed form, and seeds, which start alike in both, come by `intervals.of_seeds`.
+    """
+    # [seeds, N]: the area that one image and seed contribute.
+    areas = score(benchmark, percentiles, np.moveaxis(hits, 0, -1) * 1.0, np.moveaxis(random_hits, 0, -1) * 1.0)
+    of_images = areas.mean(0).var(ddof=1) / areas.shape[1] if areas.shape[1] > 1 else np.nan
+    low, high = intervals.of_seeds(areas.mean(1), of_images)
+    if len(areas) == 1:
+        half = 1.96 * np.sqrt(of_images)
+        low, high = areas.mean() - half, areas.mean() + half
+    accuracy, random = hits.mean(-1), random_hits.mean((-2, -1))
+    return Curve(
+        np.array(percentiles),
+        accuracy.mean(-1),
+        accuracy.std(-1),
+        random,
+        float(areas.mean()),
+        float(low),
+        float(high),
+    )

@@ -1,0 +1,125 @@
+"""The input-gradient analyser: how much of a network's loss gradient lies along the image manifold.
+
+The paper's explanation of why adversarial training makes gradients meaningful is that it confines
+them to the manifold. Its evidence is indirect, the distance of attacked images to the manifold; here
+the gradient itself is split into its part in the manifold's tangent space and the rest.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from robgrad.attacks import Attack, Loss, cross_entropy, length, no_attack
+from robgrad.data import scale
+from robgrad.gradients.attributions import loss_gradient
+from robgrad.manifolds import Manifold, TangentSpace, distance
+from robgrad.networks import LogitsFn
+
+
+class Alignment(NamedTuple):
+    """One image's loss gradient g against the manifold; scalars, or arrays `[N]` for a batch.
+
+    Attributes:
+      gradient_norm: ||g||_2, loss per pixel unit.
+      tangent_fraction: ||B^T g||^2 / ||g||^2 for an orthonormal basis B of the tangent space at the
+        image's projection; NaN where the gradient is zero.
+      chance: the expectation of `tangent_fraction` for a random direction, rank(B) / pixels; the
+        latent dimension over the pixels where the decoder's Jacobian has full rank.
+      cosine: cosine of the angle between g and its tangent part B B^T g, the root of the fraction.
+      distance: l2 distance of the image to the manifold, in pixel units.
+      attacked_distance: the same of the attacked image.
+    """
+
+    gradient_norm: Array
+    tangent_fraction: Array
+    chance: Array
+    cosine: Array
+    distance: Array
+    attacked_distance: Array
+
+
+def align(
+    logits_fn: LogitsFn,
+    manifold: Manifold,
+    image: Array,
+    attacked: Array,
+    label: Array | None = None,
+    loss: Loss = cross_entropy,
+    tangent: TangentSpace | None = None,
+) -> Alignment:
+    """Analyses one network at one image; map it by `jax.vmap`, or see `analyser`.
+
+    Args:
+      logits_fn: image to logits `[C]`; any differentiable JAX function.
+      manifold: any `Manifold` of images of that shape.
+      image: `[...]`, in the range that network and manifold expect.
+      attacked: the attacked image.
+      label: class whose loss is differentiated; the network's own prediction where None.
+      loss: loss of one example.
+      tangent: the manifold's tangent space at the image's projection, where it is known already, for
+        instance from another network: it costs more than all the rest.
+    """
+    gradient = jnp.ravel(loss_gradient(logits_fn, image, label, loss))
+    norm = length(gradient)
+    basis, rank = manifold.tangent_space(image) if tangent is None else tangent
+    # Normalised first, since the squares of a certain network's gradient underflow.
+    coordinates = basis.T @ (gradient / jnp.where(norm > 0, norm, 1.0))
+    fraction = jnp.where(norm > 0, jnp.sum(coordinates**2), jnp.nan)
+    return Alignment(
+        norm,
+        fraction,
+        rank / image.size,
+        jnp.sqrt(fraction),
+        distance(manifold, image),
+        distance(manifold, attacked),
+    )
+
+
+def analyser(
+    logits_fn: LogitsFn,
+    manifold: Manifold,
+    *,
+    loss: Loss = cross_entropy,
+    attack: Attack = no_attack,
+    true_label: bool = False,
+    chunk: int = 100,
+) -> Callable[..., Alignment]:
+    """Compiles `align` for batches of one network and manifold, with the attack before it.
+
+    Returns:
+      `analyse(images, labels, epsilon=0.0, step_size=0.0, key=None)` to an `Alignment` of arrays `[N]`.
+      `images` are bytes or in [-1, 1]; the attack ascends its own loss at `labels`, and the gradient is
+      taken at the prediction, or with `true_label` at `labels`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from robgrad import attacks, gradients, manifolds
+      >>> weights = jax.random.normal(jax.random.key(0), (16, 3))
+      >>> plane = manifolds.autoencoder(lambda x: x[:2], lambda z: jnp.concatenate([z, jnp.zeros(14)]))
+      >>> attack = attacks.pgd(attacks.L2, attacks.cross_entropy, steps=10)
+      >>> analyse = gradients.analyser(lambda x: x @ weights, plane, attack=attack)
+      >>> result = analyse(jnp.zeros((5, 16)), jnp.arange(5) % 3, epsilon=0.5, step_size=0.2)
+      >>> result.tangent_fraction.shape, float(result.chance[0])
+      ((5,), 0.125)
+    """
+
+    def of_example(numbers, example):
+        key, image, label = example
+        image = scale(image)
+        attacked = attack(key, logits_fn, image, label, *numbers)
+        return align(logits_fn, manifold, image, attacked, label if true_label else None, loss)
+
+    @jax.jit
+    def run(images, labels, numbers, key):
+        examples = (jax.random.split(key, len(images)), images, labels)
+        return lax.map(partial(of_example, numbers), examples, batch_size=min(chunk, len(images)))
+
+    def analyse(images, labels, epsilon=0.0, step_size=0.0, key=None):
+        key = jax.random.key(0) if key is None else key
+        return run(jnp.asarray(images), jnp.asarray(labels), (jnp.float32(epsilon), jnp.float32(step_size)), key)
+
+    return analyse

@@ -1,0 +1,103 @@
+"""95% confidence intervals that keep their word for few values: means, any statistic of many, seeds, correlations.
+
+Bounds are pairs `(low, high)` of the statistic's shape, NaN where there are too few values to say. The suite
+simulates how often they cover the truth.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+Bounds = tuple[Any, Any]
+
+
+def of_mean(values: np.ndarray) -> Bounds:
+    """Student's t interval of the mean over the first axis; exact for normal values, from two on.
+
+    For few values the percentile bootstrap is no substitute: of 3 values it covers the mean in 74 of 100 cases.
+    """
+    values = np.asarray(values, float)
+    if len(values) < 2:
+        nothing = np.full(values.shape[1:], math.nan)
+        return nothing, nothing
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(0, ddof=1) / math.sqrt(len(values))
+    return values.mean(0) - half, values.mean(0) + half
+
+
+def draws(values: np.ndarray, statistic: Callable[[np.ndarray], Any], resamples: int = 1000) -> np.ndarray:
+    """The statistic of bootstrap samples of the rows of `values` (Efron, 1979), `[resamples, ...]`; always the same.
+
+    Rows are independent, for instance what several networks do to one image, so that differences of networks are
+    paired.
+    """
+    generator = np.random.default_rng(0)
+    return np.stack([statistic(values[generator.integers(0, len(values), len(values))]) for _ in range(resamples)])
+
+
+def of_many(values: np.ndarray, statistic: Callable[[np.ndarray], Any], resamples: int = 1000) -> Bounds:
+    """The percentile bootstrap interval of a statistic of the rows of `values`; for some thirty rows or more."""
+    if len(values) < 2:
+        return math.nan, math.nan
+    low, high = np.percentile(draws(values, statistic, resamples), [2.5, 97.5], axis=0)
+    return low, high
+
+
+def of_seeds(estimates: np.ndarray, variance: Any = 0.0) -> Bounds:
+    """Interval of the mean of a few seeds' estimates, all of the same sample, whose error they share.
+
+    Args:
+      estimates: `[seeds, ...]`, what each seed gives.
+      variance: of their mean, from the sample alone (the images drawn), for instance that of its bootstrap.
+
+    With s^2 the variance of the mean over seeds, v the sample's, and p = s^2 / (s^2 + v) the seeds' share, the half
+    width is the root of (s^2 + v) (t^2 p^1.5 + z^2 (1 - p^1.5)), t and z the 97.5% points of Student's t for the
+    seeds and of the normal. At p = 1 it is the t interval, at p = 0 the normal one. The power 1.5 stands between the
+    sum of both half widths in quadrature, 1 (Graybill and Wang, 1980), which covers up to 98.7% for two seeds, and
+    Satterthwaite's (1946) approximation, which covers down to 87%; with it coverage is 94 to 97.5% for two seeds or
+    more, whatever the share. NaN for one seed.
+    """
+    estimates = np.asarray(estimates, float)
+    if len(estimates) < 2:
+        nothing = np.full(estimates.shape[1:], math.nan)
+        return nothing, nothing
+    of_seeds = estimates.var(0, ddof=1) / len(estimates)
+    total = of_seeds + variance
+    share = np.divide(of_seeds, total, out=np.zeros_like(total), where=total > 0) ** 1.5
+    t, z = stats.t.ppf(0.975, len(estimates) - 1), stats.norm.ppf(0.975)
+    half = np.sqrt(total * (t**2 * share + z**2 * (1 - share)))
+    return estimates.mean(0) - half, estimates.mean(0) + half
+
+
+def of_correlation(value: float, count: int, rank: bool) -> Bounds:
+    """Fisher's interval of a correlation of `count` pairs, by its inverse hyperbolic tangent; NaN below four.
+
+    Pearson's with variance 1 / (count - 3); with `rank` Spearman's, with (1 + value^2 / 2) / (count - 3) (Bonett and
+    Wright, 2000), a perfect order taken half a step below 1, since few pairs can be in order by chance. Ranks of six
+    pairs come in steps, so that coverage there is 95 to 98.5%.
+    """
+    if count < 4 or math.isnan(value):
+        return math.nan, math.nan
+    spread = stats.norm.ppf(0.975) * math.sqrt((1 + value**2 / 2 if rank else 1.0) / (count - 3))
+    most = 1 - (6 / (count**3 - count) if rank else 1e-12)
+    centre = math.atanh(min(max(value, -most), most))
+    return math.tanh(centre - spread), math.tanh(centre + spread)
+
+
+def of_seeds_and_rows(values: np.ndarray, statistic: Callable[[np.ndarray], Any]) -> tuple[Any, Any, Any]:
+    """A statistic of rows, for instance images, averaged over seeds: its value and both bounds.
+
+    Args:
+      values: `[seeds, rows, ...]`, the same rows for every seed.
+      statistic: of `[rows, ...]`.
+
+    With one seed the interval is over rows alone; with more it holds seeds too, by `of_seeds`.
+    """
+    estimates = np.stack([np.asarray(statistic(one), float) for one in values])
+    if len(values) == 1:
+        return estimates[0], *of_many(values[0], statistic)
+    by_row = np.moveaxis(values, 1, 0)
+    variance = draws(by_row, lambda some: np.mean([statistic(one) for one in np.moveaxis(some, 1, 0)], axis=0)).var(0)
+    return estimates.mean(0), *of_seeds(estimates, variance)

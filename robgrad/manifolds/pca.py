@@ -1,0 +1,48 @@
+"""The plane through the data's mean along its directions of largest variance: the simplest manifold."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from robgrad.data import scale
+from robgrad.manifolds.geometry import Manifold, TangentSpace
+
+
+class Plane(NamedTuple):
+    """A plane in the space of images: a point `mean` `[H, W, C]` and orthonormal `directions` `[pixels, z]`."""
+
+    mean: Array
+    directions: Array
+
+
+def fit_pca(images: np.ndarray, dimensions: int = 10, most: int = 10_000) -> Plane:
+    """Principal component analysis of images `[N, H, W, C]`, bytes or in [-1, 1].
+
+    The leading eigenvectors of the covariance of the first `most` images, in double precision on the host.
+
+    Raises:
+      ValueError: if there are no more images, or pixels, than dimensions.
+    """
+    pixels = np.asarray(scale(jnp.asarray(images[:most])), np.float64).reshape(min(most, len(images)), -1)
+    if not 1 <= dimensions < min(pixels.shape):
+        raise ValueError(
+            f"expected 1 to {min(pixels.shape) - 1} dimensions for {len(pixels)} images of {pixels.shape[1]} pixels, "
+            f"got {dimensions}"
+        )
+    mean = pixels.mean(0)
+    _, vectors = np.linalg.eigh(np.cov(pixels.T))
+    directions = vectors[:, ::-1][:, :dimensions]
+    return Plane(jnp.asarray(mean.reshape(images.shape[1:]), jnp.float32), jnp.asarray(directions, jnp.float32))
+
+
+def pca(plane: Plane) -> Manifold:
+    """The plane as a manifold: orthogonal projection, and the same tangent space everywhere."""
+    rank = jnp.int32(plane.directions.shape[1])
+
+    def project(image: Array) -> Array:
+        along = plane.directions @ (plane.directions.T @ jnp.ravel(image - plane.mean))
+        return plane.mean + along.reshape(image.shape)
+
+    return Manifold(project, lambda image: TangentSpace(plane.directions, rank))

@@ -1,0 +1,41 @@
+"""Classifiers and what they are made of: layers that stay fast in compiled loops, batch norm over all devices."""
+
+from robgrad.networks import layers
+from robgrad.networks.classifiers import CNN, MLP, Conv, cifar_cnn, classifier_for, digits_cnn, mnist_cnn
+from robgrad.networks.network import (
+    NETWORKS,
+    LogitsFn,
+    Network,
+    Variables,
+    init,
+    logits,
+    logits_fn,
+    network_named,
+    of_module,
+)
+from robgrad.networks.normalisation import BatchNorm
+from robgrad.networks.residual import PreActResNet, preact_resnet_18, wide_resnet
+
+__all__ = [
+    "CNN",
+    "MLP",
+    "NETWORKS",
+    "BatchNorm",
+    "Conv",
+    "LogitsFn",
+    "Network",
+    "PreActResNet",
+    "Variables",
+    "cifar_cnn",
+    "classifier_for",
+    "digits_cnn",
+    "init",
+    "layers",
+    "logits",
+    "logits_fn",
+    "mnist_cnn",
+    "network_named",
+    "of_module",
+    "preact_resnet_18",
+    "wide_resnet",
+]

@@ -1,0 +1,200 @@
+"""The convolution, its transpose and the max-pool that every network here is made of.
+
+XLA:CPU has a fast convolution for one case only: an NHWC image, an HWIO kernel, an NHWC result and
+nothing dilated. The derivatives that JAX derives of a convolution ask for other layouts, which outside
+of loops are rewritten into the fast one and inside `fori_loop`, `scan` and `map` are not; there, and
+wherever zeros are dilated in, they fall to kernels tens of times slower. So here strided and transposed
+convolutions become dense ones by moving pixels between space and channels, and both derivatives of a
+dense convolution are written out as dense convolutions, or as matrix products where those are slow.
+A loop of attack or training steps then costs what its steps cost.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+Padding = Literal["SAME", "VALID"]
+Pads = tuple[tuple[int, int], tuple[int, int]]
+
+
+def conv(images: Array, kernel: Array, stride: int = 1, padding: Padding = "SAME") -> Array:
+    """Cross-correlates images with a kernel, fast in compiled loops under reverse differentiation.
+
+    Equals `lax.conv_general_dilated` in NHWC and HWIO layout, in value and in derivatives of any order
+    by reverse mode. Forward mode (`jax.jvp`, `jax.jacfwd`) raises, as for any `jax.custom_vjp`;
+    `robgrad.manifolds.decoder_jacobian` shows the way around.
+
+    Args:
+      images: `[B, H, W, I]`.
+      kernel: `[kh, kw, I, O]`.
+      stride: step of the window along height and width.
+      padding: `"SAME"` or `"VALID"`.
+
+    Returns:
+      `[B, H', W', O]`.
+    """
+    pads = lax.padtype_to_pads(images.shape[1:3], kernel.shape[:2], (stride, stride), padding)
+    if stride == 1:
+        return _dense_conv(_static(pads), images, kernel)
+    # The kernel filled up with zeros to whole blocks of stride x stride, and the image to what it covers.
+    blocks = [-(-window // stride) for window in kernel.shape[:2]]
+    outputs = [
+        (size + low + high - window) // stride + 1
+        for size, window, (low, high) in zip(images.shape[1:3], kernel.shape[:2], pads, strict=True)
+    ]
+    fills = [
+        (low, (output - 1 + block) * stride - size - low)
+        for size, output, block, (low, _) in zip(images.shape[1:3], outputs, blocks, pads, strict=True)
+    ]
+    images = _to_channels(_fill(images, ((0, 0), *fills, (0, 0))), stride)
+    missing = [(0, block * stride - window) for block, window in zip(blocks, kernel.shape[:2], strict=True)]
+    kernel = _to_channels(_fill(kernel, (*missing, (0, 0), (0, 0))).transpose(3, 0, 1, 2), stride).transpose(1, 2, 3, 0)
+    return _dense_conv(((0, 0), (0, 0)), images, kernel)
+
+
+def conv_transpose(images: Array, kernel: Array, stride: int = 1, padding: Padding = "SAME") -> Array:
+    """Transposed convolution ('deconvolution'): the image is spread out by `stride`, then convolved.
+
+    Equals `lax.conv_transpose` in NHWC and HWIO layout (the kernel is not flipped, and its last axis is
+    the output's); derivatives as for `conv`.
+
+    Args:
+      images: `[B, H, W, I]`.
+      kernel: `[kh, kw, I, O]`.
+      stride: factor by which height and width grow.
+      padding: `"SAME"` (height becomes `H * stride`) or `"VALID"` (`H * stride + max(kh - stride, 0)`).
+
+    Returns:
+      `[B, H', W', O]`.
+    """
+    pads = [_transposed_pads(window, stride, padding) for window in kernel.shape[:2]]
+    if stride == 1:
+        return _dense_conv(_static(pads), images, kernel)
+    # Output pixel y = stride * q + r - shift sees the kernel's taps stride * t + stride - 1 - r, on image
+    # pixels q + t - low, for every r alike: so q is the place and r the channel of a dense convolution.
+    shifts = [(-1 - low) % stride for low, _ in pads]
+    lows = [(low + shift) // stride for (low, _), shift in zip(pads, shifts, strict=True)]
+    blocks = [-(-window // stride) for window in kernel.shape[:2]]
+    sizes = [
+        (size - 1) * stride + 2 + sum(pad) - window
+        for size, window, pad in zip(images.shape[1:3], kernel.shape[:2], pads, strict=True)
+    ]
+    dense_pads = [
+        (low, -(-(output + shift) // stride) + block - 1 - size - low)
+        for size, output, shift, low, block in zip(images.shape[1:3], sizes, shifts, lows, blocks, strict=True)
+    ]
+    missing = [(0, block * stride - window) for block, window in zip(blocks, kernel.shape[:2], strict=True)]
+    inputs, features = kernel.shape[2:]
+    phases = _fill(kernel, (*missing, (0, 0), (0, 0))).reshape(blocks[0], stride, blocks[1], stride, inputs, features)
+    phases = phases[:, ::-1, :, ::-1].transpose(0, 2, 4, 1, 3, 5).reshape(*blocks, inputs, -1)
+    spread = _to_space(_dense_conv(_static(dense_pads), images, phases), stride)
+    (top, left), (height, width) = shifts, sizes
+    return spread[:, top : top + height, left : left + width]
+
+
+@jax.custom_vjp
+def add_bias(activations: Array, bias: Array) -> Array:
+    """Adds a bias `[C]` to `[..., C]`; its derivative is a product with ones, since XLA reduces columns slowly."""
+    return activations + bias
+
+
+def _add_bias_forward(activations: Array, bias: Array) -> tuple[Array, None]:
+    return add_bias(activations, bias), None
+
+
+def _add_bias_backward(_: None, cotangent: Array) -> tuple[Array, Array]:
+    rows = cotangent.reshape(-1, cotangent.shape[-1])
+    return cotangent, jnp.ones(len(rows), rows.dtype) @ rows
+
+
+add_bias.defvjp(_add_bias_forward, _add_bias_backward)
+
+
+def max_pool(images: Array, window: int = 2) -> Array:
+    """Maximum over disjoint square windows; rows and columns that fill no window are dropped.
+
+    The derivative goes to the first maximum of a window in row-major order, as with
+    `lax.reduce_window` and in PyTorch, but its backward pass is a chain of selections instead of
+    XLA's slow select-and-scatter. NaN propagates.
+
+    Args:
+      images: `[B, H, W, C]`.
+      window: side and stride of the window.
+
+    Returns:
+      `[B, H // window, W // window, C]`.
+    """
+    height, width = (size // window * window for size in images.shape[1:3])
+    corners = [images[:, i:height:window, j:width:window] for i in range(window) for j in range(window)]
+    largest = corners[0]
+    for corner in corners[1:]:
+        largest = jnp.where((corner > largest) | jnp.isnan(corner), corner, largest)
+    return largest
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _dense_conv(pads: Pads, images: Array, kernel: Array) -> Array:
+    return lax.conv_general_dilated(images, kernel, (1, 1), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _forward(pads: Pads, images: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _dense_conv(pads, images, kernel), (images, kernel)
+
+
+def _backward(pads: Pads, residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    """Both derivatives, made of what differentiates as well again."""
+    images, kernel = residuals
+    windows = kernel.shape[:2]
+    mirrored = [(window - 1 - low, window - 1 - high) for window, (low, high) in zip(windows, pads, strict=True)]
+    d_images = _dense_conv(_static(mirrored), cotangent, kernel[::-1, ::-1].swapaxes(2, 3))
+    if cotangent.shape[1] <= images.shape[1] and cotangent.shape[2] <= images.shape[2]:
+        # A convolution again: it contracts over the batch, so images become channels and channels images.
+        d_kernel = _dense_conv(pads, images.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3))
+        return d_images, d_kernel.transpose(1, 2, 0, 3)
+    # That would slide a window larger than the image, which is slow: one matrix product a row of taps instead.
+    filled = _fill(cotangent, ((0, 0), *mirrored, (0, 0)))
+    height, width = images.shape[1:3]
+    rows = []
+    for row in range(windows[0]):
+        taps = [filled[:, row : row + height, column : column + width] for column in range(windows[1])]
+        rows.append(jnp.tensordot(images, jnp.stack(taps, axis=3), axes=((0, 1, 2), (0, 1, 2))))
+    return d_images, jnp.stack(rows)[::-1, :, ::-1].transpose(0, 2, 1, 3)
+
+
+_dense_conv.defvjp(_forward, _backward)
+
+
+def _to_channels(images: Array, stride: int) -> Array:
+    """Moves each block of stride x stride pixels to the channels of one: `[B, H, W, C]` to `[B, H/s, W/s, s*s*C]`."""
+    batch, height, width, channels = images.shape
+    blocks = images.reshape(batch, height // stride, stride, width // stride, stride, channels)
+    return blocks.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // stride, width // stride, -1)
+
+
+def _to_space(images: Array, stride: int) -> Array:
+    """The inverse of `_to_channels`."""
+    batch, height, width, _ = images.shape
+    blocks = images.reshape(batch, height, width, stride, stride, -1).transpose(0, 1, 3, 2, 4, 5)
+    return blocks.reshape(batch, height * stride, width * stride, -1)
+
+
+def _fill(array: Array, pads: Sequence[tuple[int, int]]) -> Array:
+    """Pads with zeros; negative pads crop."""
+    return lax.pad(array, jnp.zeros((), array.dtype), [(low, high, 0) for low, high in pads])
+
+
+def _transposed_pads(window: int, stride: int, padding: Padding) -> tuple[int, int]:
+    if padding == "VALID":
+        return window - 1, max(window, stride) - 1
+    total = window + stride - 2
+    low = window - 1 if stride > window - 1 else -(-total // 2)
+    return low, total - low
+
+
+def _static(pads: Sequence[tuple[int, int]]) -> Pads:
+    (top, bottom), (left, right) = pads
+    return (int(top), int(bottom)), (int(left), int(right))

@@ -1,0 +1,109 @@
+"""A classifier as the rest of robgrad sees it: variables, logits in evaluation, logits in training.
+
+To add a network is to write a linen module and name it in `NETWORKS`; a `Network` can also be made by hand, of
+functions from any library.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+
+from robgrad.networks.classifiers import classifier_for
+from robgrad.networks.residual import preact_resnet_18, wide_resnet
+
+LogitsFn = Callable[[Array], Array]
+Variables = dict[str, Any]
+
+
+class Network(NamedTuple):
+    """A classifier of batches of images `[B, H, W, C]` in [-1, 1].
+
+    Its variables are a dict of collections: `params`, which training descends, and any others, such as running
+    statistics, which its training mode moves.
+
+    Attributes:
+      init: `(key, image_shape)` to variables.
+      evaluate: `(variables, images)` to logits `[B, C]`; no example sees another.
+      train: `(variables, images, weights)` to logits and the variables with what has moved; `weights` `[B]` are 1
+        for an example and 0 for padding. May sum over the mapped axis `stacking.DATA`.
+    """
+
+    init: Callable[[Array, Sequence[int]], Variables]
+    evaluate: Callable[[Variables, Array], Array]
+    train: Callable[[Variables, Array, Array], tuple[Array, Variables]]
+
+
+def of_module(module: nn.Module | Network) -> Network:
+    """The `Network` of a linen module that maps batches of images to logits; a `Network` passes as it is.
+
+    In training the module is given `weights` if its `__call__` has a parameter of that name (as robgrad's own
+    modules with batch norm), or else `train=True` if it has that one; collections other than `params` are mutable
+    then, and read-only in evaluation.
+    """
+    if isinstance(module, Network):
+        return module
+    accepted = inspect.signature(type(module).__call__).parameters
+
+    def init(key: Array, image_shape: Sequence[int]) -> Variables:
+        return dict(module.init(key, jnp.zeros((1, *image_shape))))
+
+    def evaluate(variables: Variables, images: Array) -> Array:
+        options = {"train": False} if "train" in accepted and "weights" not in accepted else {}
+        return cast(Array, module.apply(variables, images, **options))
+
+    def train(variables: Variables, images: Array, weights: Array) -> tuple[Array, Variables]:
+        moving = [name for name in variables if name != "params"]
+        options: dict[str, Any] = {"weights": weights} if "weights" in accepted else {}
+        if not options and "train" in accepted:
+            options = {"train": True}
+        if not moving:
+            return cast(Array, module.apply(variables, images, **options)), variables
+        logits, moved = module.apply(variables, images, mutable=moving, **options)
+        return cast(Array, logits), {**variables, **moved}
+
+    return Network(init, evaluate, train)
+
+
+def logits(network: nn.Module | Network, variables: Variables, images: Array) -> Array:
+    """The network's logits `[B, classes]` in evaluation for a batch of images `[B, H, W, C]` in [-1, 1]."""
+    return of_module(network).evaluate(variables, images)
+
+
+def logits_fn(network: nn.Module | Network, variables: Variables) -> LogitsFn:
+    """The network in evaluation as a function of one image `[H, W, C]`, as attacks and attributions take it."""
+    evaluate = of_module(network).evaluate
+    return lambda image: evaluate(variables, image[None])[0]
+
+
+def init(network: nn.Module | Network, key: Array, image_shape: Sequence[int]) -> Variables:
+    """Initial variables for images `[H, W, C]`."""
+    return of_module(network).init(key, image_shape)
+
+
+# What experiments offer by flag: builders `(image_shape, classes) -> module`.
+NETWORKS: dict[str, Callable[[Sequence[int], int], nn.Module]] = {
+    "paper": classifier_for,
+    "preact-resnet-18": lambda image_shape, classes: preact_resnet_18(classes),
+    **{
+        f"wide-resnet-{depth}-{width}": partial(
+            lambda depth, width, image_shape, classes: wide_resnet(depth, width, classes), depth, width
+        )
+        for depth, width in ((10, 1), (16, 4), (28, 10))
+    },
+}
+
+
+def network_named(name: str, image_shape: Sequence[int], classes: int) -> nn.Module:
+    """The module of a name in `NETWORKS` for images `[H, W, C]`.
+
+    Raises:
+      ValueError: if there is no such name.
+    """
+    if name not in NETWORKS:
+        raise ValueError(f"expected a network of {', '.join(NETWORKS)}, got '{name}'")
+    return NETWORKS[name](image_shape, classes)

@@ -1,0 +1,194 @@
+"""Compiled training of a stack of networks: loops, order, devices, failure; data on the device.
+
+`fit` leaves what a step does to the *step*, a pure function of one replica: `step(state, numbers, batch) -> (state,
+metrics)`, such as `objectives.classifier_step` or the VAE-GAN's.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from robgrad import stacking
+from robgrad.training.objectives import Batch, Step, TrainState
+
+
+class Progress(NamedTuple):
+    """What `fit` reports after each segment: steps done and wanted, epoch, mean metrics `[S]` of the segment."""
+
+    step: int
+    steps: int
+    epoch: float
+    metrics: dict[str, np.ndarray]
+
+
+class Checkpoints(NamedTuple):
+    """When and how `fit` saves.
+
+    Attributes:
+      save: called with the states, whose buffers it must copy.
+      minutes: save at the first end of a segment this long after the last.
+      steps: save whenever the step divides by this; 0 for never.
+    """
+
+    save: Callable[[TrainState], None]
+    minutes: float = 10.0
+    steps: int = 0
+
+
+class StoppedError(RuntimeError):
+    """Training was asked to stop, and has saved if it could."""
+
+
+class DivergedError(RuntimeError):
+    """The loss of a network stopped being finite; its message names it and says what to try."""
+
+
+def fit(
+    step: Step,
+    states: TrainState,
+    numbers,
+    data,
+    *,
+    mesh: Mesh,
+    batch_size: int,
+    epochs: int,
+    shuffle: bool = True,
+    shard_data: bool = False,
+    names: Sequence[str] = (),
+    report: Callable[[Progress], None] = lambda progress: None,
+    checkpoints: Checkpoints | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> TrainState:
+    """Trains a stack in compiled segments of steps until each replica has seen `epochs` epochs.
+
+    The data lie on the device; each epoch draws its permutation there from the replica's key and the
+    epoch's number, so that the result depends on no segment. A last batch that is not full is left out.
+
+    Args:
+      step: the step of one replica.
+      states: stack of `S` states, at equal steps; their buffers are given away.
+      numbers: pytree of arrays `[S]`, the step's second argument.
+      data: pytree of arrays `[N, ...]`, the data of every replica, for instance a `datasets.Split`.
+      mesh: from `stacking.device_mesh`.
+      batch_size: examples a step, over all devices.
+      epochs: passes over the data in all, those already in `states` included.
+      shuffle: a new order each epoch; off, the stored order each time, as the paper had it.
+      shard_data: split the data over the mesh's data axis instead of copying it to every device; the
+        numbers are the same.
+      names: name of each replica, for errors.
+      report: called after each segment, about every 20 seconds.
+      checkpoints: when and how to save; by default never.
+      stop: asked after each segment; once true, `fit` saves and raises.
+
+    Returns:
+      The trained stack.
+
+    Raises:
+      ValueError: if `batch_size` is not in 1..N or `epochs` is below 1.
+      DivergedError: if a replica's loss stops being finite.
+      StoppedError: if `stop` said so, in any process.
+    """
+    examples = stacking.size(data)
+    if not 1 <= batch_size <= examples:
+        raise ValueError(f"expected a batch size in 1..{examples} (the training examples), got {batch_size}")
+    if epochs < 1:
+        raise ValueError(f"expected at least 1 epoch, got {epochs}")
+    per_epoch = examples // batch_size
+    states, numbers = stacking.everywhere((states, numbers), mesh)
+    # Placed as the compiled segment leaves them, or the second segment would compile anew.
+    states = stacking.kept(states, mesh)
+    data = stacking.split(data, mesh) if shard_data else jax.tree.map(jnp.asarray, stacking.everywhere(data, mesh))
+    done, steps, count, saved = int(states.step[0]), epochs * per_epoch, 1, time.monotonic()
+    save_steps = checkpoints.steps if checkpoints else 0
+    run = partial(_segment, step, mesh, (batch_size, examples), shuffle, shard_data)
+    while done < steps:
+        count = min(count, per_epoch - done % per_epoch, *([save_steps - done % save_steps] if save_steps else []))
+        began = time.perf_counter()
+        states, sums = run(states, numbers, data, np.int32(count))
+        metrics = {name: np.asarray(total) / count for name, total in sums.items()}
+        seconds = time.perf_counter() - began
+        done += count
+        _check_finite(metrics, names, done / per_epoch)
+        report(Progress(done, steps, done / per_epoch, metrics))
+        # The count is data to the compiled loop: aim at segments that hide the cost of starting one.
+        count = int(np.clip(20.0 * count / seconds, 1, 8 * count))
+        due = checkpoints is not None and time.monotonic() - saved > 60 * checkpoints.minutes
+        answers = stacking.agree(count, due, stop())
+        count, stopping = int(answers[0, 0]), bool(answers[:, 2].any())
+        if checkpoints and (answers[0, 1] or stopping or (save_steps and done % save_steps == 0)):
+            checkpoints.save(states)
+            saved = time.monotonic()
+        if stopping:
+            raise StoppedError(f"stopped at step {done} of {steps}")
+    return states
+
+
+@partial(jax.jit, static_argnums=range(5), donate_argnums=5)
+def _segment(
+    step: Step, mesh: Mesh, sizes: tuple[int, int], shuffle: bool, shard_data: bool, states, numbers, data, count
+):
+    """Takes `count` steps, all within one epoch; returns the stack and its summed metrics."""
+    batch_size, examples = sizes
+    per_epoch = examples // batch_size
+
+    def gather(data, rows: Array) -> Any:
+        """Rows of the data; where each device holds a part, each gives what it has and all get the whole."""
+        if not shard_data:
+            return jax.tree.map(lambda leaf: leaf[rows], data)
+        held = stacking.size(data)
+        here = rows - lax.axis_index(stacking.DATA) * held
+
+        def pick(leaf: Array) -> Array:
+            mine = ((here >= 0) & (here < held)).reshape(-1, *[1] * (leaf.ndim - 1))
+            return lax.psum(jnp.where(mine, leaf[jnp.clip(here, 0, held - 1)], 0), stacking.DATA)
+
+        return jax.tree.map(pick, data)
+
+    def of_replica(replica, shared):
+        (state, numbers), (data, count) = replica, shared
+        order = jnp.arange(examples)
+        if shuffle:
+            order = jax.random.permutation(jax.random.fold_in(state.key, state.step // per_epoch), examples)
+
+        def take(state: TrainState) -> Batch:
+            share = -(-batch_size // lax.axis_size(stacking.DATA))
+            positions = lax.axis_index(stacking.DATA) * share + jnp.arange(share)
+            every = jnp.arange(share * lax.axis_size(stacking.DATA)) if shard_data else positions
+            rows = order[state.step % per_epoch * batch_size + jnp.minimum(every, batch_size - 1)]
+            chosen = gather(data, rows)
+            if shard_data:
+                chosen = jax.tree.map(lambda leaf: leaf[positions], chosen)
+            keys = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(state.key, ~state.step)))(positions)
+            weights = (positions < batch_size).astype(jnp.float32)
+            return Batch(chosen, weights, keys)
+
+        def body(_, carry):
+            state, sums = carry
+            state, metrics = step(state, numbers, take(state))
+            return state, jax.tree.map(jnp.add, sums, metrics)
+
+        metrics = jax.eval_shape(lambda: step(state, numbers, take(state))[1])
+        sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), metrics)
+        return lax.fori_loop(0, count, body, (state, sums))
+
+    specs = (P(stacking.DATA) if shard_data else P(), P())
+    states, sums = stacking.per_replica(of_replica, mesh, specs)((states, numbers), (data, count))
+    return stacking.kept(states, mesh), sums
+
+
+def _check_finite(metrics: dict[str, np.ndarray], names: Sequence[str], epoch: float) -> None:
+    for metric, values in metrics.items():
+        for index in map(int, np.flatnonzero(~np.isfinite(values))):
+            name = names[index] if index < len(names) else f"network {index}"
+            raise DivergedError(
+                f"{name}: {metric} became {values[index]} in epoch {int(np.ceil(epoch))}; expected a finite number: "
+                "try a smaller learning rate, a smaller epsilon or another seed"
+            )
