@@ -160,13 +160,10 @@ def claim(config: ToyConfig, arrays: experiment.Arrays, tables: experiment.Table
         ),
         ("boundary_angle", "the boundary's normal turns towards the data (degrees)", "-"),
     ):
-        values, over = arrays[field], f"{config.repeats} data sets and trainings"
-        steps = intervals.of_mean(-np.diff(values, axis=1))
-        group = "standard, weak, strong"
-        if config.repeats < 2:
-            yield claims.untested("2.2", text, group, published, over)
-        else:
-            yield claims.order("2.2", text, group, published, values.mean(0), steps, over)
+        over = f"{config.repeats} data sets and trainings"
+        one = claims.Claim("2.2", text, "standard, weak, strong", published, over)
+        steps = intervals.of_mean(-np.diff(arrays[field], axis=1))
+        yield claims.order(one, arrays[field].mean(0), steps) if config.repeats > 1 else claims.untested(one)
 
 
 def draw(workdir: Path, config: ToyConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> None:

@@ -26,15 +26,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import claims, densities, estimate, experiment, figures, presets, trained
-from experiments.harness.config import TrainingConfig, blocks, losses_of, setting, subsets
+from experiments.harness import analysed, claims, densities, estimate, experiment, figures, presets, trained
+from experiments.harness.config import TrainingConfig, setting, subsets
 from experiments.harness.options import Options
-from experiments.harness.progress import counted
 from experiments.harness.tables import Row
 from experiments.harness.trained import Recipe, Run
-from robgrad import attacks, data, gradients, intervals, manifolds, networks, runs, stacking
+from robgrad import attacks, data, intervals, manifolds, networks, stacking
 
-SHOWN = 10
 # Modes of the rescaled distances, read off the figures (cross-entropy analysis, l2 networks trained on
 # cross-entropy): test data, standard, and the networks of growing epsilon.
 PUBLISHED_MODES = {
@@ -101,78 +99,6 @@ PRESETS = presets.extended(
 )
 
 
-def analyser(config: ManifoldConfig, network, image_shape: Sequence[int], loss: attacks.Loss, mesh):
-    """Compiles the measurement of one test image on one network, for all of both."""
-    attack = attacks.ATTACKS[config.analysis_attack](attacks.L2, loss, config.analysis_steps)
-    kind = manifolds.KINDS[config.manifold]
-
-    def analyse(shared, variables, example):
-        arrays, standard_variables, epsilon, step_size = shared
-        (key, (pixels, label)), tangent = example
-        image = data.scale(pixels)
-        attack_key, sampling_key = jax.random.split(key)
-        own, standard = (networks.logits_fn(network, given) for given in (variables, standard_variables))
-        attacked = attack(attack_key, own, image, label, epsilon, step_size)
-        surface = kind.manifold(image_shape, arrays, sampling_key if config.sampled_projection else None)
-        aligned = gradients.align(own, surface, image, attacked, loss=loss, tangent=tangent)
-        return {
-            **{name: getattr(aligned, name) for name in ("gradient_norm", "tangent_fraction", "chance")},
-            **{name: getattr(aligned, name) for name in ("distance", "attacked_distance")},
-            "own": own(image).argmax() != own(attacked).argmax(),
-            "transfer": standard(image).argmax() != standard(attacked).argmax(),
-            "attacked": attacked,
-            "gradient": -gradients.loss_gradient(own, image),
-        }
-
-    return stacking.per_example(analyse, mesh, config.chunk)
-
-
-def tangent_spaces(config: ManifoldConfig, image_shape: Sequence[int]):
-    """Compiles the tangent space at each image; they are the same for all networks and losses."""
-    kind = manifolds.KINDS[config.manifold]
-
-    def at(_, arrays, pixels):
-        return kind.manifold(image_shape, arrays, None).tangent_space(data.scale(pixels))
-
-    run = stacking.per_example(at, stacking.device_mesh(1, config.chunk), config.chunk)
-    return lambda arrays, images: stacking.replica(run((), stacking.stack([arrays]), images), 0)
-
-
-def analysis(run: Run, network, variables, arrays, test: data.Split, key) -> dict[str, experiment.Arrays]:
-    """What is measured of all test images on all networks `[network, image]`, for each analysis loss.
-
-    A block of images comes after another; each is saved in the run's `analysis` and, where it was saved before, read
-    from there. Attacked images and gradients are kept of the first images only.
-    """
-    config, shape = run.config, run.image_shape
-    mesh = stacking.device_mesh(stacking.size(variables), config.chunk)
-    tangents = tangent_spaces(config, shape)
-    compiled = {name: analyser(config, network, shape, loss, mesh) for name, loss in analysis_losses(config).items()}
-    shared = (arrays, stacking.replica(variables, 0), config.analysis_epsilon, config.analysis_step_size)
-    keys = jax.random.split(key, len(test.labels))
-    parts: dict[str, list] = {name: [] for name in compiled}
-    every = list(blocks(len(test.labels), 5 * config.chunk))
-    for block, rows in counted(every, f"analysing {len(test.labels)} images, {stacking.size(variables)} networks"):
-        images, tangent = data.Split(*(leaf[rows] for leaf in test)), None
-        for name, analyse in compiled.items():
-            path = run.workdir / "analysis" / f"{name}-{block}.npz"
-            part = runs.read_arrays(path)
-            if part is None:
-                tangent = tangents(arrays, images.images) if tangent is None else tangent
-                part = jax.device_get(analyse(shared, variables, ((keys[rows], images), tangent)))
-                kept = 0 if block else SHOWN
-                part |= {field: part[field][:, :kept].astype(np.float16) for field in ("attacked", "gradient")}
-                runs.write_arrays(path, part)
-            parts[name].append(part)
-    join = lambda *leaves: np.concatenate(leaves, axis=1)[:, : len(test.labels)]  # noqa: E731
-    return {name: jax.tree.map(join, *pieces) for name, pieces in parts.items()}
-
-
-def analysis_losses(config: ManifoldConfig) -> dict[str, attacks.Loss]:
-    """The losses of the analysis attacks, the margin unbounded."""
-    return {name: losses_of(config, bound=np.inf)[name] for name in config.analysis_losses}
-
-
 def measure(run: Run) -> experiment.Arrays:
     """Everything that tables, claims and figures need, by name; of each image and network where it says so."""
     config = run.config
@@ -184,7 +110,7 @@ def measure(run: Run) -> experiment.Arrays:
     keys = jax.random.split(trained.key_of(config.seed, "manifold_distance"), 3)
     measured = shown_of_manifold(config, run.image_shape, arrays, test, keys[0])
     measured["clean_hits"], measured["robust_hits"] = trained.hits_of(config, network, variables, test, keys[1])
-    for loss, fields in analysis(run, network, variables, arrays, test, keys[2]).items():
+    for loss, fields in analysed.fields_of(run, network, variables, arrays, test, keys[2]).items():
         # The same for all networks.
         shared = {"distance": fields.pop("distance")[0], "chance": fields.pop("chance")[0, 0]}
         pictures = {f"shown/{loss}/{field}": fields.pop(field) for field in ("attacked", "gradient")}
@@ -196,12 +122,12 @@ def measure(run: Run) -> experiment.Arrays:
 def shown_of_manifold(config: ManifoldConfig, image_shape, arrays, test: data.Split, key) -> experiment.Arrays:
     """Some test images, their projections, and images sampled from the manifold where it can."""
     kind = manifolds.KINDS[config.manifold]
-    images = data.scale(jnp.asarray(test.images[:SHOWN]))
+    images = data.scale(jnp.asarray(test.images[: analysed.SHOWN]))
     surface = kind.manifold(image_shape, arrays, None)
     shown = {"shown/test": images, "shown/projected": jax.jit(jax.vmap(surface.project))(images)}
-    if kind.sample:
-        samples = jax.jit(lambda keys: kind.sample(image_shape, arrays, keys))(jax.random.split(key, 2 * SHOWN))  # type: ignore[misc]
-        shown["shown/samples"] = samples
+    if sample := kind.sample:
+        keys = jax.random.split(key, 2 * analysed.SHOWN)
+        shown["shown/samples"] = jax.jit(lambda keys: sample(image_shape, arrays, keys))(keys)
     return {name: np.asarray(values, np.float16) for name, values in shown.items()}
 
 
@@ -293,17 +219,19 @@ def claim(config: ManifoldConfig, arrays: experiment.Arrays, tables: experiment.
         fields = fields_of(arrays, analysis_loss)
         clean = np.broadcast_to(fields["distance"], (config.network_seeds, len(fields["distance"])))
         for (norm, loss), kinds in groups_of(recipes).items():
-            group = f"{norm}, {loss}; {analysis_loss} analysis"
+            group, images = f"{norm}, {loss}; {analysis_loss} analysis", clean.shape[1]
+            over = claims.spread(config.network_seeds, f"{images} images")
             kept = {
                 kind: np.where(fields["own"][places[kind]], fields["attacked_distance"][places[kind]], np.nan)
                 for kind in kinds
             }
             text = "median distance to the manifold falls with strength"
             columns = np.stack([*kept.values(), clean], axis=2)
-            yield claims.ordered("2.1", text, group, "standard > ... > test data", columns, _median)
+            one = claims.Claim("2.1", text, group, "standard > ... > test data", over)
+            yield claims.ordered(one, columns, _median)
             fractions = np.stack([fields["tangent_fraction"][places[kind]] for kind in reversed(kinds)], axis=2)
             text = "share of the loss gradient along the manifold rises with strength (our measure)"
-            yield claims.ordered("2.1", text, group, "-", fractions, _mean)
+            yield claims.ordered(claims.Claim("2.1", text, group, "-", over), fractions, _mean)
             if (norm, loss, analysis_loss) == ("l2", "xent", "xent"):
                 yield from _modes(config, clean, kept)
 
@@ -315,14 +243,15 @@ def _modes(config: ManifoldConfig, clean: np.ndarray, kept: Mapping[str, np.ndar
         return
     modes, text = PUBLISHED_MODES[config.dataset], "mode of the rescaled distance"
     for (name, values), theirs in zip({"test data": clean, **kept}.items(), modes, strict=True):
-        group, over = f"{name}; xent analysis", claims.spread(len(values), f"{values.shape[1]} images")
+        over = claims.spread(len(values), f"{values.shape[1]} images")
+        one = claims.Claim("2.1", text, f"{name}; xent analysis", f"{theirs:g}", over)
         if (np.isfinite(values).sum(axis=1) < 10).any():
-            yield claims.untested("2.1", text, group, f"{theirs:g}", over)
+            yield claims.untested(one)
             continue
         pairs = np.stack([clean, values], axis=2)
         ours, low, high = intervals.of_seeds_and_rows(pairs, _mode)
         judged = claims.number(theirs, modes, low, high, is_paper_size(config))
-        yield claims.claim("2.1", text, group, f"{theirs:g}", f"{ours:.3g}", float(low), float(high), judged, over)
+        yield claims.row(one, f"{ours:.3g}", float(low), float(high), judged)
 
 
 def _mode(pairs: np.ndarray) -> float:
@@ -358,7 +287,7 @@ def draw(workdir: Path, config: ManifoldConfig, arrays: experiment.Arrays, table
         xlabel = f"distance to the manifold, rescaled ({loss} analysis)"
         figures.density_figure(workdir / f"densities_{loss}.png", panels, xlabel)
         shown = {kind: arrays[f"shown/{loss}/attacked"][members[0]] for kind, members in places.items()}
-        figures.image_grid(workdir / f"attacked_{loss}.png", {"test image": images} | shown)
+        figures.image_grid(workdir / f"attacked_{loss}.png", {"test image": images, **shown})
         rows = [row for row in tables["rows"] if row["analysis_loss"] == loss]
         figures.bar_figure(
             workdir / f"tangent_fraction_{loss}.png",
@@ -369,11 +298,11 @@ def draw(workdir: Path, config: ManifoldConfig, arrays: experiment.Arrays, table
         )
     first = arrays[f"shown/{config.analysis_losses[0]}/gradient"]
     slopes = {kind: first[members[0]].astype(np.float32) for kind, members in places.items()}
-    figures.image_grid(workdir / "loss_gradients.png", slopes, signed=True)
+    figures.image_grid(workdir / "loss_gradients.png", {"test image": images}, slopes)
     rows_of_images = {"test image": images, "projection": arrays["shown/projected"]}
     if "shown/samples" in arrays:
         samples = arrays["shown/samples"]
-        rows_of_images |= {"sample": samples[:SHOWN], "sample ": samples[SHOWN:]}
+        rows_of_images |= {"sample": samples[: analysed.SHOWN], "sample ": samples[analysed.SHOWN :]}
     figures.image_grid(workdir / "manifold.png", rows_of_images)
 
 
@@ -405,9 +334,9 @@ def _costs_of_a_chunk(config: ManifoldConfig, dataset, test, arrays) -> tuple[fl
     """Seconds of one chunk of images: their tangent spaces, their analysis on one network; and of compiling both."""
     network, shape = trained.network_of(config, dataset), dataset.train.images.shape[1:]
     variables = stacking.stack([networks.init(network, jax.random.key(0), shape)])
-    loss = next(iter(analysis_losses(config).values()))
-    tangents = tangent_spaces(config, shape)
-    analyse = analyser(config, network, shape, loss, stacking.device_mesh(1, config.chunk))
+    loss = next(iter(analysed.losses_of_analysis(config).values()))
+    tangents = analysed.tangent_spaces(config, shape)
+    analyse = analysed.analyser(config, network, shape, loss, stacking.device_mesh(1, config.chunk))
     images = data.Split(*(leaf[: config.chunk] for leaf in test))
     keys = jax.random.split(jax.random.key(0), len(images.labels))
     shared = (arrays, stacking.replica(variables, 0), config.analysis_epsilon, config.analysis_step_size)
@@ -442,8 +371,8 @@ EXPERIMENT = experiment.Experiment(
         "tangent_fraction_chance": "of a random direction",
     },
     captions={
-        "loss_gradients.png": "Gradients of the negative loss at the predicted label, from blue to red; with growing "
-        "epsilon noise should give way to shapes.",
+        "loss_gradients.png": "Test images, and gradients of the negative loss at the predicted label, from blue to "
+        "red; with growing epsilon noise should give way to shapes.",
         "densities_*.png": "Distance of attacked images to the manifold, where clean images span 0 to 1 ({} analysis); "
         "the stronger a network's training, the farther left its curve should lie.",
         "tangent_fraction_*.png": "Share of the loss gradient along the manifold ({} analysis); it should grow with "

@@ -1,79 +1,102 @@
 r"""The whole paper from one command: every experiment, on shared networks, and one page about all of it.
 
-    python -m experiments.reproduce                       # digits, about 12 minutes on 2 cores
+    python -m experiments.reproduce                       # digits, six minutes on 2 cores
     python -m experiments.reproduce --dry_run             # what it would take here
     python -m experiments.reproduce --preset=paper        # mnist, fashion_mnist, cifar10: a large GPU, a day
 
-The toy of section 2.2 comes first, then section 2.1 on each data set, then sections 3.2 and 3.3, whose networks
-are taken from section 2.1 where it has them; the page is there from the first experiment on. Every other
-experiment's flags hold for all of them.
+Experiments come in the order of the paper's sections, the toy of section 2.2 first; each takes the networks that
+one before it has trained alike. The page is there from the first experiment on.
 """
 
-import itertools
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 
-from experiments import (
-    boundary_tilting,
-    estimate,
-    launch,
-    manifold_distance,
-    pages,
-    presets,
-    roar_kar,
-    settings,
-    stages,
-    tradeoff,
-)
-from robgrad import datasets, report
+from experiments.harness import config, estimate, experiment, launch, registry, tables
+from experiments.harness.experiment import Experiment
+from experiments.harness.flags import Flags
+from experiments.harness.trained import Source
+from robgrad import data, runs
 
-FLAGS = flags.FLAGS
 NAME = "reproduce"
 TITLE = "Bridging Adversarial Robustness and Gradient Interpretability, reproduced"
-PAPER_DATASETS = ("mnist", "fashion_mnist", "cifar10")
-
-flags.DEFINE_list(
-    "datasets", None, "Data sets of section 2.1. Default: digits, or with --preset=paper the paper's three."
-)
-flags.DEFINE_list(
-    "retrained", None, "Data sets of sections 3.2 and 3.3. Default: --datasets, or with --preset=paper cifar10 of them."
-)
-flags.DEFINE_bool("dry_run", False, "Print the stages and what they would take here, measured from a few steps.")
 
 
-def chosen() -> tuple[list[str], list[str]]:
-    """The names of the data sets analysed, and of those retrained on."""
-    paper = FLAGS.preset == "paper"
-    default = PAPER_DATASETS if paper and not FLAGS["dataset"].present else (FLAGS.dataset,)
-    analysed = list(default if FLAGS.datasets is None else FLAGS.datasets)
-    if FLAGS.retrained is not None:
-        return analysed, list(FLAGS.retrained)
-    return analysed, [name for name in analysed if name == "cifar10" or not paper]
+class Part(NamedTuple):
+    """One experiment on one data set, or on none: its directory and configuration."""
+
+    experiment: Experiment
+    workdir: Path
+    dataset: data.Dataset | None
+    config: Any
 
 
-def dry_run(sets: dict[str, datasets.Dataset], analysed: Sequence[str], retrained: Sequence[str]) -> None:
+def datasets_of(one: Experiment, given: Flags) -> list[str]:
+    """The names of the data sets of an experiment: those of the flags, or the paper's."""
+    values = given.values
+    if values.datasets is not None:
+        return list(values.datasets)
+    if values.preset == "paper" and not given.values["dataset"].present:
+        return list(one.paper_datasets)
+    return [values.dataset]
+
+
+def parts_of(given: Flags) -> list[Part]:
+    """What is to be run; everything that can be refused is refused here, before any work.
+
+    Raises:
+      RunError: if a directory holds something else.
+      ConfigError: if a setting does not fit.
+    """
+    sets: dict[str, data.Dataset] = {}
+    root = root_of(given)
+    parts = []
+    for one in registry.every():
+        for name in datasets_of(one, given) if one.has_dataset else [None]:
+            if name and name not in sets:
+                sets[name] = data.load(name, given.values.data_dir)
+            dataset = sets[name] if name else None
+            directory = one.base.name + (f"-{config.label(name)}" if name else "")
+            part = Part(one, root / directory, dataset, one.named(dataset, given))
+            runs.check_run(part.workdir, one.base.name, experiment.plain_config(part.config))
+            parts.append(part)
+    labels = [config.label(name) for name in sets]
+    if len({*labels}) < len(labels):
+        raise flags.IllegalFlagValueError(f"--datasets: expected different names, got {', '.join(labels)}")
+    return parts
+
+
+def root_of(given: Flags) -> Path:
+    """The directory of all runs."""
+    values = given.values
+    names = values.datasets or (["paper"] if _is_paper(given) else [values.dataset])
+    default = f"runs/{NAME}-{'-'.join(map(config.label, names))}" + ("" if _is_paper(given) else f"-{values.preset}")
+    return Path(values.workdir or default).expanduser()
+
+
+def _is_paper(given: Flags) -> bool:
+    return given.values.preset == "paper" and given.values.datasets is None and not given.values["dataset"].present
+
+
+def dry_run(parts: list[Part], given: Flags) -> None:
     """Prints a row for each stage, and their sums."""
-    configs = {name: settings.from_flags(presets.ManifoldConfig, presets.MANIFOLD, sets[name]) for name in analysed}
-    grids = {name: roar_kar.config_of_flags(sets[name]) for name in retrained}
-    measured = itertools.chain(
-        [estimate.row_of_toy()],
-        *(estimate.rows_of_manifold(config, sets[name]) for name, config in configs.items()),
-        *(estimate.rows_of_retraining(grid, sets[name], configs.get(name)) for name, grid in grids.items()),
-    )
-    rows = []
-    for row in measured:
-        print(f"measured {row['dataset']}, {row['stage']}", file=sys.stderr)
-        rows.append(row)
+    rows: list[tables.Row] = []
+    before: list[Part] = []
+    for part in parts:
+        others = [other.config for other in before if other.dataset is part.dataset is not None]
+        measured = part.experiment.estimate(part.config, part.dataset, given.options(), others)
+        for row in measured:
+            print(f"measured {row['dataset']}, {row['stage']}", file=sys.stderr)
+            rows.append(row)
+        before.append(part)
     total = sum(row["minutes"] for row in rows)
     retrainings = sum(row["retrainings"] or 0 for row in rows)
     trained = [row for row in rows if not row["retrainings"] and (row["steps"] or row["dataset"] == "toy")]
     networks = sum(row["networks"] for row in trained)
     launch.show(
-        report.table(rows, estimate.COLUMNS),
+        tables.text(rows, estimate.COLUMNS),
         f"\n{networks} networks and {retrainings} retrainings: about {_span(total)} on this machine, "
         f"{estimate.memory()} of memory so far; evaluation, figures and start-up are not counted",
     )
@@ -83,39 +106,47 @@ def _span(minutes: float) -> str:
     return f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.0f} hours"
 
 
-def main() -> None:
+def work(given: Flags) -> None:
     """Runs all experiments of the flags, or says what they would take."""
-    analysed, retrained = chosen()
-    labels = [settings.label(name) for name in dict.fromkeys([*analysed, *retrained])]
-    if len({*labels}) < len(labels):
-        raise flags.IllegalFlagValueError(f"--datasets: expected different names, got {', '.join(labels)}")
-    sets = {name: datasets.load(name, FLAGS.data_dir) for name in dict.fromkeys([*analysed, *retrained])}
-    if FLAGS.dry_run:
-        dry_run(sets, analysed, retrained)
+    parts, root = parts_of(given), root_of(given)
+    if given.values.dry_run:
+        dry_run(parts, given)
         return
-    root = Path(FLAGS.workdir or f"runs/{NAME}-{'-'.join(labels)}-{FLAGS.preset}").expanduser()
-    parts: list[tuple[pages.Part, Path, Any]] = []
+    asked = {part.workdir.name: experiment.plain_config(part.config) for part in parts}
+    runs.open_run(root, NAME, asked, launch.environment())
+    finished: list[tuple[Experiment, experiment.Finished]] = []
+    for index, part in enumerate(parts):
+        source = source_of(part, parts[:index], given)
+        new = not runs.exists(part.workdir / part.experiment.file(experiment.RESULTS))
+        done = experiment.run(part.experiment, part.workdir, part.config, given.options(), part.dataset, source)
+        finished.append((part.experiment, done))
+        if new or (part is parts[-1] and not runs.exists(root / experiment.REPORT)):
+            experiment.write_page(root / experiment.REPORT, TITLE, finished)
+        title = part.experiment.title + (f": {part.dataset.name}" if part.dataset else "")
+        launch.show(f"{title}: {experiment.verdicts(done.results['claims'])} ({root / experiment.REPORT})")
 
-    def add(part: pages.Part, workdir: Path, results: Any) -> None:
-        parts.append((part, workdir, results))
-        pages.write(root / pages.PAGE, TITLE, parts)
-        launch.show(f"{part.title}: {pages.verdicts(part.claims)} ({root / pages.PAGE})")
 
-    workdir, results = boundary_tilting.run(root / boundary_tilting.NAME)
-    add(boundary_tilting.part_of(results), workdir, results)
-    for name in analysed:
-        config = settings.from_flags(presets.ManifoldConfig, presets.MANIFOLD, sets[name])
-        place = root / f"{manifold_distance.NAME}-{settings.label(name)}"
-        workdir, results = manifold_distance.run(place, sets[name], config, stages.source_of_flags())
-        add(manifold_distance.part_of(results), workdir, results)
-    for name in retrained:
-        grid, other = roar_kar.config_of_flags(sets[name]), root / f"{manifold_distance.NAME}-{settings.label(name)}"
-        source = stages.Source(other, strict=False) if name in analysed else stages.source_of_flags()
-        workdir, results = roar_kar.run(root / f"{roar_kar.NAME}-{settings.label(name)}", sets[name], grid, source)
-        tradeoff.draw(workdir, grid, results)
-        add(roar_kar.part_of(results), workdir, results)
-        add(tradeoff.part_of(results), workdir, results)
+def source_of(part: Part, before: list[Part], given: Flags) -> Source | None:
+    """An earlier run on the same data set that has trained networks, or the one that the flags name."""
+    if part.dataset is None:
+        return None
+    earlier = [one for one in before if one.dataset is part.dataset and one.workdir != part.workdir]
+    if earlier:
+        return Source(earlier[0].workdir, strict=False)
+    source = given.options().networks_from
+    return Source(source) if source else None
+
+
+def program_flags() -> Flags:
+    """All experiments' flags, and which data sets."""
+    every = registry.every()
+    kinds = list(dict.fromkeys(one.config for one in every))
+    given = Flags(__doc__ or "", kinds, next(one.presets for one in every if one.has_dataset))
+    text = "Data sets, instead of --dataset. Default with --preset=paper: those that the paper has."
+    given.add("run", "list", "datasets", None, text)
+    given.add("run", "bool", "dry_run", False, "Print the stages and what they would take, measured from a few steps.")
+    return given
 
 
 if __name__ == "__main__":
-    launch.run(main)
+    launch.program(work, program_flags())

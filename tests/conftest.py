@@ -11,7 +11,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 import jax
 import pytest
 
-from robgrad import datasets
+from robgrad import data as data_sets
 
 ROOT = Path(__file__).parent.parent
 jax.config.update("jax_default_matmul_precision", "float32")
@@ -54,5 +54,5 @@ def run(start):
 
 
 @pytest.fixture(scope="session")
-def digits() -> datasets.Dataset:
-    return datasets.load("digits")
+def digits() -> data_sets.Dataset:
+    return data_sets.load("digits")

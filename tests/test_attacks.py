@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robgrad import attacks, losses, models
+from robgrad import attacks, networks
 
 LOSSES = {
-    "xent": losses.cross_entropy,
-    "cw": losses.cw_margin,
-    "bounded cw": lambda logits, label: losses.cw_margin(logits, label, bound=500.0),
-    "zero-masked cw": lambda logits, label: losses.cw_margin(logits, label, zero_mask=True),
+    "xent": attacks.cross_entropy,
+    "cw": attacks.cw_margin,
+    "bounded cw": lambda logits, label: attacks.cw_margin(logits, label, bound=500.0),
+    "zero-masked cw": lambda logits, label: attacks.cw_margin(logits, label, zero_mask=True),
 }
 LENGTHS = {"l2": lambda v: jnp.linalg.norm(v.ravel()), "linf": lambda v: jnp.max(jnp.abs(v))}
 KEY = jax.random.key(0)
@@ -19,8 +19,8 @@ KEY = jax.random.key(0)
 
 @pytest.fixture(scope="module")
 def network():
-    model = models.digits_cnn()
-    return models.logits_fn(model, models.init(model, jax.random.key(1), (8, 8, 1)))
+    model = networks.digits_cnn()
+    return networks.logits_fn(model, networks.init(model, jax.random.key(1), (8, 8, 1)))
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_stays_in_ball_and_pixel_range_and_gains(network, images, norm, loss, ra
     assert jnp.all(lengths[1:4] > 0.3 * epsilon[1:4])
     assert jnp.all(jnp.abs(attacked) <= 1)
     np.testing.assert_allclose(attacked[0], images[0], atol=1e-7)
-    gain = jax.vmap(lambda x, a, y: losses.cw_margin(network(a), y) - losses.cw_margin(network(x), y))
+    gain = jax.vmap(lambda x, a, y: attacks.cw_margin(network(a), y) - attacks.cw_margin(network(x), y))
     assert jnp.all(gain(images, attacked, labels)[4:] > 0)
 
 
@@ -63,14 +63,14 @@ def test_finds_the_optimum_of_a_linear_network(norm):
     weights = jax.random.normal(jax.random.key(3), (2, 5))
     direction = weights[1] - weights[0]
     steepest = {"l2": direction / jnp.linalg.norm(direction), "linf": jnp.sign(direction)}[norm]
-    attack = attacks.pgd(attacks.NORMS[norm], losses.cross_entropy, 200, random_start=True, pixel_range=(-9, 9))
+    attack = attacks.pgd(attacks.NORMS[norm], attacks.cross_entropy, 200, random_start=True, pixel_range=(-9, 9))
     attacked = attack(KEY, lambda x: weights @ x, jnp.zeros(5), 0, 0.7, 0.1)
     np.testing.assert_allclose(attacked, 0.7 * steepest, atol=1e-5)
 
 
 @pytest.mark.parametrize("norm", attacks.NORMS)
 def test_zero_gradient_returns_the_image(norm, images):
-    attack = attacks.pgd(attacks.NORMS[norm], losses.cross_entropy, 3)
+    attack = attacks.pgd(attacks.NORMS[norm], attacks.cross_entropy, 3)
     attacked = attack(KEY, lambda x: jnp.zeros(10), images[0], 3, 1.0, 2.0)
     np.testing.assert_array_equal(attacked, images[0])
 
@@ -78,7 +78,7 @@ def test_zero_gradient_returns_the_image(norm, images):
 @pytest.mark.parametrize("norm", attacks.NORMS)
 def test_certain_networks_are_attacked_all_the_same(norm):
     """A gradient of 1e-25, whose squares underflow, moves the image as far as any other."""
-    attack = attacks.pgd(attacks.NORMS[norm], losses.cross_entropy, 2)
+    attack = attacks.pgd(attacks.NORMS[norm], attacks.cross_entropy, 2)
     attacked = attack(KEY, lambda x: jnp.array([57.0, 0.0]) - 0.01 * x[:2].sum(), jnp.zeros(3), 0, 0.0, 1.0)
     np.testing.assert_array_equal(attacked, 0.0)
     attacked = attack(KEY, lambda x: jnp.array([57.0 + 0.01 * x[0], 0.0]), jnp.zeros(3), 0, 0.5, 1.0)
@@ -86,7 +86,7 @@ def test_certain_networks_are_attacked_all_the_same(norm):
 
 
 def test_other_pixel_ranges():
-    attack = attacks.pgd(attacks.LINF, losses.cw_margin, 3, pixel_range=(0.0, 255.0))
+    attack = attacks.pgd(attacks.LINF, attacks.cw_margin, 3, pixel_range=(0.0, 255.0))
     attacked = attack(KEY, lambda x: jnp.stack([x.sum(), -x.sum()]), jnp.array([3.0, 250.0]), 0, 8.0, 4.0)
     np.testing.assert_array_equal(attacked, [0.0, 242.0])
 
@@ -99,14 +99,14 @@ def test_equals_foolbox(network, images, norm):
     theirs = {"l2": foolbox.attacks.L2PGD, "linf": foolbox.attacks.LinfPGD}[norm]
     peer = theirs(abs_stepsize=0.05, steps=10, random_start=False)
     expected, _, _ = peer(foolbox.JAXModel(batched, bounds=(-1, 1)), images, labels, epsilons=0.2)
-    attack = on_batch(attacks.pgd(attacks.NORMS[norm], losses.cross_entropy, 10), network)
+    attack = on_batch(attacks.pgd(attacks.NORMS[norm], attacks.cross_entropy, 10), network)
     ours = attack(images, labels, jnp.full(6, 0.2), jnp.full(6, 0.05))
     assert jnp.max(jnp.abs(ours - images)) > 0.01
     np.testing.assert_allclose(ours, expected, atol=2e-5)
 
 
 def test_numbers_never_recompile(network, images):
-    attack = attacks.pgd(attacks.L2, losses.cross_entropy, 2)
+    attack = attacks.pgd(attacks.L2, attacks.cross_entropy, 2)
     traces = []
 
     @jax.jit
@@ -133,4 +133,4 @@ def test_random_starts_fill_the_ball(norm):
 @pytest.mark.parametrize(("steps", "pixel_range"), [(0, (-1, 1)), (3, (1, 1))])
 def test_refuses_what_cannot_be(steps, pixel_range):
     with pytest.raises(ValueError, match="expected"):
-        attacks.pgd(attacks.L2, losses.cross_entropy, steps, pixel_range=pixel_range)
+        attacks.pgd(attacks.L2, attacks.cross_entropy, steps, pixel_range=pixel_range)

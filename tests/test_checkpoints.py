@@ -10,22 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robgrad import (
-    attacks,
-    checkpoints,
-    datasets,
-    generative,
-    losses,
-    manifold,
-    models,
-    runs,
-    stacking,
-    training,
-    vae_gan,
-)
+from robgrad import attacks, manifolds, networks, runs, stacking, training
+from robgrad import data as data_sets
 
-MODEL = models.digits_cnn()
-STEP = training.classifier_step(MODEL, attacks.pgd(attacks.L2, losses.cross_entropy, 2, random_start=True))
+MODEL = networks.digits_cnn()
+STEP = training.classifier_step(MODEL, attacks.pgd(attacks.L2, attacks.cross_entropy, 2, random_start=True))
 NAME = "manifold_distance"
 RUN = [
     *("--norms=l2", "--train_losses=xent", "--l2_epsilons=0.5,1", "--analysis_losses=xent", "--chunk=16"),
@@ -40,18 +29,18 @@ def start():
 
 
 def fit(states, data, **options):
-    numbers = training.Numbers(jnp.array([0.2, 0.4]), jnp.full(2, 0.5), jnp.full(2, 1e-3))
+    numbers = training.StepSizes(jnp.array([0.2, 0.4]), jnp.full(2, 0.5), jnp.full(2, 1e-3))
     options = {"mesh": stacking.device_mesh(2, 10), "batch_size": 10, "epochs": 2, **options}
     return training.fit(STEP, states, numbers, data, **options)
 
 
 def equal(one, two):
-    jax.tree.map(np.testing.assert_array_equal, one.params, two.params)
+    jax.tree.map(np.testing.assert_array_equal, one.variables, two.variables)
 
 
 @pytest.fixture(scope="module")
 def data(digits):
-    return datasets.Split(*(leaf[:100] for leaf in digits.train))
+    return data_sets.Split(*(leaf[:100] for leaf in digits.train))
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +52,7 @@ def whole(data):
 def stopped(tmp_path, data):
     """A stage stopped at step 9 of 20, with checkpoints at 3, 6 and 9, of which two are kept."""
     asked = []
-    with checkpoints.states_of(tmp_path / "stage", start()) as (states, save):
+    with runs.states_of(tmp_path / "stage", start()) as (states, save):
         every = training.Checkpoints(save, steps=3)
         with pytest.raises(training.StoppedError, match="stopped at step 9 of 20"):
             fit(states, data, checkpoints=every, stop=lambda: asked.append(0) or len(asked) == 4)
@@ -72,7 +61,7 @@ def stopped(tmp_path, data):
 
 def test_training_goes_on_from_a_checkpoint_to_the_bit(stopped, data, whole):
     assert sorted(int(path.name) for path in stopped.iterdir() if path.name.isdigit()) == [6, 9]
-    with checkpoints.states_of(stopped, start()) as (states, _):
+    with runs.states_of(stopped, start()) as (states, _):
         assert states.step.tolist() == [9, 9]
         equal(fit(states, data), whole)
 
@@ -82,7 +71,7 @@ def test_a_damaged_checkpoint_is_said_and_passed_over(stopped, data, whole, dama
     for step in (6, 9) if damage == "all" else (9,):
         for path in [path for path in (stopped / str(step)).rglob("*") if path.is_file() and path.stat().st_size > 200]:
             path.unlink() if damage == "deleted" else path.write_bytes(path.read_bytes()[:100])
-    with checkpoints.states_of(stopped, start()) as (states, save):
+    with runs.states_of(stopped, start()) as (states, save):
         assert states.step.tolist() == [0, 0] if damage == "all" else [6, 6]
         equal(fit(states, data, checkpoints=training.Checkpoints(save, steps=3)), whole)
     assert f"{stopped / '9'}: cannot be read" in capsys.readouterr().err
@@ -90,38 +79,41 @@ def test_a_damaged_checkpoint_is_said_and_passed_over(stopped, data, whole, dama
 
 def test_saving_copies_what_training_gives_away(tmp_path, data, whole):
     """Each save is still being written while the next segment overwrites the buffers."""
-    with checkpoints.states_of(tmp_path, start()) as (states, save):
+    with runs.states_of(tmp_path, start()) as (states, save):
         equal(fit(states, data, checkpoints=training.Checkpoints(save, steps=1)), whole)
-    with checkpoints.states_of(tmp_path, start()) as (states, _):
+    with runs.states_of(tmp_path, start()) as (states, _):
         equal(states, whole)
 
 
 def test_networks_and_manifolds_are_read_back(tmp_path):
-    params = start().params
+    params = start().variables
     names = ("standard", "l2-xent-1")
-    about = {"kind": "classifier", "image_shape": [8, 8, 1], "classes": 10, "networks": [{"network": n} for n in names]}
-    checkpoints.save_stack(tmp_path / "networks" / "two", params, about)
-    model = generative.digits_vae_gan()
-    states = stacking.stack([vae_gan.init(model, (8, 8, 1), jax.random.key(1))])
-    about = {"kind": "vae_gan", "image_shape": [8, 8, 1]}
-    checkpoints.save_stack(tmp_path / "networks" / "vae-gan", states.params, about)
+    about = {"kind": "classifier", "network": "paper", "image_shape": [8, 8, 1], "classes": 10}
+    about["networks"] = [{"network": name} for name in names]
+    runs.save_stack(tmp_path / "networks" / "two", params, about)
+    model = manifolds.vae_gan_for((8, 8, 1))
+    states = stacking.stack([manifolds.init_vae_gan(model, (8, 8, 1), jax.random.key(1))])
+    about = {"kind": "manifold", "manifold": "vae-gan", "image_shape": [8, 8, 1], "training": {}}
+    runs.save_stack(tmp_path / "networks" / "vae-gan", states.variables, about)
 
     image = jax.random.uniform(jax.random.key(2), (8, 8, 1), minval=-1.0)
     for index, name in enumerate(names):
-        expected = models.logits_fn(MODEL, stacking.replica(params, index))(image)
-        np.testing.assert_array_equal(checkpoints.load_network(tmp_path, name)(image), expected)
-    expected = manifold.project(manifold.from_vae_gan(model, stacking.replica(states.params, 0)), image)
-    np.testing.assert_array_equal(manifold.project(checkpoints.load_manifold(tmp_path), image), expected)
+        expected = networks.logits_fn(MODEL, stacking.replica(params, index))(image)
+        np.testing.assert_array_equal(runs.load_network(tmp_path, name)(image), expected)
+    expected = manifolds.from_vae_gan(model, stacking.replica(states.variables, 0)).project(image)
+    np.testing.assert_array_equal(runs.load_manifold(tmp_path).project(image), expected)
+    with pytest.raises(ValueError, match=r"standard: expected one image of shape \[8, 8, 1\], got \[28, 28, 1\]"):
+        runs.load_network(tmp_path, "standard")(jnp.zeros((28, 28, 1)))
 
     with pytest.raises(runs.RunError, match="expected a network of l2-xent-1, standard, got 'nothing'"):
-        checkpoints.load_network(tmp_path, "nothing")
+        runs.load_network(tmp_path, "nothing")
     with pytest.raises(runs.RunError, match="found none in"):
-        checkpoints.load_manifold(tmp_path / "networks")
-    for path in (tmp_path / "networks" / "two" / "params").rglob("*"):
+        runs.load_manifold(tmp_path / "networks")
+    for path in (tmp_path / "networks" / "two" / "variables").rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(runs.RunError, match="cannot be read"):
-        checkpoints.load_network(tmp_path, "standard")
+        runs.load_network(tmp_path, "standard")
 
 
 @pytest.fixture(scope="module")
@@ -149,9 +141,9 @@ def test_killed_runs_end_with_the_rows_of_an_uninterrupted_one(uninterrupted, tm
         process.wait()
     run(NAME, f"--workdir={tmp_path / 'run'}", *RUN)
     assert rows(tmp_path / "run") == rows(expected)
-    for path in checkpoints.stages(expected):
+    for path in runs.stages(expected):
         name = path.name
-        load = checkpoints.load_vae_gan if name == "vae-gan" else lambda path: checkpoints.load_networks(path)[1:2]
+        load = runs.load_arrays if name == "vae-gan" else lambda path: runs.load_classifiers(path)[1:2]
         one, two = load(path)[-1], load(tmp_path / "run" / "networks" / name)[-1]
         jax.tree.map(np.testing.assert_array_equal, one, two)
 

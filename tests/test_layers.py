@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from robgrad import layers, models
+from robgrad import networks
+from robgrad.networks import layers
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -96,9 +97,9 @@ def test_max_pool_propagates_nan():
 @pytest.mark.parametrize("training", [False, True])
 def test_loops_contain_no_slow_convolution(training):
     """Every convolution of a compiled loop is dense and in the one layout with a fast kernel."""
-    model = models.CNN(((4, 4), (4,)), 3, 8, 10)
+    model = networks.CNN(((4, 4), (4,)), 3, 8, 10)
     images = jnp.ones((5, 8, 8, 2))
-    params = models.init(model, jax.random.key(0), images.shape[1:])
+    params = networks.init(model, jax.random.key(0), images.shape[1:])["params"]
 
     def loss(params, images):
         return jnp.sum(model.apply({"params": params}, images) ** 2)

@@ -49,7 +49,7 @@ def test_leaves_results_and_figures(finished):
         assert [row["network"] for row in csv.DictReader(file)] == names * 2
     figures = {file.name for file in workdir.glob("*.png")}
     per_loss = ("densities", "attacked", "tangent_fraction")
-    assert figures == {"vae_gan.png", "loss_gradients.png"} | {
+    assert figures == {"manifold.png", "loss_gradients.png"} | {
         f"{f}_{loss}.png" for f in per_loss for loss in ("xent", "cw")
     }
     assert str(workdir) in printed
@@ -73,7 +73,7 @@ def test_a_finished_run_is_not_run_again(finished, run):
     before = {file: file.stat().st_mtime_ns for file in workdir.iterdir()}
     again, said = run("manifold_distance", f"--workdir={workdir}", *SMALL)
     assert again.splitlines()[0] == f"finished already: {workdir}"
-    assert again.splitlines()[1:15] == printed.splitlines()[:14]
+    assert again.splitlines()[1:16] == printed.splitlines()[:15]
     assert "training" not in said
     assert before == {file: file.stat().st_mtime_ns for file in workdir.iterdir()}
 
@@ -100,13 +100,17 @@ def curves(directory):
     [
         (["--dataset=no_such_set"], "unknown data set 'no_such_set'"),
         (["--dataset=mnist", "--data_dir=/no/such/place"], "mnist: not found in /no/such/place"),
-        (["--preset=huge"], "--preset=huge: value should be one of <quick|paper>"),
+        (["--preset=huge"], "value should be one of <quick|paper>"),
         (["--preset=paper"], "--preset=paper: expected --dataset to be one of"),
         (["--l2_epsilons=1,-2"], "--l2_epsilons=['1', '-2']: expected different finite numbers >= 0"),
         (["--l2_epsilons=1,x"], "expected different finite numbers >= 0"),
         (["--analysis_epsilon=-1"], "--analysis_epsilon=-1.0: expected a finite number >= 0"),
         (["--attack_steps=0"], "--attack_steps=0"),
         (["--epochs=many"], "--epochs=many"),
+        (["--epochz=3"], "Did you mean: epochs"),
+        (["--manifold=plane"], "value should be one of <vae-gan|pca>"),
+        (["--network=vgg"], "value should be one of <paper|preact-resnet-18"),
+        (["--dataset=digit"], "did you mean 'digits'?"),
         (["--norms=l2,l7"], "expected some of l2, linf"),
         (["--train_examples=5000"], "--train_examples=5000: expected at most 1437"),
         (["--batch_size=300", "--train_examples=200"], "--batch_size=300: expected at most 200"),

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from robgrad import alignment, retraining
+from robgrad.faithfulness import retraining
+from robgrad.gradients import alignment
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 SMALL = [

@@ -1,6 +1,7 @@
 """Sections 2.2, 3.2 and 3.3 as a user runs them, small."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ from scipy import stats
 
 SMALL = [
     *("--train_examples=200", "--test_examples=50", "--epochs=1", "--standard_epochs=2", "--attack_steps=2"),
-    *("--robust_steps=2", "--epsilons=3", "--norms=l2", "--percentiles=30,70", "--seeds=2", "--retraining_epochs=2"),
+    *("--robust_steps=2", "--epsilons=3", "--norms=l2", "--percentiles=30,70", "--retraining_seeds=2"),
+    "--retraining_epochs=2",
 ]
 FIELDS = {
     *("network", "train_norm", "train_loss", "train_epsilon", "test_accuracy", "robust_accuracy", "benchmark"),
@@ -38,15 +40,17 @@ def test_rows_curves_and_correlations(finished):
         assert set(row) >= FIELDS
         assert len(row["curve"]) == len(row["curve_std"]) == len(row["percentiles"]) == 2
         assert row["score_low"] <= row["score"] <= row["score_high"]
+        assert row["network_seed"] == 0
         assert row["score"] == pytest.approx(0.0, abs=1e-9) or row["attribution"] != "random"
     chosen = [row for row in rows if (row["benchmark"], row["attribution"]) == ("roar", "gradient")]
-    key = ("roar", "gradient", "strength")
-    one = next(c for c in results["correlations"] if (c["benchmark"], c["attribution"], c["against"]) == key)
+    one = next(c for c in results["correlations"] if (c["benchmark"], c["attribution"]) == ("roar", "gradient"))
     x, y = [row["train_epsilon"] for row in chosen], [row["score"] for row in chosen]
     assert one["linear"] == pytest.approx(np.corrcoef(x, y)[0, 1])
     assert one["rank"] == pytest.approx(stats.spearmanr(x, y).statistic)
     assert one["linear_published"] == 0.9457
-    assert "88 retrainings" not in printed
+    # Kept 30% and removed 70% are one experiment, and so are 70% and 30%.
+    assert [row["pixels_kept"] for row in results["audit"]] == [30.0, 70.0]
+    assert all(row["difference_low"] <= row["difference"] <= row["difference_high"] for row in results["audit"])
     assert "72 retrainings of 4 networks, at most 13 in a stack" in printed
 
 
@@ -58,6 +62,8 @@ def test_the_stack_size_changes_no_curve_and_tradeoff_reads_the_same_run(finishe
     for one, two in zip(first, second, strict=True):
         np.testing.assert_allclose(one["curve"], two["curve"], atol=0.021)
     assert "retraining" not in run("tradeoff", *shared)[1]
+    assert json.loads((tmp_path / "run" / "tradeoff.json").read_text())["means"]
+    assert (tmp_path / "run" / "tradeoff.html").exists()
     figures = {path.name for path in (tmp_path / "run").glob("*.png")}
     assert figures >= {"roar_curves.png", "kar_strength_xent.png", "roar_accuracy_xent.png", "kar_accuracy_xent.png"}
 
@@ -82,10 +88,25 @@ def test_the_boundary_turns_towards_the_data(tmp_path, run):
     [
         (["--percentiles=0,50"], "expected different finite numbers > 0 and < 100"),
         (["--stack_size=0"], "--stack_size=0"),
-        (["--seeds=0"], "--seeds=0"),
+        (["--retraining_seeds=0"], "--retraining_seeds=0"),
         (["--preset=paper"], "expected --dataset to be one of"),
     ],
 )
 def test_bad_input_ends_in_one_line(arguments, message, tmp_path, run):
     printed, said = run("roar_kar", f"--workdir={tmp_path / 'run'}", *arguments, status=1)
     assert message in said + printed
+
+
+def test_what_a_resumed_run_has_is_known_by_name(finished, tmp_path, run):
+    """A kept stack of other retrainings than its name says is done again, not taken by its count."""
+    workdir, _ = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    for name in ("results.json", "measurements.npz"):
+        (copy / name).unlink()
+    first, second = sorted((copy / "retraining").glob("retraining-l2-xent-2-*.npz"))
+    first.write_bytes(second.read_bytes())
+    _, said = run("roar_kar", f"--workdir={copy}", "--stack_size=13", *SMALL)
+    assert said.count("training retraining") == 1
+    rows = [json.loads((path / "results.json").read_text())["rows"] for path in (workdir, copy)]
+    assert rows[0] == rows[1]

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robgrad import attacks, datasets, losses, models, stacking, training
+from robgrad import attacks, networks, stacking, training
+from robgrad import data as data_sets
 
-MODEL = models.CNN(((4,),), 3, 8, 10)
-STEP = training.classifier_step(MODEL, attacks.pgd(attacks.L2, losses.cross_entropy, 2, random_start=True))
+MODEL = networks.CNN(((4,),), 3, 8, 10)
+STEP = training.classifier_step(MODEL, attacks.pgd(attacks.L2, attacks.cross_entropy, 2, random_start=True))
 STANDARD = training.classifier_step(MODEL, attacks.no_attack)
 
 
@@ -22,7 +23,8 @@ def states(count, seed=0):
 
 
 def numbers(count):
-    return training.Numbers(jnp.linspace(0.1, 1.0, count), jnp.full(count, 0.5), jnp.full(count, 1e-2))
+    sizes = (jnp.linspace(0.1, 1.0, count), jnp.full(count, 0.5), jnp.full(count, 1e-2), jnp.zeros(count))
+    return training.StepSizes(*sizes)
 
 
 def close(one, two, atol=1e-4):
@@ -31,7 +33,7 @@ def close(one, two, atol=1e-4):
 
 @pytest.fixture(scope="module")
 def data(digits):
-    return datasets.Split(*(leaf[:64] for leaf in digits.train))
+    return data_sets.Split(*(leaf[:64] for leaf in digits.train))
 
 
 def test_a_stack_equals_its_networks_alone(data):
@@ -39,7 +41,7 @@ def test_a_stack_equals_its_networks_alone(data):
     for index in range(3):
         one = lambda tree, index=index: jax.tree.map(lambda leaf: leaf[index : index + 1], tree)  # noqa: E731
         alone = training.fit(STEP, one(states(3)), one(numbers(3)), data, mesh=one_device(), batch_size=10, epochs=1)
-        close(alone.params, one(together.params))
+        close(alone.variables, one(together.variables))
 
 
 @pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices")
@@ -51,7 +53,7 @@ def test_any_mesh_gives_the_numbers_of_one_device(data, count, batch, shape):
     grid = np.array(jax.devices()[:2]).reshape(shape)
     mesh = jax.sharding.Mesh(grid, (stacking.REPLICA, stacking.DATA))
     fit = lambda mesh: training.fit(STEP, states(count), numbers(count), data, mesh=mesh, batch_size=batch, epochs=1)  # noqa: E731
-    close(fit(mesh).params, fit(one_device()).params)
+    close(fit(mesh).variables, fit(one_device()).variables)
 
 
 def test_the_mesh_spreads_replicas_first():
@@ -69,7 +71,7 @@ def test_segments_change_nothing(data):
     options = {"mesh": one_device(), "batch_size": 10}
     whole = training.fit(STEP, states(1), numbers(1), data, epochs=2, **options)
     half = training.fit(STEP, states(1), numbers(1), data, epochs=1, **options)
-    close(training.fit(STEP, half, numbers(1), data, epochs=2, **options).params, whole.params, atol=0)
+    close(training.fit(STEP, half, numbers(1), data, epochs=2, **options).variables, whole.variables, atol=0)
 
 
 def test_each_epoch_sees_every_example_once_in_an_order_of_its_own(data):
@@ -95,7 +97,7 @@ def test_each_epoch_sees_every_example_once_in_an_order_of_its_own(data):
 
 
 def test_learns(digits):
-    model = models.digits_cnn()
+    model = networks.digits_cnn()
     start = stacking.stack([training.init_classifier(model, (8, 8, 1), jax.random.key(0))])
     step = training.classifier_step(model, attacks.no_attack)
     mesh = stacking.device_mesh(1, 50)
@@ -104,27 +106,27 @@ def test_learns(digits):
         step, start, numbers(1), digits.train, mesh=mesh, batch_size=50, epochs=4, report=progress.append
     )
     predict = training.evaluate(model, attacks.no_attack, mesh)
-    accuracy = np.mean(np.asarray(predict(trained.params, digits.test, jax.random.key(0))) == digits.test.labels)
+    accuracy = np.mean(np.asarray(predict(trained.variables, digits.test, jax.random.key(0))) == digits.test.labels)
     assert accuracy > 0.95
     assert progress[-1].step == progress[-1].steps == 4 * (len(digits.train.labels) // 50)
 
 
 def test_evaluation_attacks_each_network_by_itself(digits):
-    split = datasets.Split(*(leaf[:21] for leaf in digits.test))
-    attack = attacks.pgd(attacks.L2, losses.cross_entropy, 3)
-    params = states(3).params
+    split = data_sets.Split(*(leaf[:21] for leaf in digits.test))
+    attack = attacks.pgd(attacks.L2, attacks.cross_entropy, 3)
+    params = states(3).variables
     ours = training.evaluate(MODEL, attack, stacking.device_mesh(3, 100), chunk=4)(
         params, split, jax.random.key(0), 1.0, 0.5
     )
     for index in range(3):
-        logits_fn = models.logits_fn(MODEL, stacking.replica(params, index))
-        images = datasets.scale(jnp.asarray(split.images))
+        logits_fn = networks.logits_fn(MODEL, stacking.replica(params, index))
+        images = data_sets.scale(jnp.asarray(split.images))
         attacked = jax.vmap(lambda x, y, f=logits_fn: attack(None, f, x, y, 1.0, 0.5))(images, split.labels)
         np.testing.assert_array_equal(ours[index], jax.vmap(logits_fn)(attacked).argmax(-1))
 
 
 def test_divergence_names_the_network(data):
-    bad = training.Numbers(jnp.zeros(2), jnp.zeros(2), jnp.array([1e-3, 1e38]))
+    bad = training.StepSizes(jnp.zeros(2), jnp.zeros(2), jnp.array([1e-3, 1e38]))
     with pytest.raises(training.DivergedError, match=r"strong: loss became .* in epoch \d.*smaller learning rate"):
         training.fit(
             STANDARD, states(2), bad, data, mesh=one_device(2), batch_size=10, epochs=3, names=["weak", "strong"]
@@ -142,7 +144,7 @@ def test_numbers_never_recompile(data):
     for count in (1, 2, 3):
         scaled = jax.tree.map(lambda leaf, count=count: leaf * count, numbers(1))
         training.fit(STEP, states(1, count), scaled, data, mesh=one_device(), batch_size=8, epochs=1)
-        compiled.append(training._segment._cache_size())
+        compiled.append(training.loop._segment._cache_size())
     assert compiled[0] == compiled[-1]
 
 
@@ -150,11 +152,11 @@ def test_numbers_never_recompile(data):
 @pytest.mark.parametrize("batch", [10, 7])
 def test_sharded_data_give_the_numbers_of_copies(data, batch):
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]).reshape(1, 2), (stacking.REPLICA, stacking.DATA))
-    odd = datasets.Split(*(leaf[:63] for leaf in data))
+    odd = data_sets.Split(*(leaf[:63] for leaf in data))
     fit = lambda shard: training.fit(  # noqa: E731
         STEP, states(1), numbers(1), odd, mesh=mesh, batch_size=batch, epochs=2, shard_data=shard
     )
-    close(fit(True).params, fit(False).params, atol=0)
+    close(fit(True).variables, fit(False).variables, atol=0)
 
 
 @pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices")
@@ -162,12 +164,12 @@ def test_the_step_runs_under_pmap(data):
     """The pure step, one half of a batch on each of two devices, as `fit` runs it on a mesh."""
     images, labels = (np.asarray(leaf[:10]).reshape(2, 5, *leaf.shape[1:]) for leaf in data)
     keys = jax.random.split(jax.random.key(3), (2, 5))
-    halves = training.Batch(datasets.Split(images, labels), np.ones((2, 5), np.float32), keys)
+    halves = training.Batch(data_sets.Split(images, labels), np.ones((2, 5), np.float32), keys)
     whole = jax.tree.map(lambda leaf: leaf.reshape(1, 10, *leaf.shape[2:]), halves)
-    state, number = stacking.replica(states(1), 0), training.Numbers(0.5, 0.5, 1e-2)
+    state, number = stacking.replica(states(1), 0), training.StepSizes(0.5, 0.5, 1e-2)
     mapped = jax.pmap(STEP, axis_name=stacking.DATA, in_axes=(None, None, 0), devices=jax.devices()[:2])
     batched = jax.vmap(STEP, axis_name=stacking.DATA, in_axes=(None, None, 0))
     two, metrics = mapped(state, number, halves)
     one, expected = batched(state, number, whole)
-    close(stacking.replica(two.params, 0), stacking.replica(one.params, 0))
+    close(stacking.replica(two.variables, 0), stacking.replica(one.variables, 0))
     np.testing.assert_allclose(metrics["loss"], np.repeat(expected["loss"], 2), rtol=1e-5)

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robgrad import datasets, generative, stacking, training, vae_gan
+from robgrad import data as data_sets
+from robgrad import manifolds, stacking, training
+from robgrad.manifolds import generators
 
 SHAPES = {
     (8, 8, 1): (10, [], [], []),
@@ -34,8 +36,8 @@ def kernels(variables):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_layers_and_ranges(shape):
     latent, *expected = SHAPES[shape]
-    model = generative.vae_gan_for(shape)
-    variables = vae_gan.init(model, shape, jax.random.key(0)).params
+    model = manifolds.vae_gan_for(shape)
+    variables = manifolds.init_vae_gan(model, shape, jax.random.key(0)).variables
     for network, wanted in zip(("encoder", "decoder", "discriminator"), expected, strict=True):
         assert not wanted or kernels(variables[network]) == sorted(wanted)
     images = jax.random.uniform(jax.random.key(1), (2, *shape), minval=-1.0)
@@ -46,28 +48,36 @@ def test_layers_and_ranges(shape):
     assert jnp.all(jnp.abs(decoded) <= 1)
 
 
-def test_unknown_shapes_are_refused():
-    with pytest.raises(ValueError, match=r"expected images of shape .* got \[9, 9, 1\]"):
-        generative.vae_gan_for((9, 9, 1))
+@pytest.mark.parametrize("shape", [(9, 9, 1), (16, 16, 3), (20, 33, 1), (64, 64, 3)])
+def test_other_sizes_have_networks_of_their_own(shape):
+    model = manifolds.vae_gan_for(shape)
+    shapes = jax.eval_shape(lambda: manifolds.init_vae_gan(model, shape, jax.random.key(0)).variables)
+    decoded = jax.eval_shape(model.decoder.apply, shapes["decoder"], jax.ShapeDtypeStruct((2, 10), jnp.float32))
+    assert decoded.shape == (2, *shape)
 
 
-SMALL = generative.VaeGan(
-    generative.Encoder((4,), 4, 3),
-    generative.Decoder((4, 4, 4), (), generative.Layer(1, 4, 2)),
-    generative.Discriminator((generative.Layer(4, 4, 2),), 8),
+def test_the_smallest_are_refused():
+    with pytest.raises(ValueError, match="expected images of at least 8x8 pixels, got 6x9"):
+        manifolds.vae_gan_for((6, 9, 1))
+
+
+SMALL = generators.VaeGan(
+    generators.Encoder((4,), 4, 3),
+    generators.Decoder((4, 4, 4), (), generators.Layer(1, 4, 2)),
+    generators.Discriminator((generators.Layer(4, 4, 2),), 8),
     3,
 )
-STEP = vae_gan.train_step(SMALL)
+STEP = manifolds.vae_gan_step(SMALL)
 
 
 def fit(data, mesh, epochs=1, batch_size=10, learning_rate=1e-3):
-    states = stacking.stack([vae_gan.init(SMALL, (8, 8, 1), jax.random.key(0))])
-    numbers = vae_gan.Numbers(jnp.array([0.1]), jnp.array([learning_rate]))
+    states = stacking.stack([manifolds.init_vae_gan(SMALL, (8, 8, 1), jax.random.key(0))])
+    numbers = manifolds.VaeGanSizes(jnp.array([0.1]), jnp.array([learning_rate]))
     progress = []
     states = training.fit(
         STEP, states, numbers, data, mesh=mesh, batch_size=batch_size, epochs=epochs, report=progress.append
     )
-    return stacking.replica(states.params, 0), progress
+    return stacking.replica(states.variables, 0), progress
 
 
 def epoch_sums(progress):
@@ -78,7 +88,7 @@ def epoch_sums(progress):
 
 @pytest.fixture(scope="module")
 def data(digits):
-    return datasets.Split(*(leaf[:60] for leaf in digits.train))
+    return data_sets.Split(*(leaf[:60] for leaf in digits.train))
 
 
 @pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices")
@@ -103,18 +113,18 @@ def test_a_split_batch_gives_the_numbers_of_one_device(data, batch_size):
 def test_losses_are_the_formulas(data):
     """At learning rate zero, the metrics of one step against NumPy on the same batch, noise and variables."""
     mesh = stacking.device_mesh(1, 10, jax.devices()[:1])
-    split = datasets.Split(*(leaf[:10] for leaf in data))
+    split = data_sets.Split(*(leaf[:10] for leaf in data))
     _, (progress,) = fit(split, mesh, learning_rate=0.0)
-    state = vae_gan.init(SMALL, (8, 8, 1), jax.random.key(0))
+    state = manifolds.init_vae_gan(SMALL, (8, 8, 1), jax.random.key(0))
     order = jax.random.permutation(jax.random.fold_in(state.key, 0), 10)
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(state.key, ~jnp.int32(0)), i))(jnp.arange(10))
     noise = lambda stage: jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, stage), (3,)))(keys)  # noqa: E731
-    images, weights = np.asarray(datasets.scale(jnp.asarray(split.images)))[order], jnp.ones(10)
+    images, weights = np.asarray(data_sets.scale(jnp.asarray(split.images)))[order], jnp.ones(10)
 
     def run(name, inputs):
         """Batch statistics by a mapped axis of one."""
         network = getattr(SMALL, name)
-        apply = lambda x: network.apply(state.params[name], x, weights, mutable=["batch_stats"])[0]  # noqa: E731
+        apply = lambda x: network.apply(state.variables[name], x, weights, mutable=["batch_stats"])[0]  # noqa: E731
         return jax.tree.map(
             lambda leaf: np.asarray(leaf[0], np.float64), jax.vmap(apply, axis_name="data")(inputs[None])
         )
@@ -151,11 +161,11 @@ def test_learns_to_reconstruct(data):
 @pytest.mark.parametrize("gain", [0.05, 3.0])
 def test_spectral_norm_is_that_of_the_convolution(gain):
     """Against the singular values of the convolution written out as a matrix."""
-    layer = generative.SpectralConv(generative.Layer(3, 4, 2))
+    layer = generators.SpectralConv(generators.Layer(3, 4, 2))
     images = jax.random.normal(jax.random.key(0), (5, 6, 6, 2))
     variables = layer.init(jax.random.key(1), images)
     variables["params"]["kernel"] *= gain / jnp.abs(variables["params"]["kernel"]).max()
-    plain = generative.Conv(3, 4, 2)
+    plain = generators.Conv(3, 4, 2)
     matrix = jax.vmap(lambda x: plain.apply({"params": variables["params"]}, x.reshape(1, 6, 6, 2)).ravel())(
         jnp.eye(72)
     )

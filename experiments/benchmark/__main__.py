@@ -34,37 +34,55 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from absl import flags
 
-from experiments import contest, launch, suites
-from robgrad import models, report, runs
+from experiments.benchmark import contest, suites
+from experiments.harness import figures, launch, tables
+from experiments.harness.flags import Flags
+from experiments.harness.tables import Row
+from robgrad import runs
 
-FLAGS = flags.FLAGS
 COLUMNS = (
     *("suite", "network", "task", "variant", "ms", "spread", "per_second", "gflops", "share_of_peak"),
     *("compile_seconds", "memory_mib", "ratio"),
 )
 _SIZE = "--xla_force_host_platform_device_count"
 
-flags.DEFINE_list("networks", list(suites.NETWORKS), f"Classifiers to time, of {', '.join(suites.NETWORKS)}.")
-flags.DEFINE_integer("rounds", 5, "Timed runs of each, after two to warm up; medians are shown.", lower_bound=1)
-flags.DEFINE_list("suites", list(suites.SUITES), f"What to time, of {', '.join(suites.SUITES)}.")
-flags.DEFINE_list("peers", list(suites.PEERS), f"Peers to compare with, of {', '.join(suites.PEERS)}; empty for none.")
-flags.DEFINE_bool("quick", False, "Few steps, one repeat: whether the benchmark works, no measurement.")
-flags.DEFINE_string("loaded", "digits", "Data set of the suite data: 'digits', or a TFDS name in $TFDS_DATA_DIR.")
-for _flag, _known in (("suites", suites.SUITES), ("networks", tuple(suites.NETWORKS)), ("peers", tuple(suites.PEERS))):
-    flags.register_validator(
-        _flag, lambda names, known=_known: {*names} <= {*known}, f"expected some of {', '.join(_known)}"
-    )
+
+class Wanted(NamedTuple):
+    """What is to be timed, as the flags say."""
+
+    networks: Sequence[str]
+    suites: Sequence[str]
+    peers: Sequence[str]
+    rounds: int
+    quick: bool
+    loaded: str
+    precision: str
+
+
+def program_flags() -> Flags:
+    """The program's flags."""
+    given = Flags(__doc__ or "")
+    known = {"networks": tuple(suites.NETWORKS), "suites": suites.SUITES, "peers": tuple(suites.PEERS)}
+    texts = {"networks": "Classifiers to time", "suites": "What to time", "peers": "Peers to compare with"}
+    for name, values in known.items():
+        given.add("run", "list", name, list(values), f"{texts[name]}, of {', '.join(values)}.")
+        given.check(name, lambda names, values=values: {*names} <= {*values}, f"some of {', '.join(values)}")
+    text = "Timed runs of each, after two to warm up; medians are shown."
+    given.add("run", "integer", "rounds", 5, text, lower_bound=1)
+    given.add("run", "bool", "quick", False, "Few steps, one repeat: whether the benchmark works, no measurement.")
+    text = "Data set of the suite data: 'digits', or a TFDS name in $TFDS_DATA_DIR."
+    given.add("run", "string", "loaded", "digits", text)
+    return given
 
 
 def contender(file: Path, program: str) -> contest.Contender:
     """Starts a variant of a file's tasks."""
     module, variant = program.split()
-    command = [sys.executable, "-m", f"experiments.{module}", str(file), variant]
+    command = [sys.executable, "-m", f"experiments.benchmark.{module}", str(file), variant]
     given = os.environ["XLA_FLAGS"]
     # Contenders share a GPU, so none may take it whole.
     variables = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
@@ -80,21 +98,21 @@ def contender(file: Path, program: str) -> contest.Contender:
     return contest.Contender([command], variables if several else alone)
 
 
-def compare(suite: str, name: str, peak: float) -> Iterator[report.Row]:
+def compare(chosen: Wanted, suite: str, name: str, peak: float) -> Iterator[Row]:
     """Rows of a suite for a network: contenders started one by one, then taking turns at each task."""
-    tasks = suites.tasks_of(suite, name, FLAGS.quick)
+    tasks = suites.tasks_of(suite, name, chosen.quick)
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "work.npz"
         started: dict[str, contest.Contender] = {}
         seconds: dict[tuple[str, str], list[float]] = {}
-        for label, program in wanted(suite).items():
+        for label, program in wanted(chosen, suite).items():
             mine = {task: one for task, one in tasks.items() if not (program == "peers captum" and task == "alignment")}
-            suites.write(file, suite, name, mine, FLAGS.matmul_precision)
+            suites.write(file, suite, name, mine, chosen.precision)
             try:
                 started[label] = contender(file, program)
             except contest.FailedError as error:
                 launch.show(f"{suite}, {name}: {label} left out ({error})")
-        for _ in range(1 if FLAGS.quick else FLAGS.rounds):
+        for _ in range(1 if chosen.quick else chosen.rounds):
             for task in tasks:
                 for label, one in list(started.items()):
                     if task not in one.values:
@@ -124,15 +142,15 @@ def compare(suite: str, name: str, peak: float) -> Iterator[report.Row]:
         }
 
 
-def wanted(suite: str) -> dict[str, str]:
+def wanted(chosen: Wanted, suite: str) -> dict[str, str]:
     """The variants of a suite, without peers that are not asked for or not installed, which are named once."""
-    chosen = {}
+    found = {}
     for label, program in suites.VARIANTS[suite].items():
         variant = program.split()[1]
         peer = variant in suites.PEERS and not label.startswith("robgrad")
-        if not peer or (variant in FLAGS.peers and installed(suites.PEERS[variant], program)):
-            chosen[label] = program
-    return chosen
+        if not peer or (variant in chosen.peers and installed(suites.PEERS[variant], program)):
+            found[label] = program
+    return found
 
 
 def installed(peer: str, program: str) -> bool:
@@ -141,7 +159,7 @@ def installed(peer: str, program: str) -> bool:
     missing = [module for module in needed if importlib.util.find_spec(module) is None]
     for module in {*missing} - _missing:
         _missing.add(module)
-        launch.show(f"{module}: not installed, what needs it is left out (pip install 'robgrad[benchmark]')")
+        launch.show(f"{module}: not installed, what needs it is left out (pip install '.[benchmark]')")
     return not missing
 
 
@@ -163,29 +181,29 @@ def is_equal(suite: str, network: str, task: str, label: str, values: Sequence[f
     return False
 
 
-def peak_flops() -> float:
+def peak_flops(chosen: Wanted) -> float:
     """Floating-point operations a second of a large float32 product, the best of a few."""
-    side = 512 if FLAGS.quick else 4096
+    side = 512 if chosen.quick else 4096
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "work.npz"
         product = {"product": suites.Task(("product", side), 1, 2 * side**3)}
-        suites.write(file, "attack", "digits", product, FLAGS.matmul_precision)
+        suites.write(file, "attack", "digits", product, chosen.precision)
         one = contender(file, "contenders robgrad")
         best = min(one.take("product") for _ in range(5))
         one.end()
     return 2 * side**3 / best
 
 
-def startup() -> Iterator[report.Row]:
+def startup(chosen: Wanted) -> Iterator[Row]:
     """Imports, against those of JAX, Flax and Optax; the digits experiment with a cold and a warm cache."""
-    package = Path(models.__file__).parent
-    modules = ", ".join(f"robgrad.{path.stem}" for path in sorted(package.glob("*.py")) if path.stem != "__init__")
-    programs = {"jax, flax, optax": "import jax, flax, optax", "robgrad": f"import {modules}"}
+    families = "import robgrad; [getattr(robgrad, name) for name in robgrad.__all__]"
+    programs = {"jax": "import jax", "jax, flax, optax": "import jax, flax, optax", "robgrad": "import robgrad"}
+    programs["robgrad, every family"] = families
     times: dict[str, list[float]] = {name: [] for name in programs}
-    for _ in range(1 + (1 if FLAGS.quick else FLAGS.rounds)):
+    for _ in range(1 + (1 if chosen.quick else chosen.rounds)):
         for name, program in programs.items():
             times[name].append(timed([sys.executable, "-c", program])[0])
-    base = statistics.median(times["robgrad"][1:])
+    base = statistics.median(times["robgrad, every family"][1:])
     for name, every in times.items():
         median = statistics.median(every[1:])
         yield _row("startup", "-", "import", name, median) | {"ratio": median / base}
@@ -194,18 +212,18 @@ def startup() -> Iterator[report.Row]:
         for state in ("cold", "warm"):
             command = [sys.executable, "-m", "experiments.manifold_distance", "-v", f"--workdir={directory}/{state}"]
             cache = {"JAX_COMPILATION_CACHE_DIR": f"{directory}/cache"}
-            seconds, said = timed([*command, *(small if FLAGS.quick else [])], cache)
+            seconds, said = timed([*command, *(small if chosen.quick else [])], cache)
             compiling = float(re.findall(r"compiling took (\S+) s", said)[-1])
             row = _row("startup", "digits", "manifold_distance", f"{state} cache", seconds)
             yield row | {"compile_seconds": compiling, "ratio": compiling / seconds}
 
 
-def data() -> Iterator[report.Row]:
+def data(chosen: Wanted) -> Iterator[Row]:
     """Loading a data set in a fresh process, from its own files and from the cache of decoded images."""
-    name, given = FLAGS.loaded, os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    name, given = chosen.loaded, os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
     program = (
-        "import sys, time; from robgrad import datasets; began = time.perf_counter(); "
-        "datasets.load(*sys.argv[1:]); print(time.perf_counter() - began)"
+        "import sys, time; from robgrad import data; began = time.perf_counter(); "
+        "data.load(*sys.argv[1:]); print(time.perf_counter() - began)"
     )
     with tempfile.TemporaryDirectory() as directory:
         # The set's files under another roof, so that neither its cache nor the user's is touched.
@@ -229,14 +247,14 @@ def timed(command: Sequence[str], variables: Mapping[str, str] | None = None) ->
     return time.perf_counter() - began, result.stderr + result.stdout
 
 
-def _row(suite: str, network: str, task: str, variant: str, seconds: float) -> report.Row:
+def _row(suite: str, network: str, task: str, variant: str, seconds: float) -> Row:
     named = {"suite": suite, "network": network, "task": task, "variant": variant, "ms": 1000 * seconds}
     return dict.fromkeys(COLUMNS) | named
 
 
-def against_the_best(rows: Sequence[report.Row]) -> list[report.Row]:
+def against_the_best(rows: Sequence[Row]) -> list[Row]:
     """For each task the fastest float32 peer, its time over robgrad's, and the ratio aimed at."""
-    best: dict[tuple[str, str, str], report.Row] = {}
+    best: dict[tuple[str, str, str], Row] = {}
     for row in rows:
         if row["variant"] not in _FLOAT32_PEERS or not row["equal_work"]:
             continue
@@ -254,39 +272,42 @@ def against_the_best(rows: Sequence[report.Row]) -> list[report.Row]:
     ]
 
 
-def main() -> None:
+def work(given: Flags) -> None:
     """Runs the chosen suites, prints their tables as they come and writes them."""
-    workdir, rows = Path(FLAGS.workdir or "runs/benchmark").expanduser(), []
-    peak = peak_flops()
+    values = given.values
+    names = ("networks", "suites", "peers", "rounds", "quick", "loaded", "matmul_precision")
+    chosen = Wanted(*(getattr(values, name) for name in names))
+    workdir, rows = Path(values.workdir or "runs/benchmark").expanduser(), []
+    peak = peak_flops(chosen)
     launch.show(f"a large float32 product: {peak / 1e9:.0f} GFLOP/s")
+    alone = {"data": data, "startup": startup}
     plan = [
-        partial(compare, suite, name, peak) if suite in suites.VARIANTS else {"data": data, "startup": startup}[suite]
-        for suite in FLAGS.suites
-        for name in (FLAGS.networks if suite in suites.VARIANTS else ["-"])
+        partial(alone[suite], chosen) if suite in alone else partial(compare, chosen, suite, name, peak)
+        for suite in chosen.suites
+        for name in (["-"] if suite in alone else chosen.networks)
     ]
     for function in plan:
         part = list(function())
         if part:
-            launch.show(report.table(part, COLUMNS), "")
+            launch.show(tables.text(part, COLUMNS), "")
         rows += part
         keep(workdir, rows, peak)
     if summary := against_the_best(rows):
-        launch.show(report.table(summary, tuple(summary[0])))
+        launch.show(tables.text(summary, tuple(summary[0])))
     launch.show(f"\nresults: {workdir}")
 
 
-def keep(workdir: Path, rows: Sequence[report.Row], peak: float) -> None:
+def keep(workdir: Path, rows: Sequence[Row], peak: float) -> None:
     """Writes what has been measured so far, and the chart."""
     results: dict[str, Any] = {"experiment": "benchmark", "environment": launch.environment(), "peak_flops": peak}
     summary = against_the_best(rows)
-    plain = lambda table: [{k: report.plain(v) for k, v in row.items()} for row in table]  # noqa: E731
-    results |= {"rows": plain(rows), "against_the_best": plain(summary)}
+    results |= {"rows": tables.plain(rows), "against_the_best": tables.plain(summary)}
     runs.write(workdir / "results.json", json.dumps(results, indent=2, allow_nan=False))
     if summary:
         names = [f"{row['suite']}, {row['network']}: {row['task']} ({row['best_peer']})" for row in summary]
         label, ratios = "best peer's time over ours", [row["ratio"] for row in summary]
-        report.bar_figure(workdir / "speed.png", names, ratios, ("robgrad", 1.0), label, "log")
+        figures.bar_figure(workdir / "speed.png", names, ratios, ("robgrad", 1.0), label, "log")
 
 
 if __name__ == "__main__":
-    launch.run(main)
+    launch.program(work, program_flags())

@@ -8,20 +8,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from robgrad import layers
+from robgrad.networks import Network, Variables, layers, of_module
 
 
-class Half:
-    """A network in bfloat16, its parameters and what it returns in float32."""
+def half(module: nn.Module) -> Network:
+    """A network in bfloat16, its variables and what it returns in float32."""
+    network = of_module(module)
 
-    def __init__(self, model: nn.Module):
-        """Wraps a linen module."""
-        self.model = model
+    def evaluate(variables: Variables, images: jax.Array) -> jax.Array:
+        halved = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), (variables, images))
+        return jnp.asarray(network.evaluate(*halved), jnp.float32)
 
-    def apply(self, variables, images):
-        """As `nn.Module.apply`."""
-        half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), (variables, images))
-        return jnp.asarray(self.model.apply(*half), jnp.float32)
+    return Network(network.init, evaluate, lambda variables, images, weights: (evaluate(variables, images), variables))
 
 
 @contextlib.contextmanager

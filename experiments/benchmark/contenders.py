@@ -1,6 +1,6 @@
 """The benchmark's tasks in JAX, by robgrad and by foolbox, for `experiments.benchmark`.
 
-    python -m experiments.contenders FILE VARIANT
+    python -m experiments.benchmark.contenders FILE VARIANT
 
 `FILE` is an `.npz` of work. Variants: `robgrad`, over all devices; `one_device`, the same where the caller has
 made one; `bfloat16`, its networks in that type; and, on one device, `python_loop`, which calls a compiled step from
@@ -21,11 +21,9 @@ import numpy as np
 import optax
 from jax import lax
 
-from experiments import alternatives, contest
-from robgrad import attacks, generative, losses, manifold, models, retraining, stacking, training, vae_gan
-from robgrad.alignment import align
-from robgrad.attributions import loss_gradient
-from robgrad.datasets import Split
+from experiments.benchmark import alternatives, contest
+from robgrad import attacks, faithfulness, gradients, manifolds, networks, stacking, training
+from robgrad.data import Split
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -36,15 +34,15 @@ class Work:
     def __init__(self, arrays: Arrays, spec: Mapping[str, Any], variant: str):
         """Reads it for a variant."""
         self.arrays, self.spec, self.variant = arrays, spec, variant
-        network = models.CNN(**{name: spec[name] for name in ("stages", "window", "dense")}, classes=10)
+        network = networks.CNN(**{name: spec[name] for name in ("stages", "window", "dense")}, classes=10)
         self.network = network
-        self.model: Any = alternatives.Half(network) if variant == "bfloat16" else network
+        self.model: Any = alternatives.half(network) if variant == "bfloat16" else network
         shape = spec["image_shape"]
-        shapes = jax.eval_shape(lambda: models.init(network, jax.random.key(0), shape))
+        shapes = jax.eval_shape(lambda: networks.init(network, jax.random.key(0), shape)["params"])
         leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
         named = [arrays[jax.tree_util.keystr(path, simple=True, separator="/")] for path, _ in leaves]
-        self.stack = jax.tree.unflatten(structure, map(jnp.asarray, named))
-        self.params = stacking.replica(self.stack, 0)
+        self.stack = {"params": jax.tree.unflatten(structure, map(jnp.asarray, named))}
+        self.variables = stacking.replica(self.stack, 0)
         self.images, self.labels = jnp.asarray(arrays["images"]), jnp.asarray(arrays["labels"])
         alone = ("python_loop", "plain_lax", "foolbox_jax", "one_after_another")
         self.devices = jax.devices()[:1] if variant in alone else jax.devices()
@@ -56,7 +54,7 @@ class Work:
     @property
     def alone(self):
         """The first replica as a stack of one, in its place."""
-        return self.placed(stacking.stack([self.params]))
+        return self.placed(stacking.stack([self.variables]))
 
     def placed(self, stack):
         """A stack where programs want it, so that no run has to copy it there."""
@@ -72,11 +70,11 @@ class Work:
 def attack_task(work: Work, norm_name: str, steps: int) -> contest.Task:
     """PGD on the images; gives the mean cross-entropy of what comes out."""
     norm, (epsilon, step_size) = attacks.NORMS[norm_name], work.radii(norm_name)
-    logits_fn = models.logits_fn(work.model, work.params)
+    logits_fn = networks.logits_fn(work.model, work.variables)
 
     @jax.jit
     def mean_loss(images):
-        return jax.vmap(lambda image, label: losses.cross_entropy(logits_fn(image), label))(images, work.labels).mean()
+        return jax.vmap(lambda image, label: attacks.cross_entropy(logits_fn(image), label))(images, work.labels).mean()
 
     if work.variant == "foolbox_jax":
         attack = foolbox_attack(work, norm_name, steps)
@@ -89,11 +87,11 @@ def attack_task(work: Work, norm_name: str, steps: int) -> contest.Task:
                 attacked = step(attacked)
             return attacked
     else:
-        perturb = attacks.pgd(norm, losses.cross_entropy, steps)
+        perturb = attacks.pgd(norm, attacks.cross_entropy, steps)
 
         def of_example(numbers, params, example):
             image, label = example
-            return perturb(jax.random.key(0), models.logits_fn(work.model, params), image, label, *numbers)
+            return perturb(jax.random.key(0), networks.logits_fn(work.model, params), image, label, *numbers)
 
         run = stacking.per_example(of_example, work.mesh(1), len(work.images))
         numbers, one = (jnp.float32(epsilon), jnp.float32(step_size)), work.alone
@@ -105,14 +103,14 @@ def compiled_step(work: Work, norm: attacks.Norm, epsilon: float, step_size: flo
     """One step of PGD on the whole batch."""
 
     def step(params, image, label, attacked):
-        logits_fn = models.logits_fn(work.model, params)
-        gradient = jax.grad(lambda x: losses.cross_entropy(logits_fn(x), label))(attacked)
+        logits_fn = networks.logits_fn(work.model, params)
+        gradient = jax.grad(lambda x: attacks.cross_entropy(logits_fn(x), label))(attacked)
         moved = attacked + step_size * norm.ascent(gradient)
         return jnp.clip(image + norm.project(moved - image, jnp.float32(epsilon)), -1.0, 1.0)
 
     # The parameters are an argument, as they are in the loop: constants would be folded.
     run = jax.jit(jax.vmap(step, in_axes=(None, 0, 0, 0)))
-    given = (work.params, work.images, work.labels)
+    given = (work.variables, work.images, work.labels)
     return partial(run.lower(*given, work.images).compile(), *given)
 
 
@@ -123,7 +121,7 @@ def foolbox_attack(work: Work, norm: str, steps: int) -> Callable[[], jax.Array]
 
     kinds = {"l2": foolbox.attacks.L2PGD, "linf": foolbox.attacks.LinfPGD}
     epsilon, step_size = work.radii(norm)
-    logits = jax.jit(lambda images: models.logits(work.model, work.params, images))
+    logits = jax.jit(lambda images: networks.logits(work.model, work.variables, images))
     model = foolbox.JAXModel(logits, bounds=(-1, 1))
     attack = kinds[norm](abs_stepsize=step_size, steps=steps, random_start=False)
     criterion = foolbox.Misclassification(eagerpy.astensor(work.labels))
@@ -180,10 +178,10 @@ def batch_of(work: Work, examples) -> training.Batch:
 
 def train_task(work: Work, attack_steps: int, steps: int) -> contest.Task:
     """Training steps on one batch, adversarial where there are attack steps; gives the last step's loss."""
-    attack = attacks.pgd(attacks.L2, losses.cross_entropy, attack_steps) if attack_steps else attacks.no_attack
-    moments = optax.scale_by_adam().init(work.params)
-    states = stacking.stack([training.TrainState(work.params, moments, jax.random.key(0), jnp.int32(0))])
-    numbers = training.Numbers(*(jnp.array([one]) for one in (*work.radii("l2"), 1e-3)))
+    attack = attacks.pgd(attacks.L2, attacks.cross_entropy, attack_steps) if attack_steps else attacks.no_attack
+    moments = optax.scale_by_adam().init(work.variables["params"])
+    states = stacking.stack([training.TrainState(work.variables, moments, jax.random.key(0), jnp.int32(0))])
+    numbers = training.StepSizes(*(jnp.array([one]) for one in (*work.radii("l2"), 1e-3, 0.0)))
     batch = batch_of(work, Split(work.images, work.labels))  # type: ignore[arg-type]
     step = training.classifier_step(work.model, attack)
     stack = work.placed((states, numbers))
@@ -194,14 +192,14 @@ def train_task(work: Work, attack_steps: int, steps: int) -> contest.Task:
 def retrain_task(work: Work, replicas: int, steps: int) -> contest.Task:
     """A stack of ROAR retrainings on one batch; gives each one's last loss."""
     shape = work.spec["image_shape"]
-    plan = [retraining.Retraining(retraining.ROAR, "own", 0.0, seed) for seed in range(replicas)]
-    states = retraining.initial_states(work.network, shape, plan, jax.random.key(0))._replace(params=work.stack)
+    plan = [faithfulness.Retraining(faithfulness.ROAR, "own", 0.0, seed) for seed in range(replicas)]
+    states = faithfulness.initial_states(work.network, shape, plan, jax.random.key(0))._replace(variables=work.stack)
     thresholds = jnp.asarray(work.arrays["thresholds"], jnp.int32)
-    occlusion = retraining.Occlusion(jnp.zeros(replicas, jnp.int32), thresholds, jnp.zeros(replicas, bool))
-    numbers = retraining.Numbers(occlusion, jnp.full(replicas, 1e-3))
+    occlusion = faithfulness.Occlusion(jnp.zeros(replicas, jnp.int32), thresholds, jnp.zeros(replicas, bool))
+    numbers = faithfulness.RetrainingSizes(occlusion, jnp.full(replicas, 1e-3))
     images, labels = np.asarray(work.images), np.asarray(work.labels)
-    batch = batch_of(work, retraining.Examples(images, labels, work.arrays["ranks"][:, None]))
-    step = retraining.retraining_step(work.model, jnp.zeros(shape[-1]))
+    batch = batch_of(work, faithfulness.Examples(images, labels, work.arrays["ranks"][:, None]))
+    step = faithfulness.retraining_step(work.model, jnp.zeros(shape[-1]))
     if work.variant != "one_after_another":
         stack = work.placed((states, numbers))
         run = looped(work, step, stack, batch, steps, "loss")
@@ -216,22 +214,22 @@ def gradient_task(work: Work) -> contest.Task:
 
     def of_example(_, params, example):
         image, label = example
-        return loss_gradient(models.logits_fn(work.model, params), image, label)
+        return gradients.loss_gradient(networks.logits_fn(work.model, params), image, label)
 
     run = stacking.per_example(of_example, work.mesh(1), len(work.images))
     one = work.alone
 
     def task():
-        gradients = run((), one, (work.images, work.labels))[0]
-        return [jnp.linalg.norm(gradients.reshape(len(gradients), -1), axis=1).mean()]
+        slopes = run((), one, (work.images, work.labels))[0]
+        return [jnp.linalg.norm(slopes.reshape(len(slopes), -1), axis=1).mean()]
 
     return task
 
 
 def alignment_task(work: Work) -> contest.Task:
     """Alignment of the images with a VAE-GAN's manifold; gives the mean tangent fraction."""
-    generator = generative.vae_gan_for(work.spec["image_shape"])
-    variables = vae_gan.init(generator, work.spec["image_shape"], jax.random.key(0)).params
+    generator = manifolds.vae_gan_for(work.spec["image_shape"])
+    variables = manifolds.init_vae_gan(generator, work.spec["image_shape"], jax.random.key(0)).variables
     names = {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
@@ -240,8 +238,8 @@ def alignment_task(work: Work) -> contest.Task:
     variables = jax.tree.unflatten(jax.tree.structure(variables), given)
 
     def of_example(variables, params, image):
-        surface = manifold.from_vae_gan(generator, variables)
-        return align(models.logits_fn(work.model, params), surface, image, image).tangent_fraction
+        surface = manifolds.from_vae_gan(generator, variables)
+        return gradients.align(networks.logits_fn(work.model, params), surface, image, image).tangent_fraction
 
     run = stacking.per_example(of_example, work.mesh(1), 100)
     one, images = work.alone, jnp.asarray(work.arrays["many_images"])
@@ -251,12 +249,12 @@ def alignment_task(work: Work) -> contest.Task:
 def vae_gan_task(work: Work, steps: int) -> contest.Task:
     """Steps of the VAE-GAN on one batch; gives the last reconstruction error."""
     shape = work.spec["image_shape"]
-    generator = generative.vae_gan_for(shape)
-    states = stacking.stack([vae_gan.init(generator, shape, jax.random.key(0))])
-    numbers = vae_gan.Numbers(jnp.array([5e-3]), jnp.array([5e-4]))
+    generator = manifolds.vae_gan_for(shape)
+    states = stacking.stack([manifolds.init_vae_gan(generator, shape, jax.random.key(0))])
+    numbers = manifolds.VaeGanSizes(jnp.array([5e-3]), jnp.array([5e-4]))
     batch = batch_of(work, Split(work.images, work.labels))  # type: ignore[arg-type]
     stack = work.placed((states, numbers))
-    run = looped(work, vae_gan.train_step(generator), stack, batch, steps, "reconstruction")
+    run = looped(work, manifolds.vae_gan_step(generator), stack, batch, steps, "reconstruction")
     return lambda: run(stack)
 
 

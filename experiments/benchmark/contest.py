@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import launch
+from experiments.harness import launch
 
 _MARK = "@contest "
 Task = Callable[[], Sequence[float]]

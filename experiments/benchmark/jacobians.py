@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, pad
 
-from experiments import contest
+from experiments.benchmark import contest
 
 
 def alignment_task(work) -> contest.Task:

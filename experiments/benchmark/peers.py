@@ -1,12 +1,11 @@
 """The benchmark's tasks in PyTorch, by itself and by torchattacks, foolbox, ART and Captum.
 
-    python -m experiments.peers FILE VARIANT
+    python -m experiments.benchmark.peers FILE VARIANT
 
 `FILE` is an `.npz` of work that `experiments.benchmark` writes: images in [-1, 1], labels, rank maps, thresholds, and
 the initial parameters of each replica under their linen names.
 """
 
-import os
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -18,7 +17,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from experiments import contest, jacobians
+from experiments.benchmark import contest, jacobians
+from experiments.harness.options import cores
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -265,7 +265,7 @@ def gradient_task(work: Work) -> contest.Task:
 
 def main(file: str, variant: str) -> None:
     """Serves one variant of a file's tasks."""
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(cores())
     arrays, spec = contest.read(file)
     fast = spec["matmul_precision"] == "tensorfloat32"
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = fast

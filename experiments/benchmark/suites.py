@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from robgrad import generative, models, vae_gan
+from robgrad import manifolds, networks
 
 NETWORKS = {
-    "digits": (models.digits_cnn(), (8, 8, 1), 200),
-    "mnist": (models.mnist_cnn(), (28, 28, 1), 20),
-    "cifar": (models.cifar_cnn(), (32, 32, 3), 20),
+    "digits": (networks.digits_cnn(), (8, 8, 1), 200),
+    "mnist": (networks.mnist_cnn(), (28, 28, 1), 20),
+    "cifar": (networks.cifar_cnn(), (32, 32, 3), 20),
 }
 RADII = {"l2": (1.0, 0.5), "linf": (0.1, 0.02)}
 # Replicas in a stack and steps of each.
@@ -96,7 +96,7 @@ class Task(NamedTuple):
     flops: float
 
 
-def forward_flops(model: models.CNN, shape: Sequence[int]) -> float:
+def forward_flops(model: networks.CNN, shape: Sequence[int]) -> float:
     """Of one image: two a multiplication, convolutions and dense layers alone."""
     (side, _, channels), total = shape, 0
     for stage in model.stages:
@@ -155,7 +155,7 @@ def write(file: Path, suite: str, name: str, tasks: Mapping[str, Task], precisio
     batch = RETRAINING_BATCH if suite == "retrain" else batch
     replicas, _ = STACKS[name]
     generator, pixels = np.random.default_rng(0), shape[0] * shape[1]
-    init = jax.vmap(lambda key: models.init(model, key, shape))
+    init = jax.vmap(lambda key: networks.init(model, key, shape)["params"])
     arrays = named(init(jax.random.split(jax.random.key(0), replicas)))
     arrays["images"] = generator.uniform(-1, 1, (batch, *shape)).astype(np.float32)
     arrays["labels"] = (np.arange(batch) % 10).astype(np.int32)
@@ -167,8 +167,8 @@ def write(file: Path, suite: str, name: str, tasks: Mapping[str, Task], precisio
     spec |= {"tasks": {task: one.build for task, one in tasks.items()}, "radii": RADII}
     spec["matmul_precision"] = precision
     if "alignment" in tasks:
-        manifold = generative.vae_gan_for(shape)
-        variables = vae_gan.init(manifold, shape, jax.random.key(1)).params
+        manifold = manifolds.vae_gan_for(shape)
+        variables = manifolds.init_vae_gan(manifold, shape, jax.random.key(1)).variables
         arrays |= named({part: variables[part] for part in ("encoder", "decoder")}, "manifold/")
         many = tasks["alignment"].images
         arrays["many_images"] = generator.uniform(-1, 1, (many, *shape)).astype(np.float32)
@@ -184,6 +184,6 @@ def named(tree, prefix: str = "") -> dict[str, np.ndarray]:
     return {prefix + jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
 
 
-def decoder_layers(manifold: generative.VaeGan) -> list[generative.Layer]:
+def decoder_layers(manifold: manifolds.VaeGan) -> list[manifolds.generators.Layer]:
     """Its transposed convolutions."""
     return [*manifold.decoder.hidden, manifold.decoder.last]

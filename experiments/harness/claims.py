@@ -4,7 +4,7 @@ Every claim is a row of the columns below; what an experiment claims stands in i
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,46 +45,48 @@ def verdict(low, high) -> str:
     return FAILS if np.any(high < 0) else UNTESTED
 
 
-def claim(section: str, text: str, group: str, published: str, ours: str, low, high, judged: str, over: str) -> Row:
-    """One row."""
-    values = (section, text, judged, group, published, ours, low, high, over)
+class Claim(NamedTuple):
+    """What is claimed: where, what, of which group of networks, what was published, and what an interval is over."""
+
+    section: str
+    text: str
+    group: str
+    published: str
+    over: str
+
+
+def row(claim: Claim, ours: str, low, high, judged: str) -> Row:
+    """A row of `COLUMNS`."""
+    values = (claim.section, claim.text, judged, claim.group, claim.published, ours, low, high, claim.over)
     return dict(zip(COLUMNS, values, strict=True))
 
 
-def untested(section: str, text: str, group: str, published: str, over: str = "-") -> Row:
+def untested(claim: Claim) -> Row:
     """A claim of which nothing could be measured, for instance because no attack succeeded."""
-    return claim(section, text, group, published, "-", None, None, UNTESTED, over)
+    return row(claim, "-", None, None, UNTESTED)
 
 
-def order(section: str, text: str, group: str, published: str, values: Sequence[float], steps, over: str) -> Row:
+def order(claim: Claim, values: Sequence[float], steps) -> Row:
     """The claim that values fall strictly, by the bounds `(low, high)` of the steps between neighbours."""
     low, high = (np.atleast_1d(bound) for bound in steps)
     ours = " > ".join(f"{value:.3g}" for value in values) + "; smallest step"
     least = int(np.argmin(low))
-    return claim(section, text, group, published, ours, float(low[least]), float(high[least]), verdict(low, high), over)
+    return row(claim, ours, float(low[least]), float(high[least]), verdict(low, high))
 
 
-def ordered(
-    section: str,
-    text: str,
-    group: str,
-    published: str,
-    values: np.ndarray,
-    statistic: Callable[[np.ndarray], Any],
-) -> Row:
-    """The claim that a statistic falls strictly over networks, examples paired.
+def ordered(claim: Claim, values: np.ndarray, statistic: Callable[[np.ndarray], Any]) -> Row:
+    """The claim that a statistic of `[examples, networks]`, one value a network, falls strictly over networks.
 
     Args:
-      section, text, group, published: what the row says.
-      values: `[seeds, examples, networks]`.
-      statistic: of `[examples, networks]`, one value a network.
+      claim: what is claimed.
+      values: `[seeds, examples, networks]`, examples paired.
+      statistic: of one seed.
     """
-    over = spread(values.shape[0], f"{values.shape[1]} images")
     if not np.isfinite(values).any(axis=1).all():
-        return untested(section, text, group, published, over)
+        return untested(claim)
     averages = np.mean([statistic(one) for one in values], axis=0)
     _, *steps = intervals.of_seeds_and_rows(values, lambda draw: -np.diff(statistic(draw)))
-    return order(section, text, group, published, averages, steps, over)
+    return order(claim, averages, steps)
 
 
 def spread(seeds: int, rest: str) -> str:
@@ -92,13 +94,12 @@ def spread(seeds: int, rest: str) -> str:
     return f"{seeds} seeds, {rest}" if seeds > 1 else f"{rest}; one seed"
 
 
-def difference(section: str, text: str, group: str, published: str, differences: Sequence[float], over: str) -> Row:
+def difference(claim: Claim, differences: Sequence[float]) -> Row:
     """The claim that differences, independent of each other, are above zero on average."""
     if len(differences) < 2:
-        return untested(section, text, group, published, over)
+        return untested(claim)
     low, high = intervals.of_mean(np.array(differences))
-    ours = f"{np.mean(differences):+.4f} on average"
-    return claim(section, text, group, published, ours, float(low), float(high), verdict(low, high), over)
+    return row(claim, f"{np.mean(differences):+.4f} on average", float(low), float(high), verdict(low, high))
 
 
 def number(published: float, neighbours: Sequence[float], low: float, high: float, full: bool) -> str:

@@ -103,10 +103,10 @@ def claims_of(section: str, table: Sequence[Row], abscissa: str) -> Iterator[Row
         verb, over = "rises" if paper > 0 else "falls", f"{one['networks']} networks"
         text = f"{one['benchmark'].upper()} score {verb} with {abscissa} (rank correlation)"
         group = f"{one['train_norm']}, {one['train_loss']}; {one['attribution'].replace('_', ' ')}"
-        if not np.isfinite([one["rank_low"], one["rank_high"]]).all():
-            yield claims.untested(section, text, group, f"{paper:.2f} (CIFAR-10)", over)
+        claim = claims.Claim(section, text, group, f"{paper:.2f} (CIFAR-10)", over)
+        low, high = one["rank_low"], one["rank_high"]
+        if not np.isfinite([low, high]).all():
+            yield claims.untested(claim)
             continue
-        bounds = np.array([one["rank_low"], one["rank_high"]])
-        judged = claims.verdict(*(bounds if paper > 0 else -bounds[::-1]))
-        ours = f"{one['rank']:.2f}"
-        yield claims.claim(section, text, group, f"{paper:.2f} (CIFAR-10)", ours, *bounds, judged, over)
+        judged = claims.verdict(low, high) if paper > 0 else claims.verdict(-high, -low)
+        yield claims.row(claim, f"{one['rank']:.2f}", low, high, judged)

@@ -10,7 +10,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -19,7 +19,8 @@ from typing import Any, NamedTuple, Optional
 import jax
 import numpy as np
 
-from experiments.harness import claims, config, html, launch, tables
+from experiments.harness import claims, html, launch, tables
+from experiments.harness.config import Config, Presets, label, made
 from experiments.harness.flags import Flags
 from experiments.harness.options import Options
 from experiments.harness.tables import Row
@@ -62,11 +63,11 @@ class Experiment:
     name: str
     title: str
     question: str
-    config: type[config.Config]
-    presets: config.Presets
+    config: type[Config]
+    presets: Presets
     measure: Callable[[Run], Arrays]
     tabulate: Callable[[Any, Arrays], Tables]
-    claim: Callable[[Any, Arrays, Tables], Sequence[Row]]
+    claim: Callable[[Any, Arrays, Tables], Iterable[Row]]
     draw: Callable[[Path, Any, Arrays, Tables], None]
     columns: Mapping[str, str]
     captions: Mapping[str, str]
@@ -94,7 +95,7 @@ class Experiment:
     def named(self, dataset: data.Dataset | None, flags: Flags):
         """Its configuration by a program's flags."""
         given = flags.given(self.config)
-        return config.made(self.config, self.presets, flags.common(), given, dataset)
+        return made(self.config, self.presets, flags.common(), given, dataset)
 
 
 class Finished(NamedTuple):
@@ -104,7 +105,7 @@ class Finished(NamedTuple):
     results: dict[str, Any]
 
 
-def plain_config(configuration: config.Config) -> dict[str, Any]:
+def plain_config(configuration: Config) -> dict[str, Any]:
     """A configuration as JSON has it."""
     return json.loads(json.dumps(dataclasses.asdict(configuration)))
 
@@ -252,7 +253,7 @@ def workdir_of(experiment: Experiment, given: Flags) -> Path:
     """The directory of a run: the flag's, or one named after what is run."""
     parts = [experiment.base.name]
     if experiment.has_dataset:
-        parts += [config.label(given.values.dataset), given.values.preset]
+        parts += [label(given.values.dataset), given.values.preset]
     return Path(given.values.workdir or f"runs/{'-'.join(parts)}").expanduser()
 
 

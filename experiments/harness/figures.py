@@ -105,16 +105,18 @@ def plane_figure(path: Path, panels: Mapping[str, Plane]) -> None:
     _save(figure, path)
 
 
-def image_grid(path: Path, rows: Mapping[str, np.ndarray], *, signed: bool = False) -> None:
-    """One labelled row of images `[n, H, W, C]` for each name, in [-1, 1].
+def image_grid(path: Path, images: Mapping[str, np.ndarray], gradients: Mapping[str, np.ndarray] | None = None) -> None:
+    """One labelled row of images `[n, H, W, C]` in [-1, 1] for each name, and below them one of gradients.
 
-    With `signed`, images are gradients: summed over channels, clipped to their 0.5 and 99.5 percentiles,
-    and drawn from blue over white at zero to red.
+    Gradients are summed over channels, clipped to their 0.5 and 99.5 percentiles, and drawn from blue over white at
+    zero to red.
     """
-    count = max(len(images) for images in rows.values())
+    rows = [(name, values, False) for name, values in images.items()]
+    rows += [(name, values, True) for name, values in (gradients or {}).items()]
+    count = max(len(values) for _, values, _ in rows)
     figure, axes = _figure(len(rows), count, 0.9, 0.9)
-    for line, (name, images) in zip(axes, rows.items(), strict=True):
-        for axis, image in zip(line, images, strict=False):
+    for line, (name, values, signed) in zip(axes, rows, strict=True):
+        for axis, image in zip(line, values, strict=False):
             if signed:
                 summed = image.sum(-1)
                 low, high = np.percentile(summed, [0.5, 99.5])

@@ -190,9 +190,10 @@ class Flags:
             bound = f"{'>= 0' if meta['zero'] else '> 0'}" + (
                 f" and < {meta['most']:g}" if meta["most"] < np.inf else ""
             )
-            fits = lambda value: (
-                np.isfinite(value) and (value > 0 or (meta["zero"] and value == 0)) and value < meta["most"]
-            )  # noqa: E731
+
+            def fits(value):
+                return np.isfinite(value) and (value > 0 or (meta["zero"] and value == 0)) and value < meta["most"]
+
             if kind is float:
                 self.add("settings", "float", name, None, text)
                 self.check(name, fits, f"a finite number {bound}")

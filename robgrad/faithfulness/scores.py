@@ -48,15 +48,15 @@ def score(benchmark: str, percentiles: Sequence[float], attribution: np.ndarray,
 def curve(benchmark: str, percentiles: Sequence[float], hits: np.ndarray, random_hits: np.ndarray) -> Curve:
     """Curve and score of a method from its networks' hits and Random's, each `[Q, seeds, N]` (bool).
 
-    A score is linear in the accuracies, so it is the mean over images of each image's own area: its variance over
-    the test images is in closed form, and seeds, which start alike in both, come by `intervals.of_seeds`.
+    A score is linear in the accuracies, so it is the mean over images of each image's own area: what the test images
+    bring to all seeds is in closed form, and seeds, which start alike in both, come by `intervals.of_seeds`.
     """
     # [seeds, N]: the area that one image and seed contribute.
     areas = score(benchmark, percentiles, np.moveaxis(hits, 0, -1) * 1.0, np.moveaxis(random_hits, 0, -1) * 1.0)
-    of_images = areas.mean(0).var(ddof=1) / areas.shape[1] if areas.shape[1] > 1 else np.nan
-    low, high = intervals.of_seeds(areas.mean(1), of_images)
+    images = areas.shape[1]
+    low, high = intervals.of_seeds(areas.mean(1), intervals.shared_variance(areas.T) / images)
     if len(areas) == 1:
-        half = 1.96 * np.sqrt(of_images)
+        half = 1.96 * areas[0].std(ddof=1) / np.sqrt(images)
         low, high = areas.mean() - half, areas.mean() + half
     accuracy, random = hits.mean(-1), random_hits.mean((-2, -1))
     return Curve(

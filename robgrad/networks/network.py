@@ -50,10 +50,11 @@ def of_module(module: nn.Module | Network) -> Network:
     accepted = inspect.signature(type(module).__call__).parameters
 
     def init(key: Array, image_shape: Sequence[int]) -> Variables:
-        return dict(module.init(key, jnp.zeros((1, *image_shape))))
+        options: dict[str, Any] = {"train": False} if "train" in accepted and "weights" not in accepted else {}
+        return dict(module.init(key, jnp.zeros((1, *image_shape)), **options))
 
     def evaluate(variables: Variables, images: Array) -> Array:
-        options = {"train": False} if "train" in accepted and "weights" not in accepted else {}
+        options: dict[str, Any] = {"train": False} if "train" in accepted and "weights" not in accepted else {}
         return cast(Array, module.apply(variables, images, **options))
 
     def train(variables: Variables, images: Array, weights: Array) -> tuple[Array, Variables]:

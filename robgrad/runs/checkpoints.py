@@ -210,8 +210,7 @@ def load_manifold(run: str | os.PathLike, kind: str | None = None) -> Manifold:
     """
     for path in stages(run):
         if (about := read_about(path))["kind"] == "manifold" and kind in (None, about["manifold"]):
-            about, arrays = load_arrays(path)
-            return KINDS[about["manifold"]].manifold(about["image_shape"], arrays, None)
+            return KINDS[about["manifold"]].manifold(about["image_shape"], load_arrays(path)[1], None)
     raise RunError(f"{run}: expected a run that has fitted a manifold{f' {kind}' if kind else ''}, found none")
 
 

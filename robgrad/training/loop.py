@@ -75,7 +75,7 @@ def fit(
     Args:
       step: the step of one replica.
       states: stack of `S` states, at equal steps; their buffers are given away.
-      numbers: pytree of arrays `[S]`, the step's second argument.
+      numbers: pytree of arrays `[S]`, the step's second argument; a scalar is every replica's.
       data: pytree of arrays `[N, ...]`, the data of every replica, for instance a `datasets.Split`.
       mesh: from `stacking.device_mesh`.
       batch_size: examples a step, over all devices.
@@ -102,6 +102,8 @@ def fit(
     if epochs < 1:
         raise ValueError(f"expected at least 1 epoch, got {epochs}")
     per_epoch = examples // batch_size
+    replicas = stacking.size(states)
+    numbers = jax.tree.map(lambda leaf: jnp.full(replicas, leaf) if jnp.ndim(leaf) == 0 else leaf, numbers)
     states, numbers = stacking.everywhere((states, numbers), mesh)
     # Placed as the compiled segment leaves them, or the second segment would compile anew.
     states = stacking.kept(states, mesh)

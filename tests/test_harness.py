@@ -7,13 +7,15 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from experiments import claims, correlations, presets
-from robgrad import page, report
+from experiments import manifold_distance, tradeoff
+from experiments.harness import claims, config, correlations, densities, html
+from robgrad import data as data_sets
 
 REPRODUCE = [
     *("--train_examples=200", "--test_examples=40", "--epochs=1", "--standard_epochs=2", "--attack_steps=2"),
     *("--robust_steps=2", "--analysis_steps=2", "--vae_gan_epochs=1", "--norms=l2", "--train_losses=xent"),
-    *("--l2_epsilons=1,2", "--percentiles=50", "--seeds=2", "--retraining_epochs=1", "--repeats=2", "--points=500"),
+    *("--l2_epsilons=1,2", "--percentiles=50", "--retraining_seeds=2", "--retraining_epochs=1"),
+    *("--repeats=2", "--points=500"),
 ]
 
 
@@ -41,9 +43,9 @@ class Reader(HTMLParser):
 
 def test_a_page_holds_what_it_is_given_and_escapes_it():
     rows = [{"a": "<x> & 'y'", "b": 0.123456, "c": None}, {"a": "good one", "b": 1234567, "c": [1, 2]}]
-    table = page.Table("a <table>", rows, {"a": "A", "b": "B", "c": "C"}, {"good one": "good"})
-    parts = ["5 < 6", table, page.Figure(b"png", 'a "caption"'), page.Code("cmd --flag='<>'", "folded")]
-    text = page.document("Title & more", [page.Section("One", parts)])
+    table = html.Table("a <table>", rows, {"a": "A", "b": "B", "c": "C"}, {"good one": "good"})
+    parts = ["5 < 6", table, html.Figure(b"png", 'a "caption"'), html.Code("cmd --flag='<>'", "folded")]
+    text = html.document("Title & more", [html.Section("One", parts)])
     reader = Reader()
     reader.feed(text)
     assert reader.open == []
@@ -77,63 +79,103 @@ def test_orders_are_judged_on_paired_examples():
     images = generator.normal(0, 10, 200)
     # Far apart as pairs, not to be told apart as groups.
     values = np.stack([images + 2, images + 1, images], axis=1) + generator.normal(0, 0.1, (200, 3))
-    mean = lambda draw: draw.mean(0)  # noqa: E731
-    assert claims.ordered("", "", "", "", values, mean)["verdict"] == claims.HOLDS
-    assert claims.ordered("", "", "", "", values[:, ::-1], mean)["verdict"] == claims.FAILS
+    judged = lambda values: claims.ordered(claims.Claim(*[""] * 5), values[None], lambda draw: draw.mean(0))  # noqa: E731
+    assert judged(values)["verdict"] == claims.HOLDS
+    assert judged(values[:, ::-1])["verdict"] == claims.FAILS
     shuffled = np.stack([generator.permutation(column) for column in values.T], axis=1)
-    assert claims.ordered("", "", "", "", shuffled, mean)["verdict"] == claims.UNTESTED
+    assert judged(shuffled)["verdict"] == claims.UNTESTED
+    assert judged(np.array([[1.0, np.nan], [2.0, np.nan]]))["verdict"] == claims.UNTESTED
+
+
+def test_seeds_that_disagree_leave_an_order_open():
+    images = np.random.default_rng(0).normal(0, 1, 200)
+    steps = lambda sizes: np.stack([np.stack([images + size, images], axis=1) for size in sizes])  # noqa: E731
+    judged = lambda sizes: claims.ordered(claims.Claim(*[""] * 5), steps(sizes), lambda draw: draw.mean(0))  # noqa: E731
+    assert judged([1.0, 1.1, 0.9])["verdict"] == claims.HOLDS
+    assert judged([1.0, 0.1, -0.8])["verdict"] == claims.UNTESTED
 
 
 def test_signs_are_the_papers():
     row = dict(zip(correlations.CORRELATED, ("kar", "strength", "l2", "xent", "gradient"), strict=True))
     row |= {"networks": 6, "rank": -0.9, "rank_low": -0.99, "rank_high": -0.5, "rank_published": -0.4623}
-    assert claims.of_correlations([row], "strength")[0]["verdict"] == claims.HOLDS
-    assert claims.of_correlations([row | {"rank_published": 0.5}], "strength")[0]["verdict"] == claims.FAILS
-    assert claims.of_correlations([row | {"rank_high": 0.1}], "strength")[0]["verdict"] == claims.UNTESTED
-    assert claims.of_correlations([row], "accuracy") == []
+    judged = lambda **changed: next(correlations.claims_of("3.2", [row | changed], "strength"))["verdict"]  # noqa: E731
+    assert judged() == claims.HOLDS
+    assert judged(rank_published=0.5) == claims.FAILS
+    assert judged(rank_high=0.1) == claims.UNTESTED
+    assert judged(rank_low=np.nan) == claims.UNTESTED
+    assert not list(correlations.claims_of("3.2", [row | {"rank_published": None}], "strength"))
 
 
 def test_ways_out_compare_networks_of_equal_rank():
     rows = [
         {
             **{"benchmark": benchmark, "attribution": attribution, "train_norm": norm, "train_loss": "xent"},
-            **{"train_epsilon": epsilon, "score": (norm == "linf") * (benchmark == "kar") + epsilon / 1e6},
+            **{"train_epsilon": epsilon, "network_seed": 0},
+            **{"score": (norm == "linf") * (benchmark == "kar") + epsilon / 1e6},
         }
         for benchmark in ("roar", "kar")
         for attribution in ("gradient", "gradient_times_input")
         for norm, epsilons in (("l2", (1, 2, 3)), ("linf", (0.1, 0.2, 0.3)))
         for epsilon in epsilons
     ]
-    found = {row["claim"]: row["verdict"] for row in claims.of_ways_out(rows)}
+    found = {row["claim"]: row["verdict"] for row in tradeoff.ways_out(rows)}
     assert found["KAR: l-inf training scores above l2 training"] == claims.HOLDS
     assert found["l-inf training gains more in KAR over l2 than it loses in ROAR"] == claims.HOLDS
     assert found["KAR: the global Gradient * Input scores above the local Gradient"] == claims.UNTESTED
     # A gain in ROAR alone is none in KAR.
     swapped = [row | {"benchmark": "kar" if row["benchmark"] == "roar" else "roar"} for row in rows]
-    found = {row["claim"]: row["verdict"] for row in claims.of_ways_out(swapped)}
+    found = {row["claim"]: row["verdict"] for row in tradeoff.ways_out(swapped)}
     assert found["l-inf training gains more in KAR over l2 than it loses in ROAR"] != claims.HOLDS
 
 
+def test_an_interval_says_what_it_is_over():
+    assert claims.spread(3, "200 images") == "3 seeds, 200 images"
+    assert claims.spread(1, "200 images") == "200 images; one seed"
+
+
+@pytest.mark.parametrize(
+    ("modes", "low", "high", "expected"),
+    [
+        # Neighbours 0.03 apart: within 0.02 and a narrow interval it is met, within a wide one nobody knows.
+        ((0.63, 0.60, 0.50), 0.625, 0.635, claims.HOLDS),
+        ((0.63, 0.60, 0.50), 0.61, 0.64, claims.UNTELLABLE),
+        ((0.63, 0.60, 0.50), 0.66, 0.70, claims.FAILS),
+        # Neighbours nearer than what can be read decide nothing.
+        ((0.115, 0.112, 0.105), 0.114, 0.116, claims.UNTELLABLE),
+        ((0.115, 0.112, 0.105), 0.2, 0.3, claims.FAILS),
+    ],
+)
+def test_a_published_number_needs_an_interval_that_tells_it_from_its_neighbours(modes, low, high, expected):
+    assert claims.number(modes[0], modes, low, high, full=True) == expected
+    assert claims.number(modes[0], modes, low, high, full=False) == claims.UNTESTED
+
+
+def manifold_config(preset, **given):
+    images = np.zeros((60000, 28, 28, 1), np.uint8)
+    labels = np.zeros(60000, np.int32)
+    mnist = data_sets.Dataset("mnist", ("0",), data_sets.Split(images, labels), data_sets.Split(images, labels))
+    common = {"preset": preset, "seed": 0, "matmul_precision": "float32"}
+    return config.made(manifold_distance.ManifoldConfig, manifold_distance.PRESETS, common, given, mnist)
+
+
 def test_only_the_papers_own_sizes_are_held_to_its_numbers():
-    common = {"dataset": "mnist", "preset": "paper", "seed": 0, "matmul_precision": "float32"}
-    config = presets.ManifoldConfig(**common, **presets.MANIFOLD["paper"]["mnist"])
-    assert claims.is_paper_size(config, presets.MANIFOLD)
-    quick = presets.ManifoldConfig(**common, **presets.MANIFOLD["quick"]["mnist"])
-    assert not claims.is_paper_size(quick, presets.MANIFOLD)
-    for changed in ({"reconstruction_weight": 1.0}, {"analysis_step_size": 0.1}):
-        assert not claims.is_paper_size(dataclasses.replace(config, **changed), presets.MANIFOLD)
-    assert claims.is_paper_size(dataclasses.replace(config, seed=1, train_losses=("xent",)), presets.MANIFOLD)
+    paper = manifold_config("paper")
+    assert manifold_distance.is_paper_size(paper)
+    assert not manifold_distance.is_paper_size(manifold_config("quick"))
+    for changed in ({"reconstruction_weight": 1.0}, {"analysis_step_size": 0.1}, {"step_sizes": {"l2": 0.1}}):
+        assert not manifold_distance.is_paper_size(manifold_config("paper", **changed))
+    assert manifold_distance.is_paper_size(dataclasses.replace(paper, seed=1, train_losses=("xent",)))
 
 
-def test_what_cannot_be_measured_is_not_tested():
-    values = np.array([[1.0, np.nan], [2.0, np.nan]])
-    assert claims.ordered("", "", "", "", values, np.nanmedian)["verdict"] == claims.UNTESTED
+def test_settings_by_norm_replace_the_presets_norm_by_norm():
+    given = manifold_config("paper", radii={"l2": (0.5,)})
+    assert given.radii == {"l2": (0.5,), "linf": (0.05, 0.1, 0.2)}
 
 
 def test_modes_are_those_of_the_density():
     values = np.random.default_rng(1).gamma(3.0, size=2000)
     grid = np.linspace(values.min(), values.max(), 4000)
-    assert report.mode(values) == pytest.approx(grid[np.argmax(report.density(values)(grid))], abs=0.02)
+    assert densities.mode(values) == pytest.approx(grid[np.argmax(densities.density(values)(grid))], abs=0.02)
 
 
 def test_the_whole_paper_on_shared_networks(tmp_path, run):
@@ -148,8 +190,13 @@ def test_the_whole_paper_on_shared_networks(tmp_path, run):
         assert json.loads((tmp_path / "all" / name / "results.json").read_text())["rows"]
     assert printed.count("claims") == 4
     again, said = run("reproduce", *arguments)
-    assert again.count("finished already") == 3
+    assert again.count("finished already") == 4
     assert "training" not in said
+    # What is refused is refused before anything is touched.
+    page = (tmp_path / "all" / "report.html").stat().st_mtime_ns
+    _, said = run("reproduce", *arguments, "--epochs=2", status=1)
+    assert "holds a run with epochs = 1, asked for 2" in said
+    assert (tmp_path / "all" / "report.html").stat().st_mtime_ns == page
 
 
 def test_a_dry_run_counts_what_would_be_done(tmp_path, run):
@@ -166,6 +213,7 @@ def test_a_dry_run_counts_what_would_be_done(tmp_path, run):
     [
         (["--datasets=digits,nothing"], "unknown data set 'nothing'"),
         (["--preset=paper", "--datasets=digits"], "expected --dataset to be one of"),
+        (["--experiments"], "Unknown command line flag"),
     ],
 )
 def test_bad_input_ends_in_one_line(arguments, message, tmp_path, run):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from robgrad import datasets
+from robgrad import data as data_sets
+from robgrad.data import tfds
 
 
 def test_digits_are_scikit_learns(digits):
@@ -18,19 +19,19 @@ def test_digits_are_scikit_learns(digits):
     assert (len(digits.train.labels), len(digits.test.labels)) == (1437, 360)
     counts = np.bincount(digits.test.labels)
     assert counts.min() >= 35
-    np.testing.assert_array_equal(datasets.load("digits").test.labels, digits.test.labels)
+    np.testing.assert_array_equal(data_sets.load("digits").test.labels, digits.test.labels)
 
 
 def test_scale_is_the_papers_range():
-    scaled = datasets.scale(np.array([0, 51, 255], np.uint8))
+    scaled = data_sets.scale(np.array([0, 51, 255], np.uint8))
     np.testing.assert_allclose(scaled, [-1.0, -0.6, 1.0], rtol=1e-6)
     floats = np.array([-0.3, 0.7], np.float32)
-    assert datasets.scale(floats) is floats
+    assert data_sets.scale(floats) is floats
 
 
 def test_toy_has_the_papers_moments():
     """Means, covariance and range, undone from the joint scaling."""
-    points, labels = datasets.two_gaussians(jax.random.key(0))
+    points, labels = data_sets.two_gaussians(jax.random.key(0))
     assert points.shape == (6000, 2)
     assert (points.min(), points.max()) == (-1.0, 1.0)
     first, second = points[labels == 0], points[labels == 1]
@@ -57,57 +58,57 @@ GOOD = np.zeros((3, 4, 4, 1), np.uint8), np.array([0, 1, 2])
     ],
 )
 def test_check_says_what_is_wrong(images, labels, message):
-    datasets.check(datasets.Split(*GOOD), 3)
-    with pytest.raises(datasets.DataError, match=message):
-        datasets.check(datasets.Split(images, labels), 3)
+    data_sets.check(data_sets.Split(*GOOD), 3)
+    with pytest.raises(data_sets.DataError, match=message):
+        data_sets.check(data_sets.Split(images, labels), 3)
 
 
 def test_unknown_and_missing_sets(tmp_path):
-    with pytest.raises(datasets.DataError, match="unknown data set 'no_such_set'"):
-        datasets.load("no_such_set", tmp_path)
+    with pytest.raises(data_sets.DataError, match="unknown data set 'no_such_set'"):
+        data_sets.load("no_such_set", tmp_path)
     try:
         import tensorflow  # noqa: F401
     except ImportError:
-        with pytest.raises(datasets.DataError, match=rf"mnist: not found in {tmp_path}.*--data_dir.*prepare"):
-            datasets.load("mnist", tmp_path)
+        with pytest.raises(data_sets.DataError, match=rf"mnist: not found in {tmp_path}.*--data_dir.*prepare"):
+            data_sets.load("mnist", tmp_path)
 
 
 def test_files_of_arrays(tmp_path):
     file, images, labels = tmp_path / "mine.npz", np.zeros((6, 8, 8, 1), np.uint8), np.arange(6) % 3
     arrays = {"train_images": images, "train_labels": labels, "test_images": images[:2], "test_labels": labels[:2]}
     np.savez(file, **arrays)
-    dataset = datasets.load(str(file))
+    dataset = data_sets.load(str(file))
     assert dataset.name.startswith("mine-")
     assert dataset.classes == ("0", "1", "2")
     np.testing.assert_array_equal(dataset.train.labels, labels)
     np.savez(file, **arrays | {"test_labels": labels[1:3]}, classes=["a", "b", "c"])
-    again = datasets.load(str(file))
+    again = data_sets.load(str(file))
     assert again.classes == ("a", "b", "c")
     assert again.name != dataset.name
     np.savez(file, **arrays | {"train_labels": labels + 0.5})
-    with pytest.raises(datasets.DataError, match="expected integer labels, got float64"):
-        datasets.load(str(file))
+    with pytest.raises(data_sets.DataError, match="expected integer labels, got float64"):
+        data_sets.load(str(file))
     np.savez(file, **arrays | {"test_images": images[:2, :4]})
-    with pytest.raises(datasets.DataError, match="expected test images like the training images"):
-        datasets.load(str(file))
+    with pytest.raises(data_sets.DataError, match="expected test images like the training images"):
+        data_sets.load(str(file))
     file.write_bytes(b"")
-    with pytest.raises(datasets.DataError, match=r"expected an \.npz file"):
-        datasets.load(str(file))
+    with pytest.raises(data_sets.DataError, match=r"expected an \.npz file"):
+        data_sets.load(str(file))
     np.savez(file, train_images=images)
-    with pytest.raises(datasets.DataError, match=r"expected an \.npz file of the arrays train_images, train_labels"):
-        datasets.load(str(file))
+    with pytest.raises(data_sets.DataError, match=r"expected an \.npz file of the arrays train_images, train_labels"):
+        data_sets.load(str(file))
     file.write_bytes(b"PK truncated")
-    with pytest.raises(datasets.DataError, match=r"expected an \.npz file"):
-        datasets.load(str(file))
-    with pytest.raises(datasets.DataError, match="No such file"):
-        datasets.load(str(tmp_path / "none.npz"))
+    with pytest.raises(data_sets.DataError, match=r"expected an \.npz file"):
+        data_sets.load(str(file))
+    with pytest.raises(data_sets.DataError, match="No such file"):
+        data_sets.load(str(tmp_path / "none.npz"))
 
 
 def test_a_data_directory_must_be_one(tmp_path):
     file = tmp_path / "file"
     file.write_text("")
-    with pytest.raises(datasets.DataError, match="expected a readable TFDS data directory"):
-        datasets.load("mnist", file)
+    with pytest.raises(data_sets.DataError, match="expected a readable TFDS data directory"):
+        data_sets.load("mnist", file)
 
 
 SIZES = {"mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
@@ -118,7 +119,7 @@ def test_tfds_sets(name, tmp_path, monkeypatch):
     data_dir = os.environ.get("TFDS_DATA_DIR")
     if not data_dir or not os.path.isdir(os.path.join(data_dir, name)):
         pytest.skip("set TFDS_DATA_DIR to a directory that holds the set")
-    dataset = datasets.load(name)
+    dataset = data_sets.load(name)
     assert dataset.train.images.shape[1:] == dataset.test.images.shape[1:] == SIZES[name]
     assert len(dataset.train.labels) == (50_000 if name == "cifar10" else 60_000)
     np.testing.assert_array_equal(np.bincount(dataset.test.labels), np.full(10, 1000) if name != "mnist" else MNIST)
@@ -129,17 +130,17 @@ MNIST = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
 
 def test_decoded_sets_are_cached(tmp_path):
     """The cache is read in place of the source, written whole, and kept out of directories marked read-only."""
-    split = datasets.Split(np.arange(32, dtype=np.uint8).reshape(2, 4, 4, 1), np.array([1, 0], np.int32))
-    assert datasets._write(tmp_path / "set" / "1.0.0" / "robgrad-train.npz", split)
+    split = data_sets.Split(np.arange(32, dtype=np.uint8).reshape(2, 4, 4, 1), np.array([1, 0], np.int32))
+    assert tfds._write(tmp_path / "set" / "1.0.0" / "robgrad-train.npz", split)
 
     class Builder:
         data_path = tmp_path / "set" / "1.0.0"
 
-    cached = datasets._decoded(Builder, "train", "image", "label")
+    cached = tfds._decoded(Builder, "train", "image", "label")
     np.testing.assert_array_equal(cached.images, split.images)
     (tmp_path / "set" / "1.0.0").chmod(0o555)
-    assert not datasets._write(tmp_path / "set" / "1.0.0" / "robgrad-test.npz", split)
+    assert not tfds._write(tmp_path / "set" / "1.0.0" / "robgrad-test.npz", split)
     (tmp_path / "set" / "1.0.0").chmod(0o755)
     (Builder.data_path / "robgrad-train.npz").write_bytes(b"PK truncated")
-    with pytest.raises(datasets.DataError, match="cannot read split 'train'"):
-        datasets._decoded(Builder, "train", "image", "label")
+    with pytest.raises(data_sets.DataError, match="cannot read split 'train'"):
+        tfds._decoded(Builder, "train", "image", "label")

@@ -1,0 +1,129 @@
+"""Retrainings of a run: a network's images occluded by its attributions, fresh networks trained on them, their hits."""
+
+import math
+import shutil
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import psutil
+
+from experiments.harness import trained
+from experiments.harness.trained import Run
+from robgrad import data, faithfulness, gradients, networks, runs, stacking, training
+from robgrad.faithfulness import Retraining
+
+STACK_SIZE = "stack_size.txt"
+
+
+def stack_size(network: nn.Module, image_shape: Sequence[int], batch: int) -> int:
+    """How many networks' training fits into half of the free memory of all devices.
+
+    A network needs its variables five times (itself, Adam's two moments, its gradients and a copy on the
+    way); where replicas are batched, as on accelerators, its activations too.
+    """
+    shapes = jax.eval_shape(lambda: networks.init(network, jax.random.key(0), image_shape))
+    needed = 5 * sum(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        free = psutil.virtual_memory().available
+    else:
+        images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.float32)
+        loss = lambda variables, images: jnp.sum(networks.logits(network, variables, images))  # noqa: E731
+        equations = jax.make_jaxpr(jax.grad(loss))(shapes, images).eqns
+        needed += sum(variable.aval.size * 4 for equation in equations for variable in equation.outvars)
+        usage = device.memory_stats() or {}
+        free = usage.get("bytes_limit", 2**33) - usage.get("bytes_in_use", 0)
+        free *= jax.device_count()
+    return max(1, int(free / 2 / needed))
+
+
+def kept_stack_size(run: Run, network: nn.Module) -> int:
+    """The size of this run's stacks: memory that is free today must not change what is under way."""
+    path, wanted = run.workdir / STACK_SIZE, run.options.stack_size
+    kept = int(path.read_text()) if runs.exists(path) else None
+    size = wanted or kept or stack_size(network, run.image_shape, run.config.retraining_batch_size)
+    size = int(stacking.agree(size).min())
+    runs.write(path, str(size))
+    return size
+
+
+class Tools(NamedTuple):
+    """What is compiled once for all networks: rank maps, the retraining step, the test of retrained networks."""
+
+    network: nn.Module
+    maps: Callable
+    step: training.Step
+    hits: Callable
+    stack: int
+
+
+def tools_of(config: Any, network: nn.Module, train: data.Split, count: int) -> Tools:
+    """Builds them for stacks of `count`; networks attributed and retrained are of one architecture."""
+    fill = None if config.own_mean else faithfulness.mean_colour(train.images)
+    maps = faithfulness.rank_maps(
+        lambda variables: networks.logits_fn(network, variables),
+        {name: gradients.ATTRIBUTIONS[name] for name in config.attributions},
+        stacking.device_mesh(1, config.chunk),
+        randoms=config.retraining_seeds,
+        coin=not config.random_ranking,
+        chunk=config.chunk,
+    )
+    hits = faithfulness.evaluate(network, fill, stacking.device_mesh(count, config.chunk), config.chunk)
+    return Tools(network, maps, faithfulness.retraining_step(network, fill), hits, count)
+
+
+def named(one: Retraining) -> str:
+    """What a retraining is called, and known by when a run goes on."""
+    return f"{one.benchmark} {one.method} {one.percentile:g}% seed {one.seed}"
+
+
+def plan_of(config: Any, name: str, part: Sequence[Retraining], tools: Tools, image_shape) -> trained.Plan:
+    """How one stack of retrainings is trained, on `faithfulness.Examples` with rank maps of all methods."""
+    pixels = math.prod(image_shape[:2])
+    sizes = faithfulness.numbers_of(part, config.attributions, pixels, config.learning_rate)
+    key = trained.key_of(config.seed, "retraining")
+    states = faithfulness.initial_states(tools.network, image_shape, part, key)
+    names, batch = [named(one) for one in part], config.retraining_batch_size
+    return trained.Plan(name, tools.step, states, sizes, names, batch, config.retraining_epochs, config.shuffle)
+
+
+def hits_of(
+    run: Run, name: str, variables, grid: Sequence[Retraining], tools: Tools, splits: Sequence[data.Split]
+) -> dict[str, np.ndarray]:
+    """Whether each retrained network of a source network is right on each test image, by the retraining's name.
+
+    A stack that has finished is kept with the names of its retrainings, and so is its file.
+    """
+    config = run.config
+    hits: dict[str, np.ndarray] = {}
+    parts = [grid[first : first + tools.stack] for first in range(0, len(grid), tools.stack)]
+    examples: list[faithfulness.Examples] = []
+    for part in parts:
+        names = [named(one) for one in part]
+        stage = f"retraining-{name}-{zlib.crc32('/'.join(names).encode()):08x}"
+        path = run.workdir / "retraining" / f"{stage}.npz"
+        kept = runs.read_arrays(path)
+        if kept is None or kept["names"].tolist() != names:
+            examples = examples or occluded_examples(config, name, variables, tools, splits)
+            plan = plan_of(config, stage, part, tools, run.image_shape)
+            states = trained.fit(run, plan, examples[0])
+            right = np.asarray(tools.hits(states.variables, plan.numbers, examples[1]))
+            kept = {"names": np.array(names), "hits": right}
+            runs.write_arrays(path, kept)
+            shutil.rmtree(run.workdir / "checkpoints" / stage, ignore_errors=True)
+        hits |= dict(zip(names, kept["hits"], strict=True))
+    return hits
+
+
+def occluded_examples(config, name: str, variables, tools: Tools, splits) -> list[faithfulness.Examples]:
+    """The training and the test images with a network's rank maps."""
+    keys = jax.random.split(trained.key_of(config.seed, f"ranks of {name}"))
+    return [
+        faithfulness.Examples(split.images, split.labels, tools.maps(variables, split.images, key))
+        for split, key in zip(splits, keys, strict=True)
+    ]

@@ -1,0 +1,252 @@
+"""One place to add a thing: a norm, an attack, an objective, a network, a manifold, in the library and in a program."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import boundary_tilting, manifold_distance
+from experiments.harness import config, experiment, flags, registry
+from experiments.harness.options import Options
+from robgrad import attacks, gradients, networks, runs, stacking, training
+from robgrad import data as data_sets
+
+TINY = [
+    *("--train_examples=100", "--test_examples=20", "--epochs=1", "--standard_epochs=1", "--attack_steps=2"),
+    *("--robust_steps=2", "--analysis_steps=2", "--train_losses=xent", "--norms=l2", "--l2_epsilons=1,2"),
+    *("--percentiles=50", "--retraining_seeds=2", "--retraining_epochs=1", "--repeats=2", "--points=200"),
+    *("--batch_size=25", "--vae_gan_epochs=1", "--vae_gan_batch_size=25", "--retraining_batch_size=25"),
+]
+
+
+@pytest.fixture(scope="module")
+def colour_file(tmp_path_factory):
+    """A set of another size than any that the paper has: 16x16 colour, four classes."""
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 4, 160)
+    images = generator.integers(0, 120, (160, 16, 16, 3), dtype=np.uint8)
+    images[np.arange(160), 4 * labels + 1, 2:14] = 255
+    parts = {"train_images": images[:120], "train_labels": labels[:120]}
+    path = tmp_path_factory.mktemp("data") / "colour.npz"
+    np.savez(path, **parts, test_images=images[120:], test_labels=labels[120:])
+    return path
+
+
+def test_another_size_through_every_experiment(colour_file, tmp_path, run):
+    arguments = [f"--dataset={colour_file}", f"--workdir={tmp_path / 'all'}", *TINY]
+    run("reproduce", *arguments)
+    for path in (tmp_path / "all").glob("*-colour"):
+        assert json.loads((path / "results.json").read_text())["rows"]
+    assert {path.name for path in (tmp_path / "all").iterdir() if path.is_dir()} == {
+        "boundary_tilting",
+        "manifold_distance-colour",
+        "roar_kar-colour",
+    }
+
+
+def test_every_other_choice_at_once(colour_file, tmp_path, run):
+    """Batch norm, TRADES, PCA, another attack and attribution, two seeds: in 2.1 and, from its networks, in 3.2."""
+    chosen = ["--network=wide-resnet-10-1", "--objective=trades", "--network_seeds=2"]
+    first = tmp_path / "first"
+    manifold = ["--manifold=pca", "--analysis_attack=pgd-restarts", f"--workdir={first}"]
+    _, said = run("manifold_distance", f"--dataset={colour_file}", *chosen, *manifold, *known(TINY, "manifold"))
+    results = json.loads((first / "results.json").read_text())
+    assert [row["network_seeds"] for row in results["rows"]] == [2] * 6
+    assert all(claim["over"].startswith("2 seeds, 20 images") for claim in results["claims"])
+    assert "training l2-xent, 4 networks" in said
+    # Its statistics have moved, and are what is loaded.
+    about = json.loads((first / "config.json").read_text())["config"]
+    assert (about["network"], about["manifold"], about["objective"]) == ("wide-resnet-10-1", "pca", "trades")
+    stack = runs.load_classifiers(first / "networks" / "l2-xent")
+    assert stack.names == ("l2-xent-1", "l2-xent-1-seed1", "l2-xent-2", "l2-xent-2-seed1")
+    means = [leaf for path, leaf in jax.tree.leaves_with_path(stack.variables["batch_stats"]) if "mean" in str(path)]
+    assert all(bool(jnp.any(leaf != 0)) for leaf in means)
+    again = ["--attributions=gradient,gradient_random_projection", f"--networks_from={first}"]
+    second = tmp_path / "second"
+    _, said = run(
+        "roar_kar", f"--dataset={colour_file}", *chosen, *again, f"--workdir={second}", *known(TINY, "retraining")
+    )
+    assert "training standard" not in said
+    rows = json.loads((second / "results.json").read_text())["rows"]
+    assert {row["attribution"] for row in rows} == {"gradient", "gradient_random_projection", "random"}
+    assert {row["network_seed"] for row in rows} == {0, 1}
+
+
+def known(arguments, which):
+    """Those of the arguments that a program has."""
+    kind = manifold_distance.ManifoldConfig if which == "manifold" else registry.every()[-1].config
+    values = flags.Flags("", [kind]).values
+    return [one for one in arguments if one[2:].split("=")[0] in values]
+
+
+@pytest.fixture
+def third_norm(monkeypatch):
+    """The l2 norm of half the radius, under a name of its own."""
+    half = attacks.Norm(
+        lambda perturbation: 2 * attacks.L2.length(perturbation),
+        lambda key, image, epsilon: attacks.L2.random_start(key, image, epsilon / 2),
+        attacks.L2.ascent,
+        lambda perturbation, epsilon: attacks.L2.project(perturbation, epsilon / 2),
+    )
+    monkeypatch.setitem(attacks.NORMS, "half-l2", half)
+
+
+SMALL = {
+    **{"train_examples": 100, "test_examples": 20, "epochs": 1, "standard_epochs": 1, "attack_steps": 2},
+    **{"robust_steps": 2, "analysis_steps": 2, "train_losses": ("xent",), "analysis_losses": ("xent",)},
+    **{"manifold": "pca", "batch_size": 25},
+}
+
+
+def made(digits, **given):
+    common = {"preset": "quick", "seed": 0, "matmul_precision": "float32"}
+    one = manifold_distance
+    return config.made(one.ManifoldConfig, one.PRESETS, common, SMALL | given, digits)
+
+
+def test_a_third_norm_has_flags_strengths_and_steps_of_its_own(third_norm, digits, tmp_path):
+    given = flags.Flags("", [manifold_distance.ManifoldConfig])
+    given.parse(["program", "--norms=l2,half-l2", "--half-l2_epsilons=2,4", "--half-l2_step_size=4"])
+    asked = given.given(manifold_distance.ManifoldConfig)
+    assert asked["radii"] == {"half-l2": (2.0, 4.0)}
+    asked |= {"radii": {"l2": (1.0, 2.0), **asked["radii"]}}
+    done = experiment.run(manifold_distance.EXPERIMENT, tmp_path / "run", made(digits, **asked), dataset=digits)
+    rows = {row["network"]: row for row in done.results["rows"]}
+    # Half the radius is twice the strength: the same networks under two names.
+    for name in ("1", "2"):
+        one, two = rows[f"l2-xent-{name}"], rows[f"half-l2-xent-{2 * int(name)}"]
+        assert one["median_distance"] == pytest.approx(two["median_distance"], rel=1e-4)
+
+
+def test_a_second_run_in_one_process_has_other_options(digits, tmp_path):
+    one = made(digits, norms=("l2",), radii={"l2": (1.0,)})
+    run = experiment.run
+    first = run(manifold_distance.EXPERIMENT, tmp_path / "one", one, Options(checkpoint_every="2"), digits)
+    other = dataclasses.replace(one, seed=1, matmul_precision="bfloat16")
+    options = Options(tensorboard=True, networks_from=None)
+    second = run(manifold_distance.EXPERIMENT, tmp_path / "two", other, options, digits)
+    assert first.results["rows"] != second.results["rows"]
+    assert not (tmp_path / "one" / "tensorboard").exists()
+    assert (tmp_path / "two" / "tensorboard" / "l2-xent").is_dir()
+    third = run(manifold_distance.EXPERIMENT, tmp_path / "three", one, Options(networks_from=first.workdir), digits)
+    assert third.results["rows"] == first.results["rows"]
+    toy = boundary_tilting.ToyConfig(preset="quick", seed=0, matmul_precision="float32", repeats=2, points=200)
+    assert run(boundary_tilting.EXPERIMENT, tmp_path / "toy", toy).results["config"]["matmul_precision"] == "float32"
+
+
+def test_every_setting_has_a_help_text_and_a_flag():
+    for one in registry.every():
+        given = flags.Flags(one.title, [one.config], one.presets)
+        free = {"preset", "seed", "matmul_precision", "dataset"}
+        for field in dataclasses.fields(one.config):
+            if field.name in free:
+                continue
+            assert field.metadata.get("help"), f"{one.config.__name__}.{field.name} has no help text"
+            name = (field.metadata["by_norm"] or field.name).format("l2")
+            assert f"--{name}:" in given.help()
+        assert one.columns
+        assert one.captions
+        assert one.takes
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help", "--helpshort"])
+def test_help_shows_this_programs_flags(flag, run):
+    printed, _ = run("roar_kar", flag)
+    assert "Section 3.2" in printed
+    assert "--retraining_seeds" in printed
+    assert "--vae_gan_epochs" not in printed
+
+
+@pytest.mark.parametrize("name", attacks.ATTACKS)
+@pytest.mark.parametrize("norm", attacks.NORMS)
+def test_every_attack_plays_its_role(name, norm):
+    """Within ball and range, never worse than the image, unmoved at epsilon 0, the same for one key."""
+    network = networks.digits_cnn()
+    own = networks.logits_fn(network, networks.init(network, jax.random.key(1), (8, 8, 1)))
+    images = jax.random.uniform(jax.random.key(2), (4, 8, 8, 1), minval=-1.0, maxval=1.0)
+    labels = jax.vmap(lambda x: own(x).argmax())(images)
+    attack = attacks.ATTACKS[name](norm, attacks.cross_entropy, 5)
+    run = jax.jit(jax.vmap(lambda key, x, y, e: attack(key, own, x, y, e, e / 2)))
+    keys, epsilon = jax.random.split(jax.random.key(0), 4), jnp.array([0.0, 0.1, 0.5, 1.0])
+    attacked = run(keys, images, labels, epsilon)
+    lengths = jax.vmap(attacks.NORMS[norm].length)(attacked - images)
+    assert jnp.all(lengths <= epsilon * (1 + 1e-5) + 1e-6)
+    assert jnp.all(jnp.abs(attacked) <= 1)
+    np.testing.assert_allclose(attacked[0], images[0], atol=1e-7)
+    loss = jax.vmap(lambda x, y: attacks.cross_entropy(own(x), y))
+    assert jnp.all(loss(attacked, labels)[1:] > loss(images, labels)[1:])
+    np.testing.assert_array_equal(attacked, run(keys, images, labels, epsilon))
+
+
+def test_restarts_keep_the_worst():
+    """A loss with a near low hill, where the image stands, and a far high one, that some random starts reach."""
+    hills = lambda x: jnp.exp(-20 * (x[0] - 0.1) ** 2) + 3 * jnp.exp(-20 * (x[0] + 0.6) ** 2)  # noqa: E731
+    logits_fn = lambda x: jnp.stack([0.0, hills(x)])  # noqa: E731
+    margin = attacks.cw_margin
+    end = lambda attack: hills(attack(jax.random.key(0), logits_fn, jnp.zeros(1), 0, 0.9, 0.05))  # noqa: E731
+    once = end(attacks.pgd("linf", margin, 40))
+    assert once == pytest.approx(1.0, abs=0.1)
+    assert end(attacks.pgd_restarts("linf", margin, 40, restarts=10)) > 2.5
+    assert end(attacks.pgd_restarts("linf", margin, 40, restarts=1)) == once
+    with pytest.raises(ValueError, match="expected at least 1 restart"):
+        attacks.pgd_restarts("linf", margin, 1, restarts=0)
+    with pytest.raises(ValueError, match="expected a norm of l2, linf"):
+        attacks.pgd("l3", margin, 1)
+
+
+@pytest.mark.parametrize("name", training.OBJECTIVES)
+def test_every_objective_plays_its_role(name, digits):
+    """Under no attack both descend the cross-entropy; a few epochs learn."""
+    kind = training.OBJECTIVES[name]
+    network = networks.digits_cnn()
+    attack = attacks.pgd("l2", kind.attack_loss or attacks.cross_entropy, 2, random_start=kind.random_start)
+    step = training.classifier_step(network, attack, kind.build())
+    start = stacking.stack([training.init_classifier(network, (8, 8, 1), jax.random.key(0))] * 2)
+    sizes = training.StepSizes(jnp.array([0.0, 0.5]), 0.25, 3e-3, 6.0)
+    train = data_sets.Split(*(leaf[:500] for leaf in digits.train))
+    seen = []
+    options = {"mesh": stacking.device_mesh(2, 50), "batch_size": 50, "epochs": 4, "report": seen.append}
+    training.fit(step, start, sizes, train, **options)
+    assert np.all(seen[-1].metrics["accuracy"] > 0.7)
+
+
+def test_trades_is_its_formula():
+    """CE(f(x), y) + beta KL(softmax f(x) || softmax f(x')) and its gradient, in double precision by differences."""
+    generator = np.random.default_rng(0)
+    weights, images = generator.normal(size=(4, 3)), generator.normal(size=(5, 4))
+    moved, labels, beta = images + 0.1, np.arange(5) % 3, 2.5
+
+    def softmax(logits):
+        return np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+
+    def expected(weights):
+        clean, attacked = softmax(images @ weights), softmax(moved @ weights)
+        return np.mean(-np.log(clean[range(5), labels]) + beta * np.sum(clean * np.log(clean / attacked), axis=1))
+
+    def ours(weights):
+        passes = training.Passes(
+            lambda variables, x: (x @ variables, variables), lambda x: x @ weights, lambda x, target: jnp.asarray(moved)
+        )
+        numbers = training.StepSizes(weight=beta)
+        return training.trades()(weights, passes, jnp.asarray(images), jnp.asarray(labels), numbers).losses.mean()
+
+    got, slope = jax.value_and_grad(ours)(jnp.asarray(weights, jnp.float32))
+    assert got == pytest.approx(expected(weights), rel=1e-5)
+    for place in ((0, 0), (2, 1), (3, 2)):
+        step = np.zeros_like(weights)
+        step[place] = 1e-6
+        difference = (expected(weights + step) - expected(weights - step)) / 2e-6
+        assert slope[place] == pytest.approx(difference, rel=1e-3, abs=1e-5)
+
+
+def test_a_random_projection_keeps_a_gradients_length_on_average():
+    logits_fn = lambda x: jnp.stack([x.sum(), 0.0])  # noqa: E731
+    image = jnp.full((4, 4, 1), 0.01)
+    keys = jax.random.split(jax.random.key(0), 2000)
+    maps = jax.vmap(lambda key: gradients.gradient_random_projection(key, logits_fn, image))(keys)
+    squares = jnp.sum(maps**2, axis=(1, 2)).mean() / jnp.sum(gradients.gradient(keys[0], logits_fn, image) ** 2)
+    # Of 10 Gaussian directions in 16 dimensions: 1 + (16 + 1) / 10.
+    assert squares == pytest.approx(2.7, rel=0.1)
