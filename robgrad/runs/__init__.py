@@ -1,0 +1,40 @@
+"""Run directories: what they hold, how they are written, and what is loaded from them."""
+
+from robgrad.runs.checkpoints import (
+    Classifiers,
+    DamagedError,
+    FormatError,
+    finished,
+    load_arrays,
+    load_classifiers,
+    load_manifold,
+    load_network,
+    read_about,
+    save_stack,
+    stages,
+    states_of,
+)
+from robgrad.runs.directory import RunError, check_run, exists, open_run, read_arrays, write, write_arrays, writing
+
+__all__ = [
+    "Classifiers",
+    "DamagedError",
+    "FormatError",
+    "RunError",
+    "check_run",
+    "exists",
+    "finished",
+    "load_arrays",
+    "load_classifiers",
+    "load_manifold",
+    "load_network",
+    "open_run",
+    "read_about",
+    "read_arrays",
+    "save_stack",
+    "stages",
+    "states_of",
+    "write",
+    "write_arrays",
+    "writing",
+]
