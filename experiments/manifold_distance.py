@@ -16,7 +16,6 @@ MNIST 0.63 (standard), 0.60, 0.50, 0.42; Fashion-MNIST 0.62, 0.59, 0.53, 0.43; C
 """
 
 import dataclasses
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,10 +111,11 @@ def measure(run: Run) -> experiment.Arrays:
     measured["clean_hits"], measured["robust_hits"] = trained.hits_of(config, network, variables, test, keys[1])
     for loss, fields in analysed.fields_of(run, network, variables, arrays, test, keys[2]).items():
         # The same for all networks.
-        shared = {"distance": fields.pop("distance")[0], "chance": fields.pop("chance")[0, 0]}
-        pictures = {f"shown/{loss}/{field}": fields.pop(field) for field in ("attacked", "gradient")}
+        shared = {field: fields.pop(field)[0] for field in ("distance", "chance")}
+        # A certain network's gradients are below what half precision can hold.
+        pictures = {f"shown/{loss}/attacked": fields.pop("attacked").astype(np.float16)}
+        pictures |= {f"shown/{loss}/gradient": fields.pop("gradient")}
         measured |= {f"{loss}/{field}": values for field, values in (fields | shared).items()} | pictures
-    shutil.rmtree(run.workdir / "analysis", ignore_errors=True)
     return measured
 
 
@@ -174,7 +174,7 @@ def _of_kind(own: experiment.Arrays) -> Row:
         "clean_median_distance": np.median(clean),
         "clean_rescaled_mode": densities.mode(rescaled(clean, clean)),
         **_bounded("tangent_fraction", fractions, _mean),
-        "tangent_fraction_chance": float(own["chance"]),
+        "tangent_fraction_chance": np.mean(own["chance"]),
         "gradient_norm": np.median(own["gradient_norm"]),
         "zero_gradients": int(np.sum(~np.isfinite(fractions))),
     }
@@ -297,7 +297,7 @@ def draw(workdir: Path, config: ManifoldConfig, arrays: experiment.Arrays, table
             "fraction of the loss gradient's squared norm along the manifold",
         )
     first = arrays[f"shown/{config.analysis_losses[0]}/gradient"]
-    slopes = {kind: first[members[0]].astype(np.float32) for kind, members in places.items()}
+    slopes = {kind: first[members[0]] for kind, members in places.items()}
     figures.image_grid(workdir / "loss_gradients.png", {"test image": images}, slopes)
     rows_of_images = {"test image": images, "projection": arrays["shown/projected"]}
     if "shown/samples" in arrays:

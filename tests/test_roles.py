@@ -90,6 +90,7 @@ def third_norm(monkeypatch):
         lambda key, image, epsilon: attacks.L2.random_start(key, image, epsilon / 2),
         attacks.L2.ascent,
         lambda perturbation, epsilon: attacks.L2.project(perturbation, epsilon / 2),
+        attacks.L2.pace,
     )
     monkeypatch.setitem(attacks.NORMS, "half-l2", half)
 

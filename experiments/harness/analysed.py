@@ -75,7 +75,7 @@ def fields_of(run: Run, network, variables, arrays, test: data.Split, key) -> di
                 tangent = tangents(arrays, images.images) if tangent is None else tangent
                 part = jax.device_get(analyse(shared, variables, ((keys[rows], images), tangent)))
                 kept = 0 if block else SHOWN
-                part |= {field: part[field][:, :kept].astype(np.float16) for field in ("attacked", "gradient")}
+                part |= {field: part[field][:, :kept] for field in ("attacked", "gradient")}
                 runs.write_arrays(path, part)
             parts[name].append(part)
     join = lambda *leaves: np.concatenate(leaves, axis=1)[:, : len(test.labels)]  # noqa: E731

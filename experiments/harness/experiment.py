@@ -30,6 +30,7 @@ from robgrad import data, runs
 Arrays = dict[str, np.ndarray]
 Tables = dict[str, list[Row]]
 REPORT, RESULTS, MEASUREMENTS = "report.html", "results.json", "measurements.npz"
+ANALYSIS = "analysis"  # what a measurement under way keeps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +164,7 @@ def _computed(experiment: Experiment, given: Run, environment: Mapping[str, Any]
     if arrays is None:
         arrays = experiment.measure(given)
         runs.write_arrays(path / MEASUREMENTS, arrays)
+        runs.remove(path / ANALYSIS)
     judged = judge(experiment, given.config, arrays)
     experiment.draw(path, given.config, arrays, judged)
     seconds = time.monotonic() - began

@@ -1,9 +1,9 @@
 """Retrainings of a run: a network's images occluded by its attributions, fresh networks trained on them, their hits."""
 
 import math
-import shutil
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -53,10 +53,10 @@ def kept_stack_size(run: Run, network: nn.Module) -> int:
 
 
 class Tools(NamedTuple):
-    """What is compiled once for all networks: rank maps, the retraining step, the test of retrained networks."""
+    """What is compiled once for all networks: rank maps, with Random's and without; the retraining step; the test."""
 
     network: nn.Module
-    maps: Callable
+    maps: Mapping[bool, Callable]
     step: training.Step
     hits: Callable
     stack: int
@@ -65,16 +65,22 @@ class Tools(NamedTuple):
 def tools_of(config: Any, network: nn.Module, train: data.Split, count: int) -> Tools:
     """Builds them for stacks of `count`; networks attributed and retrained are of one architecture."""
     fill = None if config.own_mean else faithfulness.mean_colour(train.images)
-    maps = faithfulness.rank_maps(
+    maps = partial(
+        faithfulness.rank_maps,
         lambda variables: networks.logits_fn(network, variables),
         {name: gradients.ATTRIBUTIONS[name] for name in config.attributions},
         stacking.device_mesh(1, config.chunk),
-        randoms=config.retraining_seeds,
         coin=not config.random_ranking,
         chunk=config.chunk,
     )
     hits = faithfulness.evaluate(network, fill, stacking.device_mesh(count, config.chunk), config.chunk)
-    return Tools(network, maps, faithfulness.retraining_step(network, fill), hits, count)
+    return Tools(
+        network,
+        {True: maps(randoms=config.retraining_seeds), False: maps(randoms=0)},
+        faithfulness.retraining_step(network, fill),
+        hits,
+        count,
+    )
 
 
 def named(one: Retraining) -> str:
@@ -103,27 +109,28 @@ def hits_of(
     hits: dict[str, np.ndarray] = {}
     parts = [grid[first : first + tools.stack] for first in range(0, len(grid), tools.stack)]
     examples: list[faithfulness.Examples] = []
+    maps = tools.maps[any(one.method == faithfulness.RANDOM for one in grid)]
     for part in parts:
         names = [named(one) for one in part]
         stage = f"retraining-{name}-{zlib.crc32('/'.join(names).encode()):08x}"
         path = run.workdir / "retraining" / f"{stage}.npz"
         kept = runs.read_arrays(path)
         if kept is None or kept["names"].tolist() != names:
-            examples = examples or occluded_examples(config, name, variables, tools, splits)
+            examples = examples or occluded_examples(config, name, variables, maps, splits)
             plan = plan_of(config, stage, part, tools, run.image_shape)
             states = trained.fit(run, plan, examples[0])
             right = np.asarray(tools.hits(states.variables, plan.numbers, examples[1]))
             kept = {"names": np.array(names), "hits": right}
             runs.write_arrays(path, kept)
-            shutil.rmtree(run.workdir / "checkpoints" / stage, ignore_errors=True)
+            runs.remove(run.workdir / "checkpoints" / stage)
         hits |= dict(zip(names, kept["hits"], strict=True))
     return hits
 
 
-def occluded_examples(config, name: str, variables, tools: Tools, splits) -> list[faithfulness.Examples]:
+def occluded_examples(config, name: str, variables, maps: Callable, splits) -> list[faithfulness.Examples]:
     """The training and the test images with a network's rank maps."""
     keys = jax.random.split(trained.key_of(config.seed, f"ranks of {name}"))
     return [
-        faithfulness.Examples(split.images, split.labels, tools.maps(variables, split.images, key))
+        faithfulness.Examples(split.images, split.labels, maps(variables, split.images, key))
         for split, key in zip(splits, keys, strict=True)
     ]

@@ -4,7 +4,6 @@ What has finished lies in the run directory's `networks` and is loaded; what is 
 checkpoint; with a source, what another run has trained in the same way is taken from there.
 """
 
-import shutil
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -152,7 +151,7 @@ def _stack(run: Run, members: list[Recipe], train: data.Split):
         "training": training_settings(run.config, members[0]),
     }
     runs.save_stack(run.workdir / "networks" / name, variables, about)
-    shutil.rmtree(run.workdir / "checkpoints" / name, ignore_errors=True)
+    runs.remove(run.workdir / "checkpoints" / name)
     return variables
 
 
@@ -237,7 +236,7 @@ def fit_manifold(run: Run, name: str, train: data.Split) -> Any:
     else:
         arrays = stacking.replica(fit(run, manifold_plan(run.config, name, run.image_shape), train).variables, 0)
     runs.save_stack(path, stacking.stack([arrays]), about)
-    shutil.rmtree(run.workdir / "checkpoints" / name, ignore_errors=True)
+    runs.remove(run.workdir / "checkpoints" / name)
     return arrays
 
 

@@ -1,8 +1,26 @@
-"""Attacks on one example and what they are made of: losses, norms, projected gradient ascent."""
+"""Attacks on one example and what they are made of; AutoAttack, the yardstick of robust accuracy.
 
-from robgrad.attacks.losses import LOSSES, Loss, cross_entropy, cw_margin, kl_divergence
+`pgd` is what networks are trained against; `robust_accuracy` is the one call that says how robust a network is.
+"""
+
+from robgrad.attacks.apgd import apgd
+from robgrad.attacks.auto_attack import Evaluation, auto_attack, ensemble, robust_accuracy
+from robgrad.attacks.fab import fab
+from robgrad.attacks.losses import (
+    LOSSES,
+    Loss,
+    cross_entropy,
+    cw_margin,
+    dlr,
+    kl_divergence,
+    targeted_dlr,
+    targeted_margin,
+)
+from robgrad.attacks.named import ATTACKS
 from robgrad.attacks.norms import L2, LINF, NORMS, Norm, length, norm_named
-from robgrad.attacks.pgd import ATTACKS, Attack, no_attack, pgd, pgd_restarts
+from robgrad.attacks.pgd import Attack, no_attack, pgd, pgd_restarts
+from robgrad.attacks.search import Goal, Search, as_attack
+from robgrad.attacks.square import square
 
 __all__ = [
     "ATTACKS",
@@ -11,14 +29,27 @@ __all__ = [
     "LOSSES",
     "NORMS",
     "Attack",
+    "Evaluation",
+    "Goal",
     "Loss",
     "Norm",
+    "Search",
+    "apgd",
+    "as_attack",
+    "auto_attack",
     "cross_entropy",
     "cw_margin",
+    "dlr",
+    "ensemble",
+    "fab",
     "kl_divergence",
     "length",
     "no_attack",
     "norm_named",
     "pgd",
     "pgd_restarts",
+    "robust_accuracy",
+    "square",
+    "targeted_dlr",
+    "targeted_margin",
 ]

@@ -49,4 +49,29 @@ def kl_divergence(logits: Array, probabilities: Array) -> Array:
     return jnp.sum(jax.scipy.special.xlogy(probabilities, probabilities) - probabilities * logs)
 
 
-LOSSES: dict[str, Loss] = {"xent": cross_entropy, "cw": cw_margin}
+def dlr(logits: Array, label: Array) -> Array:
+    """Difference of logits ratio, (max_{j != y} z_j - z_y) / (z_(1) - z_(3)), z_(k) the k-th largest.
+
+    Croce and Hein (2020), equation 6: unlike the cross-entropy it does not change with the logits' scale or shift.
+    Undefined below three classes.
+    """
+    ordered = jnp.sort(logits)
+    return cw_margin(logits, label) / (ordered[-1] - ordered[-3] + 1e-12)
+
+
+def targeted_dlr(logits: Array, goal: tuple[Array, Array]) -> Array:
+    """(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2) for a goal `(y, t)`; Croce and Hein (2020), equation 7.
+
+    Undefined below four classes.
+    """
+    ordered = jnp.sort(logits)
+    return targeted_margin(logits, goal) / (ordered[-1] - (ordered[-3] + ordered[-4]) / 2 + 1e-12)
+
+
+def targeted_margin(logits: Array, goal: tuple[Array, Array]) -> Array:
+    """z_t - z_y for a goal `(y, t)`: positive where the target is above the label."""
+    label, target = goal
+    return logits[target] - logits[label]
+
+
+LOSSES: dict[str, Loss] = {"xent": cross_entropy, "cw": cw_margin, "dlr": dlr}

@@ -19,12 +19,15 @@ class Norm(NamedTuple):
       random_start: `(key, image, epsilon)` to a perturbation uniform in the ball.
       ascent: gradient to the direction of steepest ascent, of norm 1 (0 where the gradient is 0).
       project: `(perturbation, epsilon)` to the nearest perturbation in the ball.
+      pace: sizes of a hyperplane's normal to how fast each pixel of the nearest point moves as the plane does; pixels
+        stop at the end of their range.
     """
 
     length: Callable[[Array], Array]
     random_start: Callable[[Array, Array, Array], Array]
     ascent: Callable[[Array], Array]
     project: Callable[[Array, Array], Array]
+    pace: Callable[[Array], Array]
 
 
 def length(vector: Array) -> Array:
@@ -59,8 +62,16 @@ def _linf_project(perturbation: Array, epsilon: Array) -> Array:
     return jnp.clip(perturbation, -epsilon, epsilon)
 
 
-L2 = Norm(length, _l2_random_start, _l2_ascent, _l2_project)
-LINF = Norm(lambda perturbation: jnp.max(jnp.abs(perturbation)), _linf_random_start, jnp.sign, _linf_project)
+def _linf_length(perturbation: Array) -> Array:
+    return jnp.max(jnp.abs(perturbation))
+
+
+def _linf_pace(sizes: Array) -> Array:
+    return (sizes > 0).astype(sizes.dtype)
+
+
+L2 = Norm(length, _l2_random_start, _l2_ascent, _l2_project, lambda sizes: sizes)
+LINF = Norm(_linf_length, _linf_random_start, jnp.sign, _linf_project, _linf_pace)
 NORMS: dict[str, Norm] = {"l2": L2, "linf": LINF}
 
 

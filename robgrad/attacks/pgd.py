@@ -1,8 +1,7 @@
 """Projected gradient attacks on one example; `jax.vmap` makes batches.
 
 Structure (norm, loss, steps) is chosen when an attack is built, numbers (epsilon, step size) when it is called, so
-that no change of numbers compiles anything anew. To add an attack is to write a builder like `pgd` and name it in
-`ATTACKS`: the contract test and the experiments' flags read that.
+that no change of numbers compiles anything anew.
 """
 
 from collections.abc import Callable
@@ -125,11 +124,3 @@ def no_attack(key, logits_fn, image, label, epsilon, step_size):
     """The attack that leaves the image as it is: what standard training trains against."""
     del key, logits_fn, label, epsilon, step_size
     return image
-
-
-# What experiments offer by flag: builders `(norm, loss, steps) -> Attack`.
-ATTACKS: dict[str, Callable[..., Attack]] = {
-    "pgd": pgd,
-    "pgd-random-start": partial(pgd, random_start=True),
-    "pgd-restarts": pgd_restarts,
-}

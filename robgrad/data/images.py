@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -62,3 +63,82 @@ def check(split: Split, classes: int, name: str = "the data set") -> None:
             f"{name}: expected labels in 0..{classes - 1}, got {labels.min()}..{labels.max()}; renumber them or give "
             "the right number of classes"
         )
+
+
+def checked_examples(images, labels, logits_fn, pixel_range: tuple[float, float] = PIXEL_RANGE):
+    """Images and labels as library calls need them, checked once, outside of what is compiled.
+
+    Args:
+      images: `[N, H, W, C]`, floating point in `pixel_range`, or bytes, which are mapped to it.
+      labels: `[N]` or `[N, 1]` integers below the number of logits.
+      logits_fn: the network, of one image to logits; None where there is none to ask.
+      pixel_range: smallest and largest value of a pixel.
+
+    Returns:
+      float32 images and int32 labels `[N]`, as NumPy arrays.
+
+    Raises:
+      DataError: in one line, saying what was expected, what came and what to do.
+      ValueError: if the network does not map one image to a vector of two logits or more.
+    """
+    low, high = pixel_range
+    if not (np.isfinite(low) and np.isfinite(high) and low < high):
+        raise ValueError(f"expected a pixel range (low, high) with low < high, got {pixel_range}")
+    images, labels = np.asarray(images), np.asarray(labels)
+    if images.ndim != 4:
+        one = "; give one image as images[None]" if images.ndim == 3 else ""
+        raise DataError(f"expected images of shape [N, H, W, C], got {list(images.shape)}{one}")
+    if images.shape[3] > 4 >= images.shape[1]:
+        raise DataError(
+            f"expected images of shape [N, H, W, C], got {list(images.shape)}, which looks like [N, C, H, W]; "
+            "use images.transpose(0, 2, 3, 1)"
+        )
+    if not len(images):
+        raise DataError("expected at least one image, got none")
+    if images.dtype == np.uint8:
+        images = images.astype(np.float32) * ((high - low) / 255) + low
+    elif not jnp.issubdtype(images.dtype, jnp.floating):
+        raise DataError(f"expected uint8 or floating-point images, got {images.dtype}; convert them")
+    images = images.astype(np.float32)
+    if not np.isfinite(images).all():
+        bad = int((~np.isfinite(images).all((1, 2, 3))).sum())
+        raise DataError(f"expected finite pixels, got NaN or infinity in {bad} of {len(images)} images")
+    if images.min() < low - 1e-6 or images.max() > high + 1e-6:
+        raise DataError(
+            f"expected pixels in [{low:g}, {high:g}], got {images.min():g} to {images.max():g}; rescale them, or say "
+            "what range the network expects by pixel_range"
+        )
+    if labels.shape == (len(images), 1):
+        labels = labels[:, 0]
+    if labels.shape != (len(images),):
+        hint = "; give classes, not one-hot vectors" if labels.ndim == 2 else ""
+        raise DataError(f"expected one label for each of {len(images)} images, got shape {list(labels.shape)}{hint}")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(f"expected integer labels, got {labels.dtype}; convert them")
+    if logits_fn is not None:
+        classes = _classes_of(logits_fn, images.shape[1:])
+        if labels.min() < 0 or labels.max() >= classes:
+            raise DataError(
+                f"expected labels in 0..{classes - 1}, as many as the network has logits, got {labels.min()}.."
+                f"{labels.max()}; renumber them"
+            )
+    return np.clip(images, low, high), labels.astype(np.int32)
+
+
+def _classes_of(logits_fn, shape) -> int:
+    """How many logits a network has, asked without running it."""
+    try:
+        logits = jax.eval_shape(logits_fn, jax.ShapeDtypeStruct(shape, jnp.float32))
+    except (TypeError, ValueError, IndexError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"expected a network of one image of shape {list(shape)}, which this one does not take ({reason}); if it "
+            "maps batches, give lambda image: network(image[None])[0]"
+        ) from error
+    if not hasattr(logits, "shape") or logits.ndim != 1 or logits.shape[0] < 2:
+        got = list(logits.shape) if hasattr(logits, "shape") else type(logits).__name__
+        raise ValueError(
+            f"expected a network of one image to a vector of two logits or more, got {got}; if it maps batches, give "
+            "lambda image: network(image[None])[0]"
+        )
+    return logits.shape[0]

@@ -14,7 +14,17 @@ from robgrad.runs.checkpoints import (
     stages,
     states_of,
 )
-from robgrad.runs.directory import RunError, check_run, exists, open_run, read_arrays, write, write_arrays, writing
+from robgrad.runs.directory import (
+    RunError,
+    check_run,
+    exists,
+    open_run,
+    read_arrays,
+    remove,
+    write,
+    write_arrays,
+    writing,
+)
 
 __all__ = [
     "Classifiers",
@@ -31,6 +41,7 @@ __all__ = [
     "open_run",
     "read_about",
     "read_arrays",
+    "remove",
     "save_stack",
     "stages",
     "states_of",

@@ -8,7 +8,6 @@ place when they are whole. Arrays are stored by name and shape; to load them run
 import contextlib
 import itertools
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -16,6 +16,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import tempfile
 import zipfile
 import zlib
@@ -24,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-
 import numpy as np
 
 from robgrad import stacking
@@ -150,6 +150,12 @@ def exists(path: Path) -> bool:
     return bool(stacking.agree(path.exists())[0, 0])
 
 
+def remove(directory: Path) -> None:
+    """Removes a directory that is of no more use; does nothing in any process but the first."""
+    if not jax.process_index():
+        shutil.rmtree(directory, ignore_errors=True)
+
+
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes named arrays as one `.npz` file."""
     file = io.BytesIO()
@@ -164,9 +170,9 @@ def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
       RunError: if a process cannot see what the first one sees.
     """
     arrays = None
-    with contextlib.suppress(FileNotFoundError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = dict(stored)
+    damage = (FileNotFoundError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
+    with contextlib.suppress(*damage), np.load(path, allow_pickle=False) as stored:
+        arrays = dict(stored)
     whole = stacking.agree(arrays is not None)[:, 0]
     if whole[0] and not whole.all():
         raise RunError(f"{path}: not every process can read it; expected a directory that all of them share")

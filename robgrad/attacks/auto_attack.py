@@ -1,0 +1,392 @@
+"""AutoAttack (Croce and Hein, 2020): the field's yardstick of robust accuracy, an ensemble without knobs.
+
+Each attack of the ensemble meets only what those before it left standing. A batch on the device keeps its shape:
+after every few steps images that have fallen, or whose attack is over, make room for others that wait, so that the
+work follows the survivors. Every image has random keys of its own, so that none's fate depends on its batch.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from robgrad.attacks.apgd import apgd
+from robgrad.attacks.fab import fab
+from robgrad.attacks.losses import cross_entropy, cw_margin, dlr, targeted_dlr, targeted_margin
+from robgrad.attacks.norms import LINF, Norm, norm_named
+from robgrad.attacks.search import Goal, Search, targets
+from robgrad.attacks.square import square
+from robgrad.data import PIXEL_RANGE
+from robgrad.data.images import checked_examples
+from robgrad.networks import LogitsFn
+
+VERSIONS = ("standard", "plus", "rand")
+STANDING, WRONG = "", "wrong from the start"
+
+
+class Part(NamedTuple):
+    """One attack of the ensemble: its name, its search, the rank of the class it aims at, and its number."""
+
+    name: str
+    search: Search
+    rank: int = 0
+    restart: int = 0
+
+
+class Evaluation(NamedTuple):
+    """Robust accuracy image by image.
+
+    Attributes:
+      robust: `[N]` bool, right from the start and broken by no attack.
+      broken_by: name of the attack that broke each image, `""` where none did.
+      adversarial: `[N, H, W, C]`, the adversarial image where there is one, else the image itself.
+      distance: `[N]`, its distance in the norm, in double precision; NaN where there is none.
+      standing: how many images were still right after each attack, by name, `clean` first.
+      notes: what speaks against the numbers, a line each; empty where nothing was noticed.
+    """
+
+    robust: np.ndarray
+    broken_by: np.ndarray
+    adversarial: np.ndarray
+    distance: np.ndarray
+    standing: dict[str, int]
+    notes: tuple[str, ...]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of robust images."""
+        return float(self.robust.mean())
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """A row for each attack: its name, how many images it broke, and the accuracy after it."""
+        before, rows, count = len(self.robust), [], len(self.robust)
+        for name, standing in self.standing.items():
+            rows.append({"attack": name, "broken": before - standing, "accuracy": standing / count})
+            before = standing
+        return rows
+
+    def plot(self):
+        """Draws accuracy after each attack as bars; returns matplotlib's axes."""
+        from matplotlib import pyplot
+
+        _, axes = pyplot.subplots(layout="constrained")
+        rows = self.to_rows()
+        axes.barh([row["attack"] for row in rows], [row["accuracy"] for row in rows])
+        axes.invert_yaxis()
+        axes.set(xlabel="accuracy after the attack", xlim=(0, 1))
+        return axes
+
+
+def ensemble(
+    version: str, norm: Norm | str, classes: int, pixel_range: tuple[float, float] = PIXEL_RANGE
+) -> tuple[list[Part], list[str]]:
+    """The attacks of a version, in their order, and what had to be left out or replaced for so few classes.
+
+    `standard`: APGD on the cross-entropy, targeted APGD on the DLR loss and targeted FAB, each at the 9 next classes,
+    of 100 steps, Square of 5,000 queries. `plus`: APGD on both losses, five times each, FAB, Square, and the targeted
+    ones. `rand`, for networks that are random: APGD on both losses, each gradient the mean of 20.
+
+    Raises:
+      ValueError: for another version, or one class.
+    """
+    if version not in VERSIONS:
+        raise ValueError(f"expected a version of {', '.join(VERSIONS)}, got {version!r}")
+    if classes < 2:
+        raise ValueError(f"expected at least 2 classes, got {classes}")
+    notes = []
+    untargeted, towards = dlr, targeted_dlr
+    if classes < 3:
+        untargeted = cw_margin
+        notes.append(f"the DLR loss is undefined for {classes} classes: the margin stands in for it")
+    if classes < 4:
+        towards = targeted_margin
+        notes.append(f"the targeted DLR loss is undefined for {classes} classes: the margin stands in for it")
+    options: dict[str, Any] = {"pixel_range": pixel_range}
+    if version == "rand":
+        options["samples"] = 20
+        losses = {"apgd-ce": cross_entropy, "apgd-dlr": untargeted}
+        return [Part(name, apgd(norm, loss, **options)) for name, loss in losses.items()], notes
+    ranks = range(min(classes - 1, 9))
+    aimed = apgd(norm, towards, targeted=True, **options)
+    near = fab(norm, targeted=True, **options)
+    by_target = [Part("apgd-t", aimed, rank) for rank in ranks], [Part("fab-t", near, rank) for rank in ranks]
+    last = Part("square", square(norm, **options))
+    first = apgd(norm, cross_entropy, **options)
+    if version == "standard":
+        return [Part("apgd-ce", first), *by_target[0], *by_target[1], last], notes
+    second, nearest = apgd(norm, untargeted, **options), fab(norm, **options)
+    several = {"apgd-ce": first, "apgd-dlr": second}
+    again = [Part(name, one, restart=turn) for name, one in several.items() for turn in range(5)]
+    # FAB starts at the image, so that a restart would be the same again.
+    return [*again, Part("fab", nearest), last, *by_target[0], *by_target[1]], notes
+
+
+class Tools(NamedTuple):
+    """What is compiled of one search: a first state and some steps of a whole batch."""
+
+    start: Callable
+    advance: Callable
+    stride: int
+
+
+def _tools(logits_fn: LogitsFn, search: Search, wanted: int) -> Tools:
+    stride = max(one for one in range(1, min(wanted, search.steps) + 1) if search.steps % one == 0)
+
+    def start(key, image, label, target, epsilon):
+        return search.start(key, Goal(logits_fn, image, label, epsilon, target))
+
+    def advance(image, label, target, epsilon, state):
+        goal = Goal(logits_fn, image, label, epsilon, target)
+        state = lax.fori_loop(0, stride, lambda _, state: search.step(goal, state), state)
+        return state, search.end(state)
+
+    @jax.jit
+    def begun(fresh, keys, images, labels, targets, epsilon, states):
+        new = jax.vmap(start, in_axes=(0, 0, 0, 0, None))(keys, images, labels, targets, epsilon)
+        if states is None:
+            return new
+        pick = lambda a, b: jnp.where(fresh.reshape(-1, *[1] * (a.ndim - 1)), a, b)  # noqa: E731
+        return jax.tree.map(pick, new, states)
+
+    advanced = jax.jit(jax.vmap(advance, in_axes=(0, 0, 0, None, 0)), donate_argnums=4)
+    return Tools(begun, advanced, stride)
+
+
+class _Attacker:
+    """The ensemble for one network, compiled as it is used: new images and radii compile nothing."""
+
+    def __init__(self, logits_fn: LogitsFn, norm: Norm, version: str, pixel_range: tuple[float, float], batch: int):
+        """Compiles nothing yet."""
+        self.logits_fn, self.norm, self.version = logits_fn, norm, version
+        self.pixel_range, self.batch = pixel_range, batch
+        self.logits = jax.jit(jax.vmap(logits_fn))
+        margin = lambda image, label: cross_entropy(logits_fn(image), label)  # noqa: E731
+        self.slopes = jax.jit(jax.vmap(jax.grad(margin)))
+        self.compiled: dict[int, Tools] = {}
+        self.parts: dict[int, tuple[list[Part], list[str]]] = {}
+
+    def ensemble(self, classes: int) -> tuple[list[Part], list[str]]:
+        """The parts for so many classes; the same values each time, so that what is compiled is found again."""
+        if classes not in self.parts:
+            self.parts[classes] = ensemble(self.version, self.norm, classes, self.pixel_range)
+        return self.parts[classes]
+
+    def in_batches(self, function: Callable, *arrays: np.ndarray) -> np.ndarray:
+        """A function of batches on any number of images, one shape on the device."""
+        size, count = min(self.batch, len(arrays[0])), len(arrays[0])
+        parts = []
+        for first in range(0, count, size):
+            rows = np.minimum(np.arange(first, first + size), count - 1)
+            parts.append(np.asarray(function(*(one[rows] for one in arrays)))[: count - first])
+        return np.concatenate(parts)
+
+    def attack(self, part: Part, images, labels, aims, keys, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
+        """Runs one part on images that are all still right; returns the images found, and which have fallen."""
+        waiting, found, fallen = list(range(len(images)))[::-1], images.copy(), np.zeros(len(images), bool)
+        size = min(self.batch, max(8, 1 << (len(images) - 1).bit_length()))
+        tools = self.compiled.setdefault(
+            id(part.search), _tools(self.logits_fn, part.search, 100 if part.search.steps > 1000 else 10)
+        )
+        slots, taken, states = np.full(size, -1), np.zeros(size, int), None
+        radius = jnp.float32(epsilon)
+        while waiting or (slots >= 0).any():
+            free = np.flatnonzero(slots < 0)
+            if waiting and (len(free) >= max(1, size // 4) or len(free) == size):
+                fresh = free[: len(waiting)]
+                slots[fresh], taken[fresh] = [waiting.pop() for _ in fresh], 0
+                rows, mask = np.maximum(slots, 0), np.isin(np.arange(size), fresh)
+                given = (images[rows], labels[rows], aims[rows])
+                states = tools.start(mask, keys[rows], *given, radius, states)
+            rows = np.maximum(slots, 0)
+            states, (points, down) = tools.advance(images[rows], labels[rows], aims[rows], radius, states)
+            taken += tools.stride
+            down = np.asarray(down) & (slots >= 0)
+            if down.any():
+                found[slots[down]], fallen[slots[down]] = np.asarray(points)[down], True
+            slots[down | (taken >= part.search.steps)] = -1
+        return found, fallen
+
+    def evaluate(self, images, labels, epsilon: float, seed: int, report, restored, save) -> Evaluation:
+        """All parts in turn; see `auto_attack`."""
+        logits = self.in_batches(self.logits, images)
+        parts, notes = self.ensemble(logits.shape[1])
+        right = logits.argmax(1) == labels
+        broken_by = np.where(right, STANDING, WRONG).astype("U32")
+        adversarial, first = images.copy(), 0
+        standing = {"clean": int(right.sum())}
+        if restored is not None:
+            broken_by, adversarial = restored["broken_by"].copy(), restored["adversarial"].copy()
+            first = int(restored["parts"])
+            standing = dict(zip(restored["names"].tolist(), restored["standing"].tolist(), strict=True))
+        every = np.asarray(jax.vmap(targets)(jnp.asarray(logits), jnp.asarray(labels)))
+        for index, part in enumerate(parts):
+            left = np.flatnonzero(broken_by == STANDING)
+            if index < first or not len(left):
+                standing.setdefault(part.name, len(left))
+                continue
+            report(f"{part.name}: {len(left)} of {len(images)} images left")
+            keys = _keys(seed, index, left)
+            aims = every[left, part.rank].astype(np.int32)
+            found, fallen = self.attack(part, images[left], labels[left], aims, keys, epsilon)
+            found, fallen = self.verified(images[left], labels[left], found, fallen, epsilon)
+            adversarial[left[fallen]], broken_by[left[fallen]] = found[fallen], part.name
+            standing[part.name] = int((broken_by == STANDING).sum())
+            if save is not None:
+                names, counts = np.array(list(standing)), np.array(list(standing.values()))
+                kept = {"broken_by": broken_by, "adversarial": adversarial, "parts": np.array(index + 1)}
+                save(kept | {"names": names, "standing": counts})
+        robust = broken_by == STANDING
+        found = ~robust & (broken_by != WRONG)
+        distance = np.where(found, lengths(self.norm, adversarial, images), np.nan)
+        noticed = self.distrust(images, labels, logits, robust, standing, epsilon)
+        return Evaluation(robust, broken_by, adversarial, distance, standing, (*notes, *noticed))
+
+    def verified(self, images, labels, found, fallen, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
+        """What is within ball and range in double precision, rounding taken back, and misclassified once more."""
+        if not fallen.any():
+            return found, fallen
+        moved = found.astype(np.float64) - images
+        scale = np.minimum(1.0, epsilon / np.maximum(lengths(self.norm, found, images), 1e-300))
+        moved *= np.where(scale < 1, scale * (1 - 1e-6), 1.0).reshape(-1, 1, 1, 1)
+        inside = np.clip(images + moved, *self.pixel_range).astype(np.float32)
+        near = lengths(self.norm, inside, images) <= epsilon * (1 + 1e-6) + 1e-9
+        wrong = self.in_batches(self.logits, inside).argmax(1) != labels
+        return inside, fallen & near & wrong
+
+    def distrust(self, images, labels, logits, robust, standing, epsilon: float) -> list[str]:
+        """Lines about what an evaluation should not be believed for."""
+        notes, some = [], slice(0, min(len(images), 1000))
+        if np.all(logits >= 0) and np.allclose(logits.sum(1), 1.0, atol=1e-4):
+            notes.append("the outputs look like probabilities: expected logits; gradients of probabilities vanish")
+        if not np.allclose(self.in_batches(self.logits, images[some]), logits[some], rtol=1e-4, atol=1e-5):
+            notes.append("the outputs differ between two calls: the network is random; use version='rand'")
+        slopes = self.in_batches(self.slopes, images[some], labels[some]).reshape(len(images[some]), -1)
+        finite = np.isfinite(slopes).all(1)
+        zero = finite & (np.abs(slopes).max(1) == 0)
+        for count, what in ((int(zero.sum()), "zero"), (int((~finite).sum()), "not finite")):
+            if count > 0.05 * len(slopes):
+                notes.append(
+                    f"the loss gradient is {what} on {count} of {len(slopes)} images: gradients are masked, and "
+                    "attacks that follow them say little"
+                )
+        by_gradients = [count for name, count in standing.items() if name not in ("clean", "square")]
+        if "square" in standing and by_gradients:
+            more = min(by_gradients) - standing["square"]
+            if more > 0.002 * len(images):
+                notes.append(f"Square, which sees no gradient, broke {more} images that attacks by gradient could not")
+        if epsilon > 0 and robust.any() and standing["clean"] == int(robust.sum()) and len(images) > 20:
+            notes.append("no attack broke any image: expected some, unless epsilon is tiny")
+        return notes
+
+
+def _keys(seed: int, part: int, images: np.ndarray) -> Array:
+    """A random key for each image and part, whatever else there is."""
+    one = jax.random.fold_in(jax.random.key(seed), part)
+    return jax.vmap(lambda index: jax.random.fold_in(one, index))(jnp.asarray(images))
+
+
+def lengths(norm: Norm, attacked: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Lengths of perturbations `[N]`, in double precision on the host for l2 and l-inf."""
+    moved = (attacked.astype(np.float64) - images).reshape(len(images), -1)
+    if norm is LINF:
+        return np.abs(moved).max(1)
+    if norm is norm_named("l2"):
+        return np.linalg.norm(moved, axis=1)
+    return np.asarray(jax.vmap(norm.length)(jnp.asarray(moved)), np.float64)
+
+
+@lru_cache(maxsize=8)
+def _attacker(*arguments) -> _Attacker:
+    return _Attacker(*arguments)
+
+
+def auto_attack(
+    logits_fn: LogitsFn,
+    images,
+    labels,
+    *,
+    norm: Norm | str = "linf",
+    epsilon: float,
+    pixel_range: tuple[float, float] = PIXEL_RANGE,
+    version: str = "standard",
+    seed: int = 0,
+    batch: int = 100,
+    report: Callable[[str], None] = lambda line: None,
+    restored: Mapping[str, np.ndarray] | None = None,
+    save: Callable[[dict[str, np.ndarray]], None] | None = None,
+) -> Evaluation:
+    """Robust accuracy of a network under AutoAttack.
+
+    Args:
+      logits_fn: the network, a function of one image `[H, W, C]` to logits `[C]`; give the same one again and nothing
+        is compiled anew, whatever the images and radii.
+      images: `[N, H, W, C]`, floating point in `pixel_range`, or bytes, which are mapped to it.
+      labels: `[N]` (or `[N, 1]`), their classes.
+      norm: `"linf"`, `"l2"`, or an `attacks.Norm` of those.
+      epsilon: radius, in pixel units.
+      pixel_range: smallest and largest value of a pixel, as the network expects them.
+      version: `"standard"`, `"plus"` or `"rand"`; see `ensemble`.
+      seed: of everything random.
+      batch: images on the device at a time; memory depends on it alone.
+      report: called with a line before each attack.
+      restored, save: `save` is called with arrays after each attack; given back as `restored`, they are gone on from.
+
+    Raises:
+      DataError: if images or labels are not of that form.
+      ValueError: for a negative or infinite epsilon, an unknown norm or version, or a network of batches.
+    """
+    norm = norm_named(norm)
+    images, labels = checked_examples(images, labels, logits_fn, pixel_range)
+    if not (np.ndim(epsilon) == 0 and np.isfinite(epsilon) and epsilon >= 0):
+        raise ValueError(f"expected an epsilon >= 0 in pixel units, got {epsilon}")
+    attacker = _attacker(logits_fn, norm, version, tuple(pixel_range), batch)
+    return attacker.evaluate(images, labels, float(epsilon), seed, report, restored, save)
+
+
+def robust_accuracy(logits_fn: LogitsFn, images, labels, *, epsilon: float | Sequence[float], **options):
+    """Robust accuracy under AutoAttack, at one radius or along several.
+
+    Args:
+      logits_fn, images, labels: as for `auto_attack`.
+      epsilon: a radius, or radii; images that a smaller one breaks are not attacked again.
+      options: as for `auto_attack`, for instance `norm="linf"`, `version="standard"`, `pixel_range=(0.0, 1.0)`.
+
+    Returns:
+      An `Evaluation`, or a list of them, one a radius in the order given.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from robgrad import attacks
+      >>> logits_fn = lambda image: jnp.stack([image.sum(), -image.sum(), 0.1 * image[0, 0, 0]])
+      >>> images = jnp.array([0.1, 0.4, 0.8]).reshape(3, 1, 1, 1) * jnp.ones((3, 4, 4, 1))
+      >>> attacks.robust_accuracy(logits_fn, images, jnp.zeros(3, int), epsilon=0.5).robust.tolist()
+      [False, False, True]
+    """
+    if np.ndim(epsilon) == 0:
+        return auto_attack(logits_fn, images, labels, epsilon=epsilon, **options)  # type: ignore[arg-type]
+    images, labels = np.asarray(images), np.asarray(labels)
+    found: dict[float, Evaluation] = {}
+    before: Evaluation | None = None
+    for radius in sorted(map(float, epsilon)):  # type: ignore[arg-type]
+        if before is None:
+            before = auto_attack(logits_fn, images, labels, epsilon=radius, **options)
+        elif before.robust.any():
+            left = np.flatnonzero(before.robust)
+            again = auto_attack(logits_fn, images[left], labels[left], epsilon=radius, **options)
+            before = _merged(before, left, again)
+        found[radius] = before
+    return [found[float(radius)] for radius in epsilon]  # type: ignore[union-attr]
+
+
+def _merged(before: Evaluation, left: np.ndarray, again: Evaluation) -> Evaluation:
+    """What a smaller radius broke, and what a larger one has made of the rest."""
+    names = ("robust", "broken_by", "adversarial", "distance")
+    merged = {name: getattr(before, name).copy() for name in names}
+    for name, whole in merged.items():
+        whole[left] = getattr(again, name)
+    notes = tuple(dict.fromkeys((*before.notes, *again.notes)))
+    return Evaluation(**merged, standing=again.standing | {"clean": before.standing["clean"]}, notes=notes)

@@ -1,0 +1,129 @@
+"""FAB (Croce and Hein, 2020): the least perturbation that changes the class, by steps to linearised boundaries."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from robgrad.attacks.norms import Norm, norm_named
+from robgrad.attacks.search import Goal, Search
+from robgrad.data import PIXEL_RANGE
+
+# The paper's constants: largest pull back to the image, overshoot, step back once across.
+PULL, OVERSHOOT, BACK = 0.1, 1.05, 0.9
+_NEWTON_STEPS = 20
+
+
+class Boundary(NamedTuple):
+    """Where one image's search stands: the iterate, the nearest adversarial image, its distance, the ball's radius."""
+
+    point: Array
+    adversarial: Array
+    distance: Array
+    epsilon: Array
+
+
+def to_hyperplane(norm: Norm, point: Array, normal: Array, gap: Array, pixel_range: tuple[float, float]) -> Array:
+    """The least z in a norm with normal . (point + z) = normal . point - gap and every pixel in its range.
+
+    Where the range does not reach so far, the z that comes nearest. With a_i = |normal_i|, s_i = `norm.pace(a)_i` and
+    r_i the room that pixel i has in its direction, z_i = min(t s_i, r_i) up to sign, t the root of the concave
+    sum_i a_i min(t s_i, r_i) = |gap|, found by Newton's method from 0, which reaches it from below in finitely many
+    steps (as many as there are pieces at most; 20 are taken).
+    """
+    direction = -jnp.sign(normal) * jnp.where(gap < 0, -1.0, 1.0)
+    weights, want = jnp.abs(normal), jnp.abs(gap)
+    pace = norm.pace(weights)
+    room = jnp.where(direction > 0, pixel_range[1] - point, jnp.where(direction < 0, point - pixel_range[0], 0.0))
+    room = jnp.maximum(room, 0.0)
+    # Scaled, so that a certain network's gradient, whose squares underflow, does no harm.
+    scale = jnp.max(weights)
+    weights = weights / jnp.where(scale > 0, scale, 1.0)
+    pace = pace / jnp.where(jnp.max(pace) > 0, jnp.max(pace), 1.0)
+    want = want / jnp.where(scale > 0, scale, 1.0)
+    farthest = jnp.max(jnp.where(pace > 0, room / jnp.where(pace > 0, pace, 1.0), 0.0))
+
+    def newton(_, time: Array) -> Array:
+        free = time * pace < room
+        reached = jnp.sum(weights * jnp.minimum(time * pace, room))
+        slope = jnp.sum(jnp.where(free, weights * pace, 0.0))
+        further = jnp.where(slope > 0, time + (want - reached) / jnp.where(slope > 0, slope, 1.0), farthest)
+        return jnp.clip(further, time, farthest)
+
+    time = lax.fori_loop(0, _NEWTON_STEPS, newton, jnp.zeros(()))
+    return direction * jnp.minimum(time * pace, room)
+
+
+def fab(
+    norm: Norm | str,
+    steps: int = 100,
+    *,
+    targeted: bool = False,
+    pixel_range: tuple[float, float] = PIXEL_RANGE,
+) -> Search:
+    """Builds FAB: each step goes to the nearest linearised boundary, pulled back towards the image.
+
+    With d_1 the least step from the iterate to the hyperplane on which two logits' linearised difference vanishes and
+    d_2 that from the image, the next iterate is (1 - a)(x + 1.05 d_1) + a (image + 1.05 d_2), a = |d_1| / (|d_1| +
+    |d_2|), at most 0.1; once across, it goes back to 0.9 of its distance. Without `targeted` the boundary is the
+    nearest of all classes', which costs a gradient for each; with it that of the class `Goal.target`.
+
+    The search knows no radius: it has fallen where its least distance is at most epsilon. `end` gives the
+    nearest adversarial image whatever its distance, the image itself if there was none.
+
+    Raises:
+      ValueError: if there are no steps, or the norm is unknown.
+    """
+    norm = norm_named(norm)
+    if steps < 1:
+        raise ValueError(f"expected at least 1 attack step, got {steps}")
+
+    def nearest(goal: Goal, point: Array) -> tuple[Array, Array]:
+        """Logit difference to the class whose linearised boundary is nearest, and its gradient."""
+        if targeted:
+            return jax.value_and_grad(lambda x: _difference(goal, x, goal.target))(point)
+        classes = jax.eval_shape(goal.logits_fn, point).shape[0]
+        each = jax.vmap(lambda c: jax.value_and_grad(lambda x: _difference(goal, x, c))(point))
+        gaps, gradients = each(jnp.arange(classes))
+        # The dual norm of a gradient, by what one unit of steepest ascent gains.
+        gains = jax.vmap(lambda g: jnp.sum(g * norm.ascent(g)))(gradients)
+        away = jnp.abs(gaps) / jnp.where(gains > 0, gains, 1e-12)
+        chosen = jnp.argmin(jnp.where(jnp.arange(classes) == goal.label, jnp.inf, away))
+        return gaps[chosen], gradients[chosen]
+
+    def start(key: Array, goal: Goal) -> Boundary:
+        del key
+        wrong = goal.logits_fn(goal.image).argmax() != goal.label
+        distance = jnp.where(wrong, 0.0, jnp.inf)
+        return Boundary(goal.image, goal.image, distance, jnp.asarray(goal.epsilon))
+
+    def step(goal: Goal, now: Boundary) -> Boundary:
+        gap, gradient = nearest(goal, now.point)
+        own = to_hyperplane(norm, now.point, gradient, gap, pixel_range)
+        # The same hyperplane, seen from the image.
+        far = gap + jnp.sum(gradient * (goal.image - now.point))
+        clean = to_hyperplane(norm, goal.image, gradient, far, pixel_range)
+        one, other = (jnp.maximum(norm.length(way), 1e-8) for way in (own, clean))
+        pull = jnp.minimum(one / (one + other), PULL)
+        point = (1 - pull) * (now.point + OVERSHOOT * own) + pull * (goal.image + OVERSHOOT * clean)
+        point = jnp.clip(point, *pixel_range)
+        across = goal.logits_fn(point).argmax() != goal.label
+        distance = norm.length(point - goal.image)
+        nearer = across & (distance < now.distance)
+        return now._replace(
+            point=jnp.where(across, goal.image + BACK * (point - goal.image), point),
+            adversarial=jnp.where(nearer, point, now.adversarial),
+            distance=jnp.where(nearer, distance, now.distance),
+        )
+
+    def end(state: Boundary) -> tuple[Array, Array]:
+        return state.adversarial, state.distance <= state.epsilon
+
+    return Search(start, step, steps, end)
+
+
+def _difference(goal: Goal, point: Array, other: Array | int) -> Array:
+    """Logit of another class less that of the label."""
+    logits = goal.logits_fn(point)
+    return logits[other] - logits[goal.label]

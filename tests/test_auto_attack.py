@@ -1,0 +1,321 @@
+"""AutoAttack and its parts: closed forms, budgets, masked gradients, and the reference implementation's verdicts."""
+
+import doctest
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from scipy.optimize import linprog, minimize
+
+from robgrad import attacks
+from robgrad import data as data_sets
+from robgrad.attacks import auto_attack, fab
+
+KEY = jax.random.key(0)
+SHAPE = (6, 6, 2)
+PIXELS = 72
+WEIGHTS = np.random.default_rng(0).normal(size=(5, PIXELS)).astype(np.float32)
+
+
+def linear(image):
+    return jnp.asarray(WEIGHTS) @ image.ravel()
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(1).uniform(-0.9, 0.9, (6, *SHAPE)).astype(np.float32)
+
+
+def ended(search, image, label, epsilon, target=0, logits_fn=linear):
+    goal = attacks.Goal(logits_fn, jnp.asarray(image), label, jnp.float32(epsilon), target)
+    state = lax.fori_loop(0, search.steps, lambda _, state: search.step(goal, state), search.start(KEY, goal))
+    return search.end(state)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_a_hyperplane_is_reached_by_the_least_step(norm):
+    """Against scipy's solvers, in a box; and where the box does not reach so far, by all that there is."""
+    generator = np.random.default_rng(3)
+    for gap in (-0.8, 0.3, 2.0):
+        point, normal = generator.uniform(-1, 1, 12), generator.normal(size=12)
+        ours = fab.to_hyperplane(
+            attacks.norm_named(norm), jnp.float32(point), jnp.float32(normal), jnp.float32(gap), (-1.0, 1.0)
+        )
+        np.testing.assert_allclose(normal @ ours, -gap, atol=1e-4)
+        assert np.all(np.abs(point + ours) <= 1 + 1e-5)
+        if norm == "linf":
+            # The least t with |z_i| <= t, z within the box and on the plane.
+            bounds = [*zip(-1 - point, 1 - point, strict=True), (0, None)]
+            above = np.hstack([np.vstack([np.eye(12), -np.eye(12)]), -np.ones((24, 1))])
+            best = linprog([0] * 12 + [1], above, np.zeros(24), [[*normal, 0]], [-gap], bounds).fun
+            assert np.abs(ours).max() == pytest.approx(best, abs=1e-4)
+        else:
+            plane = {"type": "eq", "fun": lambda z, n=normal, g=gap: n @ z + g}
+            bounds = list(zip(-1 - point, 1 - point, strict=True))
+            best = minimize(lambda z: z @ z, np.zeros(12), jac=lambda z: 2 * z, bounds=bounds, constraints=plane).fun
+            assert float(ours @ ours) == pytest.approx(best, rel=1e-2, abs=1e-4)
+    far = fab.to_hyperplane(attacks.norm_named(norm), jnp.zeros(3), jnp.array([1.0, -2.0, 0.0]), 100.0, (-1.0, 1.0))
+    np.testing.assert_allclose(far, [-1.0, 1.0, 0.0], atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("targeted", [False, True])
+def test_fab_finds_the_least_distance_of_a_linear_network(norm, targeted, images):
+    """|difference of logits| over the dual norm of the weights' difference, the nearest class or the one aimed at."""
+    search = attacks.fab(norm, 30, targeted=targeted, pixel_range=(-9.0, 9.0))
+    for image in images:
+        logits = WEIGHTS @ image.ravel()
+        label = int(logits.argmax())
+        gaps = logits - logits[label]
+        dual = np.linalg.norm(WEIGHTS - WEIGHTS[label], 2 if norm == "l2" else 1, axis=1)
+        away = np.where(np.arange(5) == label, np.inf, -gaps / np.where(dual > 0, dual, 1))
+        target = int(np.argsort(away)[1]) if targeted else int(away.argmin())
+        attacked, fallen = ended(search, image, label, 100.0, target)
+        assert fallen
+        assert linear(attacked).argmax() != label
+        found = attacks.NORMS[norm].length(attacked - image)
+        # Another class may lie nearer than the one aimed at on the way there.
+        assert away.min() * (1 - 1e-3) <= found <= away[target] * 1.02
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("loss", ["xent", "cw", "dlr"])
+def test_apgd_reaches_the_linear_optimum(norm, loss, images):
+    """Of two classes that matter the margin is linear: its optimum is one step of steepest ascent."""
+    weights = jnp.stack([jnp.asarray(WEIGHTS[0]), jnp.asarray(WEIGHTS[1]), jnp.zeros(PIXELS)])
+    logits_fn = lambda x: (weights @ x.ravel()).at[2].set(-50.0)  # noqa: E731
+    search = attacks.apgd(norm, attacks.LOSSES[loss], 100, pixel_range=(-9.0, 9.0))
+    attacked, _ = ended(search, images[0], 0, 0.5, logits_fn=logits_fn)
+    direction = attacks.NORMS[norm].ascent(weights[1] - weights[0])
+    optimum = float((weights[1] - weights[0]) @ (images[0].ravel() + 0.5 * direction))
+    assert float((weights[1] - weights[0]) @ attacked.ravel()) == pytest.approx(optimum, rel=2e-3, abs=2e-2)
+
+
+def parts():
+    for norm in ("l2", "linf"):
+        for part in auto_attack.ensemble("plus", norm, 5)[0]:
+            if part.rank == part.restart == 0:
+                yield pytest.param(
+                    norm, part.search._replace(steps=min(part.search.steps, 60)), id=f"{norm}-{part.name}"
+                )
+
+
+@pytest.mark.parametrize(("norm", "search"), parts())
+def test_every_part_stays_in_ball_and_range_and_keeps_its_word(norm, search, images):
+    """What is called fallen is misclassified within the ball; at radius 0 nothing is."""
+    weights = jnp.asarray(np.random.default_rng(5).normal(size=(PIXELS, 16)), jnp.float32)
+    logits_fn = lambda x: jnp.tanh(x.ravel() @ weights / 3) @ weights[:16, :5]  # noqa: E731
+    fallen_at = {}
+    for epsilon in (0.0, 0.05, 1.0):
+        for image in images[:3]:
+            logits = logits_fn(image)
+            label, target = int(logits.argmax()), int(jnp.argsort(-logits)[1])
+            attacked, fallen = jax.jit(lambda x, t, e, y=label: ended(search, x, y, e, t, logits_fn))(
+                image, target, epsilon
+            )
+            if fallen:
+                assert attacks.NORMS[norm].length(attacked - image) <= epsilon * (1 + 1e-5) + 1e-6
+                assert logits_fn(attacked).argmax() != label
+            assert np.all(np.abs(attacked) <= 1 + 1e-6)
+            fallen_at[epsilon] = fallen_at.get(epsilon, 0) + int(fallen)
+    assert fallen_at[0.0] == 0
+    assert fallen_at[1.0] >= fallen_at[0.05]
+    assert norm == "l2" or fallen_at[1.0] == 3
+
+
+def test_losses_are_their_formulas():
+    logits = np.random.default_rng(0).normal(size=7)
+    ordered = np.sort(logits)[::-1]
+    y, t = 3, 5
+    others = np.delete(logits, y).max()
+    got = attacks.dlr(jnp.asarray(logits), y)
+    assert got == pytest.approx((others - logits[y]) / (ordered[0] - ordered[2]), rel=1e-4)
+    got = attacks.targeted_dlr(jnp.asarray(logits), (y, t))
+    assert got == pytest.approx((logits[t] - logits[y]) / (ordered[0] - (ordered[2] + ordered[3]) / 2), rel=1e-4)
+
+
+def test_an_images_fate_does_not_depend_on_its_batch(images):
+    labels = np.array([int(linear(image).argmax()) for image in images])
+    options = {"norm": "l2", "epsilon": 0.3}
+    whole = attacks.robust_accuracy(linear, images, labels, **options)
+    packed = attacks.robust_accuracy(linear, images, labels, batch=2, **options)
+    np.testing.assert_array_equal(whole.robust, packed.robust)
+    np.testing.assert_array_equal(whole.broken_by, packed.broken_by)
+    np.testing.assert_allclose(whole.adversarial, packed.adversarial, atol=1e-4)
+
+
+def test_radii_share_what_smaller_ones_have_broken(images):
+    labels = np.array([int(linear(image).argmax()) for image in images])
+    labels[0] = (labels[0] + 1) % 5
+    curve = attacks.robust_accuracy(linear, images, labels, norm="linf", epsilon=[0.2, 0.0, 0.01])
+    assert curve[1].standing["clean"] == 5
+    assert curve[1].robust.sum() == 5
+    assert np.all(curve[0].robust <= curve[2].robust)
+    assert np.all(curve[2].robust <= curve[1].robust)
+    assert curve[0].broken_by[0] == "wrong from the start"
+    assert np.isnan(curve[0].distance[0])
+    rows = curve[0].to_rows()
+    assert sum(row["broken"] for row in rows) == 6 - curve[0].robust.sum()
+
+
+def test_a_run_that_was_cut_goes_on(images):
+    labels, kept = np.array([int(linear(image).argmax()) for image in images]), []
+    whole = attacks.auto_attack(linear, images, labels, norm="l2", epsilon=0.2, save=kept.append)
+    said = []
+    again = attacks.auto_attack(
+        linear, images, labels, norm="l2", epsilon=0.2, restored=kept[len(kept) // 2], report=said.append
+    )
+    np.testing.assert_array_equal(whole.robust, again.robust)
+    assert whole.standing == again.standing
+    assert not any("apgd-ce" in line for line in said)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_few_classes_are_evaluated_and_said(classes, images):
+    logits_fn = lambda x: jnp.asarray(WEIGHTS[:classes]) @ x.ravel()  # noqa: E731
+    labels = np.array([int(logits_fn(image).argmax()) for image in images])
+    found = attacks.robust_accuracy(logits_fn, images, labels, epsilon=0.5)
+    assert not found.robust.any()
+    assert any("undefined for" in note for note in found.notes)
+
+
+def test_constant_and_hopeless_networks(images):
+    constant = lambda x: jnp.array([1.0, 0.0, 0.0, 0.0])  # noqa: E731
+    found = attacks.robust_accuracy(constant, images, np.array([0, 0, 1, 2, 0, 0]), epsilon=1.0)
+    np.testing.assert_array_equal(found.robust, [True, True, False, False, True, True])
+    assert any("gradient is zero on 6 of 6" in note for note in found.notes)
+    wrong = attacks.robust_accuracy(constant, images, np.full(6, 3), epsilon=1.0)
+    assert wrong.accuracy == 0
+    assert set(wrong.broken_by) == {"wrong from the start"}
+    assert attacks.robust_accuracy(constant, images[:1], np.zeros(1, int), epsilon=0.0).accuracy == 1
+
+
+def test_masked_gradients_are_noticed_and_got_around(images):
+    """Rounded inputs have no gradient; Square, which needs none, still finds them weak."""
+    rounded = lambda x: linear(jnp.round(x * 20) / 20)  # noqa: E731
+    labels = np.array([int(rounded(image).argmax()) for image in images])
+    found = attacks.robust_accuracy(rounded, images, labels, norm="linf", epsilon=0.3)
+    assert any("gradients are masked" in note for note in found.notes)
+    assert any("Square, which sees no gradient, broke" in note for note in found.notes)
+    assert found.accuracy < 0.5
+
+
+def test_probabilities_are_noticed(images):
+    labels = np.array([int(linear(image).argmax()) for image in images])
+    found = attacks.robust_accuracy(lambda x: jax.nn.softmax(linear(x)), images, labels, epsilon=0.0)
+    assert any("look like probabilities" in note for note in found.notes)
+
+
+def test_new_images_and_radii_compile_nothing(images):
+    labels = np.array([int(linear(image).argmax()) for image in images])
+    traces = []
+
+    def counted(image):
+        traces.append(None)
+        return linear(image)
+
+    attacks.robust_accuracy(counted, images, labels, epsilon=0.001)
+    before = len(traces)
+    attacks.robust_accuracy(counted, images[::-1].copy(), labels[::-1].copy(), epsilon=0.002)
+    # The check of its output's shape asks once.
+    assert len(traces) - before <= 1
+
+
+IMAGES = np.zeros((3, 4, 4, 1), np.float32)
+LABELS = np.array([0, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (IMAGES[..., 0], LABELS, r"expected images of shape \[N, H, W, C\], got \[3, 4, 4\]"),
+        (IMAGES[0], LABELS, r"give one image as images\[None\]"),
+        (np.zeros((3, 3, 32, 32), np.float32), LABELS, r"looks like \[N, C, H, W\]"),
+        (IMAGES[:0], LABELS[:0], "expected at least one image"),
+        (IMAGES.astype(np.int64), LABELS, "expected uint8 or floating-point images, got int64"),
+        (IMAGES.astype(bool), LABELS, "got bool"),
+        (IMAGES + np.nan, LABELS, "expected finite pixels, got NaN or infinity in 3 of 3"),
+        (IMAGES + 200, LABELS, r"expected pixels in \[-1, 1\], got 200 to 200"),
+        (IMAGES, LABELS[:2], "expected one label for each of 3 images"),
+        (IMAGES, np.eye(3, dtype=int), "give classes, not one-hot vectors"),
+        (IMAGES, LABELS * 1.0, "expected integer labels, got float64"),
+        (IMAGES, LABELS - 1, r"expected labels in 0..1, as many as the network has logits, got -1..0"),
+        (IMAGES, LABELS + 49, r"got 49..50"),
+    ],
+)
+def test_bad_images_and_labels_end_in_one_line(images, labels, message):
+    network = lambda x: jnp.stack([x.sum(), -x.sum()])  # noqa: E731
+    with pytest.raises(data_sets.DataError, match=message):
+        attacks.robust_accuracy(network, images, labels, epsilon=0.1)
+
+
+@pytest.mark.parametrize(
+    ("network", "options", "message"),
+    [
+        (lambda x: jnp.stack([x.sum(), -x.sum()]), {"epsilon": -1.0}, "expected an epsilon >= 0"),
+        (lambda x: jnp.stack([x.sum(), -x.sum()]), {"epsilon": np.nan}, "expected an epsilon >= 0"),
+        (lambda x: jnp.stack([x.sum(), -x.sum()]), {"epsilon": 1.0, "norm": "l7"}, "expected a norm of l2, linf"),
+        (lambda x: jnp.stack([x.sum(), -x.sum()]), {"epsilon": 1.0, "version": "x"}, "expected a version of standard"),
+        (
+            lambda x: jnp.zeros((4, 10)),
+            {"epsilon": 1.0},
+            r"vector of two logits or more, got \[4, 10\].*if it maps batch",
+        ),
+        (lambda x: x.sum(), {"epsilon": 1.0}, r"got \[\]"),
+        (lambda x: x.reshape(-1, 999), {"epsilon": 1.0}, "which this one does not take"),
+    ],
+)
+def test_bad_networks_and_options_end_in_one_line(network, options, message):
+    with pytest.raises(ValueError, match=message):
+        attacks.robust_accuracy(network, IMAGES, LABELS, **options)
+
+
+def test_what_is_meant_is_taken():
+    """Bytes, half precision, a column of labels, another pixel range."""
+    network = lambda x: jnp.stack([x.sum(), 1.0 - x.sum()])  # noqa: E731
+    for images in (IMAGES.astype(np.uint8), IMAGES.astype(np.float16), IMAGES.astype(np.float64)):
+        found = attacks.robust_accuracy(network, images, LABELS[:, None] * 0 + 1, epsilon=0.0, pixel_range=(0.0, 1.0))
+        assert found.robust.all()
+
+
+def test_the_docstrings_example_holds():
+    assert doctest.testmod(auto_attack).failed == 0
+
+
+def witness():
+    """The public MNIST network of the witness, as a function of one image in [0, 1]."""
+    weights = dict(np.load(Path(os.environ["ROBGRAD_WITNESS"]) / "mnist-fgsm.npz"))
+
+    def logits_fn(image):
+        features = image[None]
+        for name in ("0", "2"):
+            kernel = jnp.asarray(weights[f"{name}.weight"]).transpose(2, 3, 1, 0)
+            features = lax.conv_general_dilated(
+                features, kernel, (2, 2), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+            features = jax.nn.relu(features + weights[f"{name}.bias"])
+        flat = features.transpose(0, 3, 1, 2).reshape(1, -1)
+        hidden = jax.nn.relu(flat @ jnp.asarray(weights["5.weight"]).T + weights["5.bias"])
+        return (hidden @ jnp.asarray(weights["7.weight"]).T + weights["7.bias"])[0]
+
+    return logits_fn
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.slow)])
+def test_verdicts_are_the_reference_implementations(count):
+    """On MNIST's first test images, at l-inf 0.3, by AutoAttack's own code (recorded with the witness)."""
+    if "ROBGRAD_WITNESS" not in os.environ or "TFDS_DATA_DIR" not in os.environ:
+        pytest.skip("set ROBGRAD_WITNESS to the folder of the public network, and TFDS_DATA_DIR to MNIST's")
+    mnist = data_sets.load("mnist").test
+    recorded = np.load(Path(os.environ["ROBGRAD_WITNESS"]) / "mnist-fgsm-autoattack.npz")
+    found = attacks.robust_accuracy(
+        witness(), mnist.images[:count], mnist.labels[:count], epsilon=0.3, pixel_range=(0.0, 1.0)
+    )
+    assert found.standing["clean"] == recorded["clean"][:count].sum()
+    assert np.sum(found.robust == recorded["robust"][:count]) >= 0.99 * count
+    assert found.robust.sum() <= recorded["robust"][:count].sum() + 0.005 * count
+    assert np.nanmax(found.distance) <= 0.3 * (1 + 1e-6)
