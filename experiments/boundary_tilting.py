@@ -188,7 +188,11 @@ def estimated(config: ToyConfig, dataset: None, options: Options, others: Sequen
     points = data.two_gaussians(jax.random.key(0), config.points)
     work = lambda: analyse(stacking.replica(train(step, points, jax.random.key(1)), 0), points)  # noqa: E731
     warm, cold = estimate.warm_and_cold(work)
-    row = estimate.empty("toy", "boundary_tilting") | {"networks": len(RADII) * config.repeats, "compile_seconds": cold}
+    row = estimate.empty("toy", "boundary_tilting") | {
+        "networks": len(RADII) * config.repeats,
+        "compile_seconds": cold,
+        "trains": True,
+    }
     yield row | {"minutes": (warm * config.repeats + cold) / 60}
 
 

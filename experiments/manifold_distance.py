@@ -32,6 +32,8 @@ from experiments.harness.tables import Row
 from experiments.harness.trained import Recipe, Run
 from robgrad import attacks, data, intervals, manifolds, networks, stacking
 
+# Successful attacks below which no interval is given.
+FEWEST = 20
 # Modes of the rescaled distances, read off the figures (cross-entropy analysis, l2 networks trained on
 # cross-entropy): test data, standard, and the networks of growing epsilon.
 PUBLISHED_MODES = {
@@ -182,12 +184,15 @@ def _of_kind(own: experiment.Arrays) -> Row:
 
 def _bounded(name: str, values: np.ndarray, statistic) -> Row:
     """A statistic of `[seed, image]` and its interval; NaN where a seed has no value."""
-    if not np.isfinite(values).any(axis=1).all():
-        return dict.fromkeys((name, f"{name}_low", f"{name}_high"), np.nan)
+    finite, names = np.isfinite(values).sum(axis=1), (name, f"{name}_low", f"{name}_high")
+    if not finite.all():
+        return dict.fromkeys(names, np.nan)
+    if (finite < FEWEST).any():
+        # A bootstrap of a few successes would be far too narrow.
+        return dict.fromkeys(names, np.nan) | {name: np.mean([statistic(one) for one in values])}
     if len(values) == 1:
         values = values[:, np.isfinite(values[0])]
-    found = intervals.of_seeds_and_rows(values, statistic)
-    return dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))
+    return dict(zip(names, intervals.of_seeds_and_rows(values, statistic), strict=True))
 
 
 def _median(values: np.ndarray) -> Any:
@@ -245,7 +250,7 @@ def _modes(config: ManifoldConfig, clean: np.ndarray, kept: Mapping[str, np.ndar
     for (name, values), theirs in zip({"test data": clean, **kept}.items(), modes, strict=True):
         over = claims.spread(len(values), f"{values.shape[1]} images")
         one = claims.Claim("2.1", text, f"{name}; xent analysis", f"{theirs:g}", over)
-        if (np.isfinite(values).sum(axis=1) < 10).any():
+        if (np.isfinite(values).sum(axis=1) < FEWEST).any():
             yield claims.untested(one)
             continue
         pairs = np.stack([clean, values], axis=2)

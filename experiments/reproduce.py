@@ -1,6 +1,6 @@
 r"""The whole paper from one command: every experiment, on shared networks, and one page about all of it.
 
-    python -m experiments.reproduce                       # digits, six minutes on 2 cores
+    python -m experiments.reproduce                       # digits, ten minutes on 2 cores
     python -m experiments.reproduce --dry_run             # what it would take here
     python -m experiments.reproduce --preset=paper        # mnist, fashion_mnist, cifar10: a large GPU, a day
 
@@ -93,7 +93,7 @@ def dry_run(parts: list[Part], given: Flags) -> None:
         before.append(part)
     total = sum(row["minutes"] for row in rows)
     retrainings = sum(row["retrainings"] or 0 for row in rows)
-    trained = [row for row in rows if not row["retrainings"] and (row["steps"] or row["dataset"] == "toy")]
+    trained = [row for row in rows if not row["retrainings"] and row.get("trains", row["steps"])]
     networks = sum(row["networks"] for row in trained)
     launch.show(
         tables.text(rows, estimate.COLUMNS),
@@ -115,12 +115,13 @@ def work(given: Flags) -> None:
     asked = {part.workdir.name: experiment.plain_config(part.config) for part in parts}
     runs.open_run(root, NAME, asked, launch.environment())
     finished: list[tuple[Experiment, experiment.Finished]] = []
+    changed = not runs.exists(root / experiment.REPORT)
     for index, part in enumerate(parts):
         source = source_of(part, parts[:index], given)
-        new = not runs.exists(part.workdir / part.experiment.file(experiment.RESULTS))
+        changed |= not runs.exists(part.workdir / part.experiment.file(experiment.RESULTS))
         done = experiment.run(part.experiment, part.workdir, part.config, given.options(), part.dataset, source)
         finished.append((part.experiment, done))
-        if new or (part is parts[-1] and not runs.exists(root / experiment.REPORT)):
+        if changed:
             experiment.write_page(root / experiment.REPORT, TITLE, finished)
         title = part.experiment.title + (f": {part.dataset.name}" if part.dataset else "")
         launch.show(f"{title}: {experiment.verdicts(done.results['claims'])} ({root / experiment.REPORT})")

@@ -2,6 +2,7 @@
 
 Families, in the order in which data passes; each imports only from those before it:
 
+    intervals     95% confidence intervals that keep their word for few values
     stacking      many networks, examples and devices at once: the one place that maps over all three
     data          labelled images: digits, TFDS sets, files, the two-Gaussian toy
     networks      layers and classifiers, batch norm included
@@ -19,10 +20,21 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from robgrad import attacks, data, faithfulness, gradients, manifolds, networks, runs, stacking, training
+    from robgrad import attacks, data, faithfulness, gradients, intervals, manifolds, networks, runs, stacking, training
 
 __version__ = "0.2.0"
-__all__ = ["attacks", "data", "faithfulness", "gradients", "manifolds", "networks", "runs", "stacking", "training"]
+__all__ = [
+    "attacks",
+    "data",
+    "faithfulness",
+    "gradients",
+    "intervals",
+    "manifolds",
+    "networks",
+    "runs",
+    "stacking",
+    "training",
+]
 
 
 def __getattr__(name: str):

@@ -2,6 +2,7 @@
 
 import doctest
 import os
+import sys
 from pathlib import Path
 
 import jax
@@ -13,7 +14,7 @@ from scipy.optimize import linprog, minimize
 
 from robgrad import attacks
 from robgrad import data as data_sets
-from robgrad.attacks import auto_attack, fab
+from robgrad.attacks.fab import to_hyperplane
 
 KEY = jax.random.key(0)
 SHAPE = (6, 6, 2)
@@ -42,7 +43,7 @@ def test_a_hyperplane_is_reached_by_the_least_step(norm):
     generator = np.random.default_rng(3)
     for gap in (-0.8, 0.3, 2.0):
         point, normal = generator.uniform(-1, 1, 12), generator.normal(size=12)
-        ours = fab.to_hyperplane(
+        ours = to_hyperplane(
             attacks.norm_named(norm), jnp.float32(point), jnp.float32(normal), jnp.float32(gap), (-1.0, 1.0)
         )
         np.testing.assert_allclose(normal @ ours, -gap, atol=1e-4)
@@ -58,7 +59,7 @@ def test_a_hyperplane_is_reached_by_the_least_step(norm):
             bounds = list(zip(-1 - point, 1 - point, strict=True))
             best = minimize(lambda z: z @ z, np.zeros(12), jac=lambda z: 2 * z, bounds=bounds, constraints=plane).fun
             assert float(ours @ ours) == pytest.approx(best, rel=1e-2, abs=1e-4)
-    far = fab.to_hyperplane(attacks.norm_named(norm), jnp.zeros(3), jnp.array([1.0, -2.0, 0.0]), 100.0, (-1.0, 1.0))
+    far = to_hyperplane(attacks.norm_named(norm), jnp.zeros(3), jnp.array([1.0, -2.0, 0.0]), 100.0, (-1.0, 1.0))
     np.testing.assert_allclose(far, [-1.0, 1.0, 0.0], atol=1e-5)
 
 
@@ -83,7 +84,7 @@ def test_fab_finds_the_least_distance_of_a_linear_network(norm, targeted, images
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-@pytest.mark.parametrize("loss", ["xent", "cw", "dlr"])
+@pytest.mark.parametrize("loss", ["xent", "cw"])
 def test_apgd_reaches_the_linear_optimum(norm, loss, images):
     """Of two classes that matter the margin is linear: its optimum is one step of steepest ascent."""
     weights = jnp.stack([jnp.asarray(WEIGHTS[0]), jnp.asarray(WEIGHTS[1]), jnp.zeros(PIXELS)])
@@ -97,7 +98,7 @@ def test_apgd_reaches_the_linear_optimum(norm, loss, images):
 
 def parts():
     for norm in ("l2", "linf"):
-        for part in auto_attack.ensemble("plus", norm, 5)[0]:
+        for part in attacks.ensemble("plus", norm, 5)[0]:
             if part.rank == part.restart == 0:
                 yield pytest.param(
                     norm, part.search._replace(steps=min(part.search.steps, 60)), id=f"{norm}-{part.name}"
@@ -283,7 +284,7 @@ def test_what_is_meant_is_taken():
 
 
 def test_the_docstrings_example_holds():
-    assert doctest.testmod(auto_attack).failed == 0
+    assert doctest.testmod(sys.modules["robgrad.attacks.auto_attack"]).failed == 0
 
 
 def witness():

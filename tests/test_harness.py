@@ -3,12 +3,14 @@
 import dataclasses
 import json
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from experiments import manifold_distance, tradeoff
 from experiments.harness import claims, config, correlations, densities, html
+from experiments.harness.trained import Recipe
 from robgrad import data as data_sets
 
 REPRODUCE = [
@@ -97,7 +99,14 @@ def test_seeds_that_disagree_leave_an_order_open():
 
 def test_signs_are_the_papers():
     row = dict(zip(correlations.CORRELATED, ("kar", "strength", "l2", "xent", "gradient"), strict=True))
-    row |= {"networks": 6, "rank": -0.9, "rank_low": -0.99, "rank_high": -0.5, "rank_published": -0.4623}
+    row |= {
+        "networks": 6,
+        "network_seeds": 1,
+        "rank": -0.9,
+        "rank_low": -0.99,
+        "rank_high": -0.5,
+        "rank_published": -0.4623,
+    }
     judged = lambda **changed: next(correlations.claims_of("3.2", [row | changed], "strength"))["verdict"]  # noqa: E731
     assert judged() == claims.HOLDS
     assert judged(rank_published=0.5) == claims.FAILS
@@ -107,25 +116,44 @@ def test_signs_are_the_papers():
 
 
 def test_ways_out_compare_networks_of_equal_rank():
-    rows = [
-        {
-            **{"benchmark": benchmark, "attribution": attribution, "train_norm": norm, "train_loss": "xent"},
-            **{"train_epsilon": epsilon, "network_seed": 0},
-            **{"score": (norm == "linf") * (benchmark == "kar") + epsilon / 1e6},
+    """l-inf training gains in KAR alone; the global attribution gains nothing."""
+    config = SimpleNamespace(attributions=("gradient", "gradient_times_input"), network_seeds=1)
+    generator = np.random.default_rng(0)
+    recipes = [Recipe(norm, "xent", e) for norm, all in (("l2", (1, 2)), ("linf", (0.1, 0.2))) for e in all]
+
+    def judged(gaining):
+        areas = {
+            (recipe, benchmark, attribution): generator.normal(
+                (recipe.norm == "linf") * (benchmark == gaining) - 0.2 * (recipe.norm == "linf"), 1.0, (3, 500)
+            )
+            for recipe in recipes
+            for benchmark in ("roar", "kar")
+            for attribution in config.attributions
         }
-        for benchmark in ("roar", "kar")
-        for attribution in ("gradient", "gradient_times_input")
-        for norm, epsilons in (("l2", (1, 2, 3)), ("linf", (0.1, 0.2, 0.3)))
-        for epsilon in epsilons
-    ]
-    found = {row["claim"]: row["verdict"] for row in tradeoff.ways_out(rows)}
+        return {row["claim"]: row["verdict"] for row in tradeoff.ways_out(config, areas)}
+
+    found = judged("kar")
     assert found["KAR: l-inf training scores above l2 training"] == claims.HOLDS
     assert found["l-inf training gains more in KAR over l2 than it loses in ROAR"] == claims.HOLDS
     assert found["KAR: the global Gradient * Input scores above the local Gradient"] == claims.UNTESTED
     # A gain in ROAR alone is none in KAR.
-    swapped = [row | {"benchmark": "kar" if row["benchmark"] == "roar" else "roar"} for row in rows]
-    found = {row["claim"]: row["verdict"] for row in tradeoff.ways_out(swapped)}
-    assert found["l-inf training gains more in KAR over l2 than it loses in ROAR"] != claims.HOLDS
+    found = judged("roar")
+    assert found["KAR: l-inf training scores above l2 training"] == claims.FAILS
+    assert found["l-inf training gains more in KAR over l2 than it loses in ROAR"] == claims.FAILS
+
+
+def test_seeds_of_a_network_are_one_point_of_a_correlation():
+    rows = [
+        {
+            **{"benchmark": "roar", "attribution": "gradient", "train_norm": norm, "train_loss": norm and "xent"},
+            **{"train_epsilon": epsilon, "network": f"{norm}-{epsilon}", "score": epsilon + seed, "test_accuracy": 1.0},
+        }
+        for norm, epsilon in ((None, 0.0), ("l2", 1.0), ("l2", 2.0))
+        for seed in range(3)
+    ]
+    x, y = correlations.points(rows, "roar", "strength", "l2", "xent", "gradient")
+    np.testing.assert_allclose(x, [0.0, 0.5, 1.0])
+    np.testing.assert_allclose(y, [1.0, 2.0, 3.0])
 
 
 def test_an_interval_says_what_it_is_over():
@@ -148,6 +176,7 @@ def test_an_interval_says_what_it_is_over():
 def test_a_published_number_needs_an_interval_that_tells_it_from_its_neighbours(modes, low, high, expected):
     assert claims.number(modes[0], modes, low, high, full=True) == expected
     assert claims.number(modes[0], modes, low, high, full=False) == claims.UNTESTED
+    assert claims.number(modes[0], modes, np.nan, np.nan, full=True) == claims.UNTESTED
 
 
 def manifold_config(preset, **given):

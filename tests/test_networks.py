@@ -121,5 +121,5 @@ def test_modules_with_a_train_argument_are_understood():
     variables = networks.init(network, jax.random.key(0), (4, 4, 1))
     images = jax.random.normal(jax.random.key(1), (5, 4, 4, 1))
     assert networks.logits(network, variables, images).shape == (5, 3)
-    moved = networks.of_module(network).train(variables, images, jnp.ones(5))[1]
+    moved = train(network, variables, images, jnp.ones(5))[1]
     assert not jnp.allclose(moved["batch_stats"]["BatchNorm_0"]["mean"], 0)

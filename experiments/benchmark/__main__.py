@@ -11,7 +11,7 @@ give must be equal. Suites, for the paper's classifiers (and the one for 8x8 dig
     attack      PGD-10 and PGD-40, l2 and l-inf, of a batch
     train       standard and adversarial training steps
     retrain     a stack of ROAR retrainings, against one after another
-    gradients   input gradients of the loss; their alignment with a VAE-GAN's manifold, against a loop of Jacobians
+    gradients   input gradients of the loss; their alignment with a VAE-GAN's manifold, against vectorised Jacobians
     vae_gan     steps of the VAE-GAN
     devices     all devices in one process, one device, two processes of half the cores each, XLA's defaults
     data        loading a data set, cold and from its cache

@@ -94,17 +94,9 @@ def spread(seeds: int, rest: str) -> str:
     return f"{seeds} seeds, {rest}" if seeds > 1 else f"{rest}; one seed"
 
 
-def difference(claim: Claim, differences: Sequence[float]) -> Row:
-    """The claim that differences, independent of each other, are above zero on average."""
-    if len(differences) < 2:
-        return untested(claim)
-    low, high = intervals.of_mean(np.array(differences))
-    return row(claim, f"{np.mean(differences):+.4f} on average", float(low), float(high), verdict(low, high))
-
-
 def number(published: float, neighbours: Sequence[float], low: float, high: float, full: bool) -> str:
     """The verdict of a published number read off a figure, among published neighbours, by our interval."""
-    if not full:
+    if not full or not np.isfinite([low, high]).all():
         return UNTESTED
     if not low - READING_ERROR <= published <= high + READING_ERROR:
         return FAILS

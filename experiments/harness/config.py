@@ -119,7 +119,7 @@ def made(kind: type[Config], presets: Presets, common: Mapping[str, Any], given:
     named = {} if dataset is None else {"dataset": dataset.name}
     config = kind(**common, **named, **preset | alone)
     if dataset is not None:
-        _check_fits(config, dataset, given)
+        _check_fits(config, dataset)
     return config
 
 
@@ -155,7 +155,16 @@ def _preset(presets: Presets, name: str, dataset: data.Dataset | None) -> Preset
     }
 
 
-def _check_fits(config: Any, dataset: data.Dataset, given: Mapping[str, Any]) -> None:
+def _check_fits(config: Any, dataset: data.Dataset) -> None:
+    if training.OBJECTIVES[config.objective].attack_loss and len(config.train_losses) > 1:
+        raise ConfigError(
+            f"--objective={config.objective}: its attack ascends a loss of its own, so that networks of several "
+            f"--train_losses would be the same; give one of {', '.join(config.train_losses)}"
+        )
+    pixels = int(np.prod(dataset.train.images.shape[1:]))
+    if getattr(config, "manifold", None) == "pca":
+        most = min(config.train_examples, pixels) - 1
+        _check("pca_dimensions", config.pca_dimensions, most, f"{config.train_examples} images of {pixels} pixels")
     available, tests = len(dataset.train.labels) - config.held_out, len(dataset.test.labels)
     _check("train_examples", config.train_examples, available, f"{dataset.name} has {available} left to train on")
     _check("test_examples", config.test_examples, tests, f"{dataset.name} has {tests}")

@@ -48,7 +48,10 @@ def published(benchmark: str, against: str, norm: str, loss: str, attribution: s
 
 
 def points(rows: Sequence[Row], benchmark: str, against: str, norm: str, loss: str, attribution: str):
-    """Abscissae and scores of one group of networks, the standard ones at strength 0."""
+    """Abscissae and scores of one group, a point for each kind of network, averaged over its seeds.
+
+    Seeds of one kind are no independent points: they share the kind's own deviation. Standard networks are at 0.
+    """
     chosen = [
         row
         for row in rows
@@ -57,18 +60,23 @@ def points(rows: Sequence[Row], benchmark: str, against: str, norm: str, loss: s
         and (row["train_norm"], row["train_loss"]) in ((norm, loss), (None, None))
     ]
     largest = max(row["train_epsilon"] for row in chosen) or 1.0
-    x = [row["train_epsilon"] / largest if against == "strength" else row["test_accuracy"] for row in chosen]
-    return np.array(x), np.array([row["score"] for row in chosen])
+    kinds: dict[str, list[tuple[float, float]]] = {}
+    for row in chosen:
+        x = row["train_epsilon"] / largest if against == "strength" else row["test_accuracy"]
+        kinds.setdefault(row["network"], []).append((x, row["score"]))
+    xs, ys = np.transpose([np.mean(pairs, axis=0) for pairs in kinds.values()])
+    return xs, ys
 
 
 def table_of(config, rows: Sequence[Row], against: str) -> list[Row]:
-    """Linear (Pearson) and rank (Spearman) correlations of scores, each network a point, with 95% intervals."""
+    """Linear (Pearson) and rank (Spearman) correlations of scores, each kind of network a point, with 95% intervals."""
     table = []
     for benchmark in (ROAR, KAR):
         for loss, attribution, norm in itertools.product(config.train_losses, config.attributions, config.norms):
             x, y = points(rows, benchmark, against, norm, loss, attribution)
             row: Row = dict(zip(CORRELATED, (benchmark, against, norm, loss, attribution), strict=True))
             row["networks"] = len(x)
+            row["network_seeds"] = config.network_seeds
             paper = published(benchmark, against, norm, loss, attribution)
             tests = (("linear", stats.pearsonr), ("rank", stats.spearmanr))
             for (name, function), theirs in zip(tests, paper, strict=True):
@@ -100,7 +108,8 @@ def claims_of(section: str, table: Sequence[Row], abscissa: str) -> Iterator[Row
         paper = one["rank_published"]
         if paper is None:
             continue
-        verb, over = "rises" if paper > 0 else "falls", f"{one['networks']} networks"
+        verb = "rises" if paper > 0 else "falls"
+        over = claims.spread(one["network_seeds"], f"{one['networks']} kinds of network")
         text = f"{one['benchmark'].upper()} score {verb} with {abscissa} (rank correlation)"
         group = f"{one['train_norm']}, {one['train_loss']}; {one['attribution'].replace('_', ' ')}"
         claim = claims.Claim(section, text, group, f"{paper:.2f} (CIFAR-10)", over)

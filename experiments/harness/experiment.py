@@ -155,7 +155,10 @@ def run(
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text()) if runs.exists(path) else None
+    try:
+        return json.loads(path.read_text()) if runs.exists(path) else None
+    except ValueError as error:
+        raise runs.RunError(f"{path}: damaged ({error}); remove it and start again: it is made anew") from error
 
 
 def _computed(experiment: Experiment, given: Run, environment: Mapping[str, Any]) -> dict[str, Any]:
@@ -216,8 +219,11 @@ def write_page(path: Path, title: str, parts: Sequence[tuple[Experiment, Finishe
     table = html.Table("Claims, click a heading to sort", every, claims.COLUMNS, claims.MARKS)
     body = [html.Section("What is claimed, and what was found", [f"{verdicts(every)}.", table, claims.RULE])]
     body += [section(*part) for part in parts]
-    again = f"{Path(sys.executable).name} -m {_module()} {shlex.join(sys.argv[1:])}".strip()
-    body.append(html.Section("Run it again", ["Started again, a finished run prints its tables.", html.Code(again)]))
+    if module := getattr(sys.modules["__main__"].__spec__, "name", None):
+        again = f"{Path(sys.executable).name} -m {module} {shlex.join(sys.argv[1:])}".strip()
+        body.append(
+            html.Section("Run it again", ["Started again, a finished run prints its tables.", html.Code(again)])
+        )
     runs.write(path, html.document(title, body))
 
 
@@ -257,10 +263,6 @@ def workdir_of(experiment: Experiment, given: Flags) -> Path:
     if experiment.has_dataset:
         parts += [label(given.values.dataset), given.values.preset]
     return Path(given.values.workdir or f"runs/{'-'.join(parts)}").expanduser()
-
-
-def _module() -> str:
-    return getattr(sys.modules["__main__"].__spec__, "name", None) or "experiments.reproduce"
 
 
 def _what(results: Mapping[str, Any]) -> str:

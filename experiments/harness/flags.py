@@ -7,7 +7,8 @@ import collections
 import dataclasses
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -43,6 +44,7 @@ class Flags:
         """
         self.values, self.about, self.presets = flags.FlagValues(), about, presets or {}
         self._names: dict[str, list[str]] = collections.defaultdict(list)
+        self._by_norm: dict[str, Callable[[Mapping[str, Any]], Any]] = {}
         self._define_run(any("dataset" in {field.name for field in dataclasses.fields(kind)} for kind in kinds))
         self._define_options()
         for kind in kinds:
@@ -79,17 +81,16 @@ class Flags:
 
     def help(self) -> str:
         """What the program is, and all its flags by group with their defaults."""
-        name = getattr(self.values, "dataset", "") or ""
-        preset = self.presets.get(getattr(self.values, "preset", "quick"), {}).get(name, {})
+        read = self.values.is_parsed()
+        name = self.values.dataset if read and "dataset" in self.values else "digits"
+        preset = self.presets.get(self.values.preset if read else "quick", {}).get(name, {})
         lines = [self.about.strip(), ""]
         for group, title in _GROUPS.items():
             lines.append(f"{title}:")
             for flag in self._names[group]:
                 default = self.values[flag].default
                 shown = _shown(preset.get(flag) if default is None and flag in preset else default)
-                for field, value in preset.items():
-                    if isinstance(value, Mapping):
-                        shown = next((_shown(v) for norm, v in value.items() if _is_of(flag, field, norm)), shown)
+                shown = _shown(self._by_norm.get(flag, lambda preset: None)(preset)) or shown
                 value = f" [{shown}]" if shown else ""
                 text = f"{self.values[flag].help}{value}"
                 lines += textwrap.wrap(f"--{flag}: {text}", 100, initial_indent="  ", subsequent_indent="      ")
@@ -166,6 +167,7 @@ class Flags:
         if meta["by_norm"]:
             for norm in attacks.NORMS:
                 name = meta["by_norm"].format(norm)
+                self._by_norm[name] = partial(_of_norm, field.name, norm)
                 several = "tuple" in str(kind)
                 self._define_one(name, meta["help"].format(norm), tuple[float, ...] if several else float, meta)
         else:
@@ -204,16 +206,16 @@ class Flags:
                 )
 
 
+def _of_norm(field: str, norm: str, preset: Mapping[str, Any]) -> Any:
+    return preset.get(field, {}).get(norm)
+
+
 def _are(given: Sequence[str], fits) -> bool:
     try:
         numbers = [float(one) for one in given]
     except ValueError:
         return False
     return len({*numbers}) == len(numbers) > 0 and all(map(fits, numbers))
-
-
-def _is_of(flag: str, field: str, norm: str) -> bool:
-    return flag == {"radii": f"{norm}_epsilons", "step_sizes": f"{norm}_step_size"}.get(field)
 
 
 def _shown(value: Any) -> str:

@@ -272,7 +272,9 @@ _DATA = ("dataset", "seed", "held_out", "train_examples", "shuffle", "matmul_pre
 def training_settings(config: TrainingConfig, recipe: Recipe) -> dict[str, Any]:
     """What a network depends on beside its name: of the configuration, what its training reads."""
     names = [*_DATA, "network", "batch_size", "learning_rate", "epochs" if recipe.norm else "standard_epochs"]
-    names += ["attack_steps", "train_attack", "objective", "objective_weight", "zero_mask"] if recipe.norm else []
+    if recipe.norm:
+        names += ["attack_steps", "train_attack", "objective", *training.OBJECTIVES[config.objective].settings]
+        names += ["zero_mask"] if recipe.loss == "cw" else []
     settings = {name: getattr(config, name) for name in names}
     return settings | ({"step_size": config.step_sizes[recipe.norm]} if recipe.norm else {})
 
@@ -284,7 +286,7 @@ def manifold_settings(config: Any, name: str) -> dict[str, Any]:
 
 def _stage_of(stage: str, source: Source | None) -> Path | None:
     """Where another run keeps a stage; None if there is no such run, or it has none such."""
-    if source is None:
+    if source is None or (not source.strict and not (source.run / "networks").is_dir()):
         return None
     return next((path for path in runs.stages(source.run) if path.name == stage), None)
 

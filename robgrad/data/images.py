@@ -31,9 +31,9 @@ class Dataset(NamedTuple):
 
 
 def scale(images: Array) -> Array:
-    """Maps bytes 0..255 to float32 in [-1, 1]; images that are floating point already pass unchanged."""
+    """Maps bytes 0..255 to float32 in [-1, 1]; images that are floating point already pass, as float32."""
     if jnp.issubdtype(images.dtype, jnp.floating):
-        return images
+        return images if images.dtype == jnp.float32 else images.astype(jnp.float32)
     return images.astype(jnp.float32) / 127.5 - 1.0
 
 

@@ -94,7 +94,11 @@ def _write(path: Path, split: Split) -> bool:
         if not path.parent.stat().st_mode & stat.S_IWUSR:
             return False
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
-            np.savez(file, images=split.images, labels=split.labels)
+            try:
+                np.savez(file, images=split.images, labels=split.labels)
+            except OSError:
+                os.unlink(file.name)
+                raise
         # Others who share the data may read it.
         os.chmod(file.name, 0o644)
         os.replace(file.name, path)

@@ -13,7 +13,7 @@ from robgrad.faithfulness.retraining import (
     retraining_step,
     roar,
 )
-from robgrad.faithfulness.scores import KAR, PERCENTILES, RANDOM, ROAR, Curve, curve, score
+from robgrad.faithfulness.scores import KAR, PERCENTILES, RANDOM, ROAR, Curve, areas, bounds, curve, score
 
 __all__ = [
     "KAR",
@@ -25,6 +25,8 @@ __all__ = [
     "Occlusion",
     "Retraining",
     "RetrainingSizes",
+    "areas",
+    "bounds",
     "curve",
     "evaluate",
     "fill_of",

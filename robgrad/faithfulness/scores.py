@@ -45,26 +45,37 @@ def score(benchmark: str, percentiles: Sequence[float], attribution: np.ndarray,
     return np.trapezoid(gain, np.array([0.0, *np.asarray(percentiles)[order], 100.0]) / 100, axis=-1)
 
 
-def curve(benchmark: str, percentiles: Sequence[float], hits: np.ndarray, random_hits: np.ndarray) -> Curve:
-    """Curve and score of a method from its networks' hits and Random's, each `[Q, seeds, N]` (bool).
+def areas(benchmark: str, percentiles: Sequence[float], hits: np.ndarray, random_hits: np.ndarray) -> np.ndarray:
+    """What each test image and seed contributes to the score `[seeds, N]`, from hits `[Q, seeds, N]` (bool).
 
-    A score is linear in the accuracies, so it is the mean over images of each image's own area: what the test images
-    bring to all seeds is in closed form, and seeds, which start alike in both, come by `intervals.of_seeds`.
+    A score is linear in the accuracies, so it is the mean of these areas.
     """
-    # [seeds, N]: the area that one image and seed contribute.
-    areas = score(benchmark, percentiles, np.moveaxis(hits, 0, -1) * 1.0, np.moveaxis(random_hits, 0, -1) * 1.0)
+    return score(benchmark, percentiles, np.moveaxis(hits, 0, -1) * 1.0, np.moveaxis(random_hits, 0, -1) * 1.0)
+
+
+def bounds(areas: np.ndarray) -> intervals.Bounds:
+    """The 95% interval of the mean of areas `[seeds, N]`: over seeds and images, or over images of one seed.
+
+    What the test images bring to all seeds is in closed form; seeds come by `intervals.of_seeds`.
+    """
     images = areas.shape[1]
-    low, high = intervals.of_seeds(areas.mean(1), intervals.shared_variance(areas.T) / images)
-    if len(areas) == 1:
-        half = 1.96 * areas[0].std(ddof=1) / np.sqrt(images)
-        low, high = areas.mean() - half, areas.mean() + half
+    if len(areas) > 1:
+        return intervals.of_seeds(areas.mean(1), intervals.shared_variance(areas.T) / images)
+    half = 1.96 * areas[0].std(ddof=1) / np.sqrt(images)
+    return areas.mean() - half, areas.mean() + half
+
+
+def curve(benchmark: str, percentiles: Sequence[float], hits: np.ndarray, random_hits: np.ndarray) -> Curve:
+    """Curve and score of a method from its networks' hits and Random's, each `[Q, seeds, N]` (bool)."""
+    own = areas(benchmark, percentiles, hits, random_hits)
+    low, high = bounds(own)
     accuracy, random = hits.mean(-1), random_hits.mean((-2, -1))
     return Curve(
         np.array(percentiles),
         accuracy.mean(-1),
         accuracy.std(-1),
         random,
-        float(areas.mean()),
+        float(own.mean()),
         float(low),
         float(high),
     )

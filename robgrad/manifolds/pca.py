@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from scipy import linalg
 
 from robgrad.data import scale
 from robgrad.manifolds.geometry import Manifold, TangentSpace
@@ -32,8 +33,9 @@ def fit_pca(images: np.ndarray, dimensions: int = 10, most: int = 10_000) -> Pla
             f"got {dimensions}"
         )
     mean = pixels.mean(0)
-    _, vectors = np.linalg.eigh(np.cov(pixels.T))
-    directions = vectors[:, ::-1][:, :dimensions]
+    largest = (pixels.shape[1] - dimensions, pixels.shape[1] - 1)
+    _, vectors = linalg.eigh(np.cov(pixels.T), subset_by_index=largest)
+    directions = vectors[:, ::-1]
     return Plane(jnp.asarray(mean.reshape(images.shape[1:]), jnp.float32), jnp.asarray(directions, jnp.float32))
 
 

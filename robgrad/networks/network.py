@@ -11,8 +11,9 @@ from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
+from robgrad import stacking
 from robgrad.networks.classifiers import classifier_for
 from robgrad.networks.residual import preact_resnet_18, wide_resnet
 
@@ -43,28 +44,28 @@ def of_module(module: nn.Module | Network) -> Network:
 
     In training the module is given `weights` if its `__call__` has a parameter of that name (as robgrad's own
     modules with batch norm), or else `train=True` if it has that one; collections other than `params` are mutable
-    then, and read-only in evaluation.
+    then, and read-only in evaluation. Statistics of modules with `train` are averaged over devices, padding included.
     """
     if isinstance(module, Network):
         return module
     accepted = inspect.signature(type(module).__call__).parameters
+    weighted, by_flag = "weights" in accepted, "train" in accepted and "weights" not in accepted
+    at_rest: dict[str, Any] = {"train": False} if by_flag else {}
 
     def init(key: Array, image_shape: Sequence[int]) -> Variables:
-        options: dict[str, Any] = {"train": False} if "train" in accepted and "weights" not in accepted else {}
-        return dict(module.init(key, jnp.zeros((1, *image_shape)), **options))
+        return dict(module.init(key, jnp.zeros((1, *image_shape)), **at_rest))
 
     def evaluate(variables: Variables, images: Array) -> Array:
-        options: dict[str, Any] = {"train": False} if "train" in accepted and "weights" not in accepted else {}
-        return cast(Array, module.apply(variables, images, **options))
+        return cast(Array, module.apply(variables, images, **at_rest))
 
     def train(variables: Variables, images: Array, weights: Array) -> tuple[Array, Variables]:
         moving = [name for name in variables if name != "params"]
-        options: dict[str, Any] = {"weights": weights} if "weights" in accepted else {}
-        if not options and "train" in accepted:
-            options = {"train": True}
+        options: dict[str, Any] = {"weights": weights} if weighted else {"train": True} if by_flag else {}
         if not moving:
             return cast(Array, module.apply(variables, images, **options)), variables
         logits, moved = module.apply(variables, images, mutable=moving, **options)
+        # Modules of others know nothing of the other devices' parts: what has moved there is averaged.
+        moved = moved if weighted else lax.pmean(moved, stacking.DATA)
         return cast(Array, logits), {**variables, **moved}
 
     return Network(init, evaluate, train)

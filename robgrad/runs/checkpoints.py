@@ -107,13 +107,16 @@ def states_of(directory: Path, start) -> Iterator[tuple[Any, Callable[[Any], Non
 
 def _newest(manager: ocp.CheckpointManager, directory: Path, start):
     for step in sorted(manager.all_steps(), reverse=True):
+        restored, damage = None, None
         try:
             with reading(directory / str(step)):
                 template = jax.tree.map(np.zeros_like, _plain(start))
                 restored = manager.restore(step, args=ocp.args.StandardRestore(template))
                 chex.assert_trees_all_equal_shapes_and_dtypes(restored, template)
         except DamagedError as error:
-            _say(f"{error}; going on from an earlier state")
+            damage = error
+        if restored is None or stacking.agree(damage is not None).any():
+            _say(f"{damage or directory / str(step)}; going on from an earlier state")
             _put_aside(directory / str(step), directory.with_name(f"{directory.name}.unreadable-{step}"))
             manager.reload()
             continue
@@ -225,12 +228,17 @@ def finished(path: Path, load: Callable[[Path], Any]) -> Any | None:
     """What `load` makes of a finished stage; None if it is missing, or damaged, which is said."""
     if not exists(path):
         return None
+    loaded, damage = None, None
     try:
-        return load(path)
+        loaded = load(path)
     except DamagedError as error:
-        _say(f"{error}: put aside, doing this stage again")
+        damage = error
+    # All processes go the same way: what one cannot read, none has.
+    if stacking.agree(damage is not None).any():
+        _say(f"{damage or path}: put aside, doing this stage again")
         _put_aside(path, path.with_name(f"{path.name}.unreadable"))
         return None
+    return loaded
 
 
 def _put_aside(path: Path, place: Path) -> None:

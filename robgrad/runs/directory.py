@@ -171,8 +171,11 @@ def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
     """
     arrays = None
     damage = (FileNotFoundError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
-    with contextlib.suppress(*damage), np.load(path, allow_pickle=False) as stored:
-        arrays = dict(stored)
+    try:
+        with contextlib.suppress(*damage), np.load(path, allow_pickle=False) as stored:
+            arrays = dict(stored)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read now ({first_line(error)}); mend that and start again") from error
     whole = stacking.agree(arrays is not None)[:, 0]
     if whole[0] and not whole.all():
         raise RunError(f"{path}: not every process can read it; expected a directory that all of them share")

@@ -76,7 +76,7 @@ def fit(
       step: the step of one replica.
       states: stack of `S` states, at equal steps; their buffers are given away.
       numbers: pytree of arrays `[S]`, the step's second argument; a scalar is every replica's.
-      data: pytree of arrays `[N, ...]`, the data of every replica, for instance a `datasets.Split`.
+      data: pytree of arrays `[N, ...]`, the data of every replica, for instance a `data.Split`.
       mesh: from `stacking.device_mesh`.
       batch_size: examples a step, over all devices.
       epochs: passes over the data in all, those already in `states` included.

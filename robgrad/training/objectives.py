@@ -110,7 +110,9 @@ def trades() -> Objective:
         attacked = passes.perturb(images, jax.nn.softmax(passes.evaluate(images)))
         clean, variables = passes.train(variables, images)
         logits, variables = passes.train(variables, attacked)
-        divergence = jax.vmap(kl_divergence)(logits, jax.nn.softmax(clean))
+        # From logarithms, since a probability may round to 0, where x log x has no derivative.
+        own, theirs = jax.nn.log_softmax(clean), jax.nn.log_softmax(logits)
+        divergence = jnp.sum(jnp.exp(own) * (own - theirs), axis=-1)
         return Outcome(jax.vmap(cross_entropy)(clean, labels) + numbers.weight * divergence, logits, variables)
 
     return objective
@@ -123,16 +125,18 @@ class ObjectiveKind(NamedTuple):
       build: makes it.
       attack_loss: the loss that its attack ascends; None for the one that the configuration names.
       random_start: whether its attack cannot start at the image.
+      settings: names of the settings of a configuration that it alone depends on.
     """
 
     build: Callable[[], Objective]
     attack_loss: Loss | None = None
     random_start: bool = False
+    settings: tuple[str, ...] = ()
 
 
 OBJECTIVES: dict[str, ObjectiveKind] = {
     "adversarial": ObjectiveKind(adversarial),
-    "trades": ObjectiveKind(trades, kl_divergence, random_start=True),
+    "trades": ObjectiveKind(trades, kl_divergence, random_start=True, settings=("objective_weight",)),
 }
 
 
