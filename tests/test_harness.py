@@ -17,7 +17,7 @@ REPRODUCE = [
     *("--train_examples=200", "--test_examples=40", "--epochs=1", "--standard_epochs=2", "--attack_steps=2"),
     *("--robust_steps=2", "--analysis_steps=2", "--vae_gan_epochs=1", "--norms=l2", "--train_losses=xent"),
     *("--l2_epsilons=1,2", "--percentiles=50", "--retraining_seeds=2", "--retraining_epochs=1"),
-    *("--repeats=2", "--points=500"),
+    *("--repeats=2", "--points=500", "--attacked_examples=20", "--l2_evaluated=1", "--linf_evaluated=0.1"),
 ]
 
 
@@ -215,11 +215,11 @@ def test_the_whole_paper_on_shared_networks(tmp_path, run):
     reader = Reader()
     reader.feed(text)
     assert all(f"{section} " in text for section in ("2.1", "2.2", "3.2", "3.3"))
-    for name in ("boundary_tilting", "manifold_distance-digits", "roar_kar-digits"):
+    for name in ("boundary_tilting", "manifold_distance-digits", "roar_kar-digits", "robustness-digits"):
         assert json.loads((tmp_path / "all" / name / "results.json").read_text())["rows"]
-    assert printed.count("claims") == 4
+    assert printed.count("claims") == 5
     again, said = run("reproduce", *arguments)
-    assert again.count("finished already") == 4
+    assert again.count("finished already") == 5
     assert "training" not in said
     # What is refused is refused before anything is touched.
     page = (tmp_path / "all" / "report.html").stat().st_mtime_ns

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import boundary_tilting, manifold_distance
+from experiments import boundary_tilting, manifold_distance, roar_kar
 from experiments.harness import config, experiment, flags, registry
 from experiments.harness.options import Options
 from robgrad import attacks, gradients, networks, runs, stacking, training
@@ -18,6 +18,7 @@ TINY = [
     *("--train_examples=100", "--test_examples=20", "--epochs=1", "--standard_epochs=1", "--attack_steps=2"),
     *("--robust_steps=2", "--analysis_steps=2", "--train_losses=xent", "--norms=l2", "--l2_epsilons=1,2"),
     *("--percentiles=50", "--retraining_seeds=2", "--retraining_epochs=1", "--repeats=2", "--points=200"),
+    *("--attacked_examples=20", "--l2_evaluated=1", "--linf_evaluated=0.1"),
     *("--batch_size=25", "--vae_gan_epochs=1", "--vae_gan_batch_size=25", "--retraining_batch_size=25"),
 ]
 
@@ -44,6 +45,7 @@ def test_another_size_through_every_experiment(colour_file, tmp_path, run):
         "boundary_tilting",
         "manifold_distance-colour",
         "roar_kar-colour",
+        "robustness-colour",
     }
 
 
@@ -77,7 +79,7 @@ def test_every_other_choice_at_once(colour_file, tmp_path, run):
 
 def known(arguments, which):
     """Those of the arguments that a program has."""
-    kind = manifold_distance.ManifoldConfig if which == "manifold" else registry.every()[-1].config
+    kind = manifold_distance.ManifoldConfig if which == "manifold" else roar_kar.RetrainingConfig
     values = flags.Flags("", [kind]).values
     return [one for one in arguments if one[2:].split("=")[0] in values]
 

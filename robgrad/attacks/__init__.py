@@ -4,7 +4,7 @@
 """
 
 from robgrad.attacks.apgd import apgd
-from robgrad.attacks.auto_attack import Evaluation, auto_attack, ensemble, robust_accuracy
+from robgrad.attacks.auto_attack import VERSIONS, WRONG, Evaluation, auto_attack, ensemble, robust_accuracy
 from robgrad.attacks.fab import fab
 from robgrad.attacks.losses import (
     LOSSES,
@@ -28,6 +28,8 @@ __all__ = [
     "LINF",
     "LOSSES",
     "NORMS",
+    "VERSIONS",
+    "WRONG",
     "Attack",
     "Evaluation",
     "Goal",

@@ -6,7 +6,7 @@ work follows the survivors. Every image has random keys of its own, so that none
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +24,8 @@ from robgrad.data import PIXEL_RANGE
 from robgrad.data.images import checked_examples
 from robgrad.networks import LogitsFn
 
-VERSIONS = ("standard", "plus", "rand")
+VERSIONS = ("standard", "plus", "rand", "short")
+Apply = Callable[[Any, Array], Array]
 STANDING, WRONG = "", "wrong from the start"
 
 
@@ -88,7 +89,8 @@ def ensemble(
 
     `standard`: APGD on the cross-entropy, targeted APGD on the DLR loss and targeted FAB, each at the 9 next classes,
     of 100 steps, Square of 5,000 queries. `plus`: APGD on both losses, five times each, FAB, Square, and the targeted
-    ones. `rand`, for networks that are random: APGD on both losses, each gradient the mean of 20.
+    ones. `rand`, for networks that are random: APGD on both losses, each gradient the mean of 20. `short`, for a first
+    look and no yardstick: APGD of 50 steps on the cross-entropy, and targeted at the 3 next classes.
 
     Raises:
       ValueError: for another version, or one class.
@@ -110,6 +112,10 @@ def ensemble(
         options["samples"] = 20
         losses = {"apgd-ce": cross_entropy, "apgd-dlr": untargeted}
         return [Part(name, apgd(norm, loss, **options)) for name, loss in losses.items()], notes
+    if version == "short":
+        quick = apgd(norm, cross_entropy, 50, **options)
+        aimed = apgd(norm, towards, 50, targeted=True, **options)
+        return [Part("apgd-ce", quick), *(Part("apgd-t", aimed, rank) for rank in range(min(classes - 1, 3)))], notes
     ranks = range(min(classes - 1, 9))
     aimed = apgd(norm, towards, targeted=True, **options)
     near = fab(norm, targeted=True, **options)
@@ -133,39 +139,39 @@ class Tools(NamedTuple):
     stride: int
 
 
-def _tools(logits_fn: LogitsFn, search: Search, wanted: int) -> Tools:
+def _tools(apply: Apply, search: Search, wanted: int) -> Tools:
     stride = max(one for one in range(1, min(wanted, search.steps) + 1) if search.steps % one == 0)
 
-    def start(key, image, label, target, epsilon):
-        return search.start(key, Goal(logits_fn, image, label, epsilon, target))
+    def start(variables, key, image, label, target, epsilon):
+        return search.start(key, Goal(partial(apply, variables), image, label, epsilon, target))
 
-    def advance(image, label, target, epsilon, state):
-        goal = Goal(logits_fn, image, label, epsilon, target)
+    def advance(variables, image, label, target, epsilon, state):
+        goal = Goal(partial(apply, variables), image, label, epsilon, target)
         state = lax.fori_loop(0, stride, lambda _, state: search.step(goal, state), state)
         return state, search.end(state)
 
     @jax.jit
-    def begun(fresh, keys, images, labels, targets, epsilon, states):
-        new = jax.vmap(start, in_axes=(0, 0, 0, 0, None))(keys, images, labels, targets, epsilon)
+    def begun(variables, fresh, keys, images, labels, targets, epsilon, states):
+        new = jax.vmap(start, in_axes=(None, 0, 0, 0, 0, None))(variables, keys, images, labels, targets, epsilon)
         if states is None:
             return new
         pick = lambda a, b: jnp.where(fresh.reshape(-1, *[1] * (a.ndim - 1)), a, b)  # noqa: E731
         return jax.tree.map(pick, new, states)
 
-    advanced = jax.jit(jax.vmap(advance, in_axes=(0, 0, 0, None, 0)), donate_argnums=4)
+    advanced = jax.jit(jax.vmap(advance, in_axes=(None, 0, 0, 0, None, 0)), donate_argnums=5)
     return Tools(begun, advanced, stride)
 
 
 class _Attacker:
-    """The ensemble for one network, compiled as it is used: new images and radii compile nothing."""
+    """The ensemble for one architecture, compiled as it is used: new variables, images and radii compile nothing."""
 
-    def __init__(self, logits_fn: LogitsFn, norm: Norm, version: str, pixel_range: tuple[float, float], batch: int):
+    def __init__(self, apply: Apply, norm: Norm, version: str, pixel_range: tuple[float, float], batch: int):
         """Compiles nothing yet."""
-        self.logits_fn, self.norm, self.version = logits_fn, norm, version
+        self.apply, self.norm, self.version = apply, norm, version
         self.pixel_range, self.batch = pixel_range, batch
-        self.logits = jax.jit(jax.vmap(logits_fn))
-        margin = lambda image, label: cross_entropy(logits_fn(image), label)  # noqa: E731
-        self.slopes = jax.jit(jax.vmap(jax.grad(margin)))
+        self.logits_of = jax.jit(jax.vmap(apply, in_axes=(None, 0)))
+        loss = lambda variables, image, label: cross_entropy(apply(variables, image), label)  # noqa: E731
+        self.slopes_of = jax.jit(jax.vmap(jax.grad(loss, 1), in_axes=(None, 0, 0)))
         self.compiled: dict[int, Tools] = {}
         self.parts: dict[int, tuple[list[Part], list[str]]] = {}
 
@@ -184,12 +190,14 @@ class _Attacker:
             parts.append(np.asarray(function(*(one[rows] for one in arrays)))[: count - first])
         return np.concatenate(parts)
 
-    def attack(self, part: Part, images, labels, aims, keys, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
+    def attack(
+        self, variables, part: Part, images, labels, aims, keys, epsilon: float
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Runs one part on images that are all still right; returns the images found, and which have fallen."""
         waiting, found, fallen = list(range(len(images)))[::-1], images.copy(), np.zeros(len(images), bool)
         size = min(self.batch, max(8, 1 << (len(images) - 1).bit_length()))
         tools = self.compiled.setdefault(
-            id(part.search), _tools(self.logits_fn, part.search, 100 if part.search.steps > 1000 else 10)
+            id(part.search), _tools(self.apply, part.search, 100 if part.search.steps > 1000 else 10)
         )
         slots, taken, states = np.full(size, -1), np.zeros(size, int), None
         radius = jnp.float32(epsilon)
@@ -200,9 +208,9 @@ class _Attacker:
                 slots[fresh], taken[fresh] = [waiting.pop() for _ in fresh], 0
                 rows, mask = np.maximum(slots, 0), np.isin(np.arange(size), fresh)
                 given = (images[rows], labels[rows], aims[rows])
-                states = tools.start(mask, keys[rows], *given, radius, states)
+                states = tools.start(variables, mask, keys[rows], *given, radius, states)
             rows = np.maximum(slots, 0)
-            states, (points, down) = tools.advance(images[rows], labels[rows], aims[rows], radius, states)
+            states, (points, down) = tools.advance(variables, images[rows], labels[rows], aims[rows], radius, states)
             taken += tools.stride
             down = np.asarray(down) & (slots >= 0)
             if down.any():
@@ -210,9 +218,9 @@ class _Attacker:
             slots[down | (taken >= part.search.steps)] = -1
         return found, fallen
 
-    def evaluate(self, images, labels, epsilon: float, seed: int, report, restored, save) -> Evaluation:
+    def evaluate(self, variables, images, labels, epsilon: float, seed: int, report, restored, save) -> Evaluation:
         """All parts in turn; see `auto_attack`."""
-        logits = self.in_batches(self.logits, images)
+        logits = self.in_batches(partial(self.logits_of, variables), images)
         parts, notes = self.ensemble(logits.shape[1])
         right = logits.argmax(1) == labels
         broken_by = np.where(right, STANDING, WRONG).astype("U32")
@@ -231,8 +239,8 @@ class _Attacker:
             report(f"{part.name}: {len(left)} of {len(images)} images left")
             keys = _keys(seed, index, left)
             aims = every[left, part.rank].astype(np.int32)
-            found, fallen = self.attack(part, images[left], labels[left], aims, keys, epsilon)
-            found, fallen = self.verified(images[left], labels[left], found, fallen, epsilon)
+            found, fallen = self.attack(variables, part, images[left], labels[left], aims, keys, epsilon)
+            found, fallen = self.verified(variables, images[left], labels[left], found, fallen, epsilon)
             adversarial[left[fallen]], broken_by[left[fallen]] = found[fallen], part.name
             standing[part.name] = int((broken_by == STANDING).sum())
             if save is not None:
@@ -242,10 +250,10 @@ class _Attacker:
         robust = broken_by == STANDING
         found = ~robust & (broken_by != WRONG)
         distance = np.where(found, lengths(self.norm, adversarial, images), np.nan)
-        noticed = self.distrust(images, labels, logits, robust, standing, epsilon)
+        noticed = self.distrust(variables, images, labels, logits, robust, standing, epsilon)
         return Evaluation(robust, broken_by, adversarial, distance, standing, (*notes, *noticed))
 
-    def verified(self, images, labels, found, fallen, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
+    def verified(self, variables, images, labels, found, fallen, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
         """What is within ball and range in double precision, rounding taken back, and misclassified once more."""
         if not fallen.any():
             return found, fallen
@@ -254,17 +262,21 @@ class _Attacker:
         moved *= np.where(scale < 1, scale * (1 - 1e-6), 1.0).reshape(-1, 1, 1, 1)
         inside = np.clip(images + moved, *self.pixel_range).astype(np.float32)
         near = lengths(self.norm, inside, images) <= epsilon * (1 + 1e-6) + 1e-9
-        wrong = self.in_batches(self.logits, inside).argmax(1) != labels
+        wrong = self.in_batches(partial(self.logits_of, variables), inside).argmax(1) != labels
         return inside, fallen & near & wrong
 
-    def distrust(self, images, labels, logits, robust, standing, epsilon: float) -> list[str]:
+    def distrust(self, variables, images, labels, logits, robust, standing, epsilon: float) -> list[str]:
         """Lines about what an evaluation should not be believed for."""
         notes, some = [], slice(0, min(len(images), 1000))
         if np.all(logits >= 0) and np.allclose(logits.sum(1), 1.0, atol=1e-4):
             notes.append("the outputs look like probabilities: expected logits; gradients of probabilities vanish")
-        if not np.allclose(self.in_batches(self.logits, images[some]), logits[some], rtol=1e-4, atol=1e-5):
+        if not np.allclose(
+            self.in_batches(partial(self.logits_of, variables), images[some]), logits[some], rtol=1e-4, atol=1e-5
+        ):
             notes.append("the outputs differ between two calls: the network is random; use version='rand'")
-        slopes = self.in_batches(self.slopes, images[some], labels[some]).reshape(len(images[some]), -1)
+        slopes = self.in_batches(partial(self.slopes_of, variables), images[some], labels[some]).reshape(
+            len(images[some]), -1
+        )
         finite = np.isfinite(slopes).all(1)
         zero = finite & (np.abs(slopes).max(1) == 0)
         for count, what in ((int(zero.sum()), "zero"), (int((~finite).sum()), "not finite")):
@@ -300,15 +312,21 @@ def lengths(norm: Norm, attacked: np.ndarray, images: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
+def _without_variables(logits_fn: LogitsFn) -> Apply:
+    return lambda variables, image: logits_fn(image)
+
+
+@lru_cache(maxsize=8)
 def _attacker(*arguments) -> _Attacker:
     return _Attacker(*arguments)
 
 
 def auto_attack(
-    logits_fn: LogitsFn,
+    logits_fn: LogitsFn | Apply,
     images,
     labels,
     *,
+    variables: Any = None,
     norm: Norm | str = "linf",
     epsilon: float,
     pixel_range: tuple[float, float] = PIXEL_RANGE,
@@ -323,13 +341,14 @@ def auto_attack(
 
     Args:
       logits_fn: the network, a function of one image `[H, W, C]` to logits `[C]`; give the same one again and nothing
-        is compiled anew, whatever the images and radii.
+        is compiled anew, whatever the images and radii. With `variables` a function of those and an image.
       images: `[N, H, W, C]`, floating point in `pixel_range`, or bytes, which are mapped to it.
       labels: `[N]` (or `[N, 1]`), their classes.
+      variables: of the network, so that networks of one architecture share what is compiled.
       norm: `"linf"`, `"l2"`, or an `attacks.Norm` of those.
       epsilon: radius, in pixel units.
       pixel_range: smallest and largest value of a pixel, as the network expects them.
-      version: `"standard"`, `"plus"` or `"rand"`; see `ensemble`.
+      version: `"standard"`, `"plus"`, `"rand"` or `"short"`; see `ensemble`.
       seed: of everything random.
       batch: images on the device at a time; memory depends on it alone.
       report: called with a line before each attack.
@@ -340,11 +359,13 @@ def auto_attack(
       ValueError: for a negative or infinite epsilon, an unknown norm or version, or a network of batches.
     """
     norm = norm_named(norm)
-    images, labels = checked_examples(images, labels, logits_fn, pixel_range)
+    own = logits_fn if variables is None else partial(logits_fn, variables)
+    images, labels = checked_examples(images, labels, own, pixel_range)
     if not (np.ndim(epsilon) == 0 and np.isfinite(epsilon) and epsilon >= 0):
         raise ValueError(f"expected an epsilon >= 0 in pixel units, got {epsilon}")
-    attacker = _attacker(logits_fn, norm, version, tuple(pixel_range), batch)
-    return attacker.evaluate(images, labels, float(epsilon), seed, report, restored, save)
+    apply = _without_variables(logits_fn) if variables is None else logits_fn
+    attacker = _attacker(apply, norm, version, tuple(pixel_range), batch)
+    return attacker.evaluate(variables, images, labels, float(epsilon), seed, report, restored, save)
 
 
 def robust_accuracy(logits_fn: LogitsFn, images, labels, *, epsilon: float | Sequence[float], **options):

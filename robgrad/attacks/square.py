@@ -141,11 +141,13 @@ def _bumps(key: Array, shape, epsilon: Array) -> Array:
     side = max(min(shape[:2]) // 5, 1)
     top, left = ((size - 5 * side) // 2 for size in shape[:2])
     rows, columns = jnp.arange(shape[0])[:, None] - top, jnp.arange(shape[1])[None, :] - left
-    total = jnp.zeros(shape)
-    for index, one in enumerate(jax.random.split(key, 25)):
-        turn, colour = jax.random.split(one)
+
+    def tile(key: Array, index: Array) -> Array:
+        turn, colour = jax.random.split(key)
         window = (rows - index // 5 * side, columns - index % 5 * side)
-        total += _pair(turn, window, jnp.int32(side))[..., None] * _signs(colour, shape[-1])
+        return _pair(turn, window, jnp.int32(side))[..., None] * _signs(colour, shape[-1])
+
+    total = jax.vmap(tile)(jax.random.split(key, 25), jnp.arange(25)).sum(0)
     return epsilon * total / jnp.maximum(length(total), 1e-12)
 
 

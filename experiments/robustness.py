@@ -1,0 +1,234 @@
+r"""How robust: accuracy against radius under AutoAttack, for every network of a run.
+
+Trains a standard and several adversarially trained networks, or takes another run's, and evaluates each under
+AutoAttack in each norm along several radii; images that a smaller radius breaks are not attacked again.
+
+    python -m experiments.robustness                                    # digits, short version
+    python -m experiments.robustness --version=standard --networks_from=runs/manifold_distance-digits-quick
+    python -m experiments.robustness --dataset=mnist --preset=paper     # a large GPU
+
+Expected: within the radius that a network was trained for, the stronger its training the higher its accuracy; the
+standard network falls fastest.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.harness import claims, estimate, experiment, figures, presets, trained
+from experiments.harness.config import TrainingConfig, setting, subsets
+from experiments.harness.options import Options
+from experiments.harness.progress import counted
+from experiments.harness.tables import Row
+from experiments.harness.trained import Run
+from robgrad import attacks, data, intervals, networks, runs, stacking
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobustnessConfig(TrainingConfig):
+    """AutoAttack along radii."""
+
+    version: str = setting("Version of AutoAttack.", "standard", choices=lambda: attacks.VERSIONS)
+    evaluated: Mapping[str, tuple[float, ...]] = setting(
+        "Radii evaluated in the {} norm.", zero=True, by_norm="{}_evaluated"
+    )
+    attacked_examples: int = setting("Test images attacked, the first ones.", 1000)
+
+
+def _evaluated(l2: Sequence[float], linf: Sequence[float], count: int) -> dict[str, Any]:
+    return {"evaluated": {"l2": tuple(l2), "linf": tuple(linf)}, "attacked_examples": count}
+
+
+_PAPER = {
+    "mnist": _evaluated((0.5, 1.0, 2.0, 4.0), (0.1, 0.2, 0.4, 0.6), 1000),
+    "fashion_mnist": _evaluated((0.5, 1.0, 2.0, 4.0), (0.05, 0.1, 0.2, 0.4), 1000),
+    "cifar10": _evaluated((0.1, 0.4, 1.0, 1.6), (0.005, 0.01, 0.02, 16 / 255), 1000),
+}
+PRESETS = presets.extended(
+    {
+        "paper": _PAPER,
+        "quick": {
+            "digits": _evaluated((0.25, 0.5, 1.0, 2.0), (0.1, 0.2, 0.3, 0.4), 360) | {"version": "short"},
+            **{name: values | {"attacked_examples": 100, "version": "short"} for name, values in _PAPER.items()},
+        },
+    }
+)
+
+
+def measure(run: Run) -> experiment.Arrays:
+    """By norm whether each image is robust and which attack broke it, `[network, radius, image]`; and notes."""
+    config = run.config
+    train, test = subsets(config, run.dataset)
+    test = data.Split(*(leaf[: config.attacked_examples] for leaf in test))
+    recipes, network = trained.recipes_of(config), trained.network_of(config, run.dataset)
+    variables = trained.train_networks(run, recipes, train)
+    # One function for all, so that networks share what is compiled.
+    apply = partial(_logits, network)
+    arrays: experiment.Arrays = {}
+    for norm, radii in config.evaluated.items():
+        kept = []
+        for index, recipe in counted(
+            recipes, f"attacking {len(test.labels)} images in {norm}, {len(recipes)} networks"
+        ):
+            path = run.workdir / experiment.ANALYSIS / f"{norm}-{recipe.name}.npz"
+            part = runs.read_arrays(path)
+            if part is None:
+                found = attacks.robust_accuracy(
+                    apply,
+                    *test,
+                    variables=stacking.replica(variables, index),
+                    epsilon=radii,
+                    norm=norm,
+                    version=config.version,
+                    seed=config.seed,
+                )
+                part = {
+                    "robust": np.stack([one.robust for one in found]),
+                    "broken_by": np.stack([one.broken_by for one in found]),
+                    "notes": np.array(sorted({note for one in found for note in one.notes})),
+                }
+                runs.write_arrays(path, part)
+            kept.append(part)
+        arrays |= {f"{norm}/{field}": np.stack([one[field] for one in kept]) for field in ("robust", "broken_by")}
+        arrays |= {f"{norm}/notes/{recipe.name}": one["notes"] for recipe, one in zip(recipes, kept, strict=True)}
+    return arrays
+
+
+def _logits(network, variables, image: jax.Array) -> jax.Array:
+    return networks.logits_fn(network, variables)(image)
+
+
+def tabulate(config: RobustnessConfig, arrays: experiment.Arrays) -> experiment.Tables:
+    """A row for each kind of network, norm and radius; what each attack broke; what speaks against the numbers."""
+    recipes, rows, broken, notes = trained.recipes_of(config), [], [], []
+    for norm, radii in config.evaluated.items():
+        for place, radius in enumerate(radii):
+            for kind, members in trained.kinds_of(recipes).items():
+                robust = arrays[f"{norm}/robust"][members, place] * 1.0
+                value, low, high = intervals.of_seeds_and_rows(robust, np.mean)
+                named = {**recipes[members[0]].row, "norm": norm, "epsilon": radius}
+                rows.append(
+                    named
+                    | {
+                        "network_seeds": len(members),
+                        "clean_accuracy": np.mean(arrays[f"{norm}/broken_by"][members, place] != attacks.WRONG),
+                        "robust_accuracy": value,
+                        "robust_accuracy_low": low,
+                        "robust_accuracy_high": high,
+                    }
+                )
+                by = arrays[f"{norm}/broken_by"][members, place]
+                names = [name for name in np.unique(by) if name not in ("", attacks.WRONG)]
+                broken += [
+                    {
+                        "network": kind,
+                        "norm": norm,
+                        "epsilon": radius,
+                        "attack": str(name),
+                        "share": np.mean(by == name),
+                    }
+                    for name in names
+                ]
+        for recipe in recipes:
+            notes += [
+                {"network": recipe.name, "norm": norm, "note": str(note)}
+                for note in arrays[f"{norm}/notes/{recipe.name}"]
+            ]
+    return {"rows": rows, "broken": broken, "notes": notes}
+
+
+def claim(config: RobustnessConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> Iterator[Row]:
+    """Each network trained for a radius is more robust there than the standard one."""
+    del tables
+    recipes = trained.recipes_of(config)
+    places = trained.kinds_of(recipes)
+    for norm, radii in config.evaluated.items():
+        for recipe in recipes:
+            if recipe.norm != norm or recipe.seed or recipe.epsilon not in radii:
+                continue
+            robust = arrays[f"{norm}/robust"][:, radii.index(recipe.epsilon)] * 1.0
+            gains = robust[places[recipe.kind]] - robust[places["standard"]]
+            value, low, high = intervals.of_seeds_and_rows(gains, np.mean)
+            over = claims.spread(config.network_seeds, f"{gains.shape[1]} images, AutoAttack {config.version}")
+            text = "a network is more robust than the standard one at the radius it was trained for (our test)"
+            one = claims.Claim("-", text, f"{recipe.kind}", "-", over)
+            yield claims.row(one, f"{value:+.3f}", float(low), float(high), claims.verdict(low, high))
+
+
+def draw(workdir: Path, config: RobustnessConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> None:
+    """Robust accuracy against radius, a panel a norm; in each the standard network and those trained in that norm."""
+    del arrays
+    panels: dict[str, Any] = {}
+    for norm, radii in config.evaluated.items():
+        curves: dict[str, tuple] = {}
+        for row in tables["rows"]:
+            if row["norm"] == norm and row["train_norm"] in (None, norm) and row["train_loss"] in (None, "xent"):
+                x, y, spread = curves.setdefault(row["network"], ([0.0], [row["clean_accuracy"]], [0.0]))
+                x.append(row["epsilon"])
+                y.append(row["robust_accuracy"])
+                half = (row["robust_accuracy_high"] - row["robust_accuracy_low"]) / 2
+                spread.append(half if np.isfinite(half) else 0.0)
+        panels[f"{norm}, AutoAttack {config.version}"] = curves
+        assert all(len(x) == len(radii) + 1 for x, _, _ in curves.values())
+    figures.curve_figure(workdir / "robust_accuracy.png", panels, "radius, pixel range 2", "accuracy")
+
+
+def estimated(config: RobustnessConfig, dataset: data.Dataset, options: Options, others: Sequence) -> Iterator[Row]:
+    """Stacks of networks, and the evaluation, scaled from the standard network before training at one radius."""
+    train, test = subsets(config, dataset)
+    yield from estimate.classifiers(config, estimate.missing(config, others), dataset, train, options)
+    recipes, network = trained.recipes_of(config), trained.network_of(config, dataset)
+    variables = networks.init(network, jax.random.key(0), dataset.train.images.shape[1:])
+    some = data.Split(*(leaf[:50] for leaf in test))
+    norm, radii = next(iter(config.evaluated.items()))
+
+    def attack() -> None:
+        options = {"variables": variables, "norm": norm, "version": config.version}
+        attacks.robust_accuracy(partial(_logits, network), *some, epsilon=radii[0], **options)
+
+    warm, cold = estimate.warm_and_cold(attack)
+    count = sum(len(radii) for radii in config.evaluated.values()) * len(recipes)
+    work = warm * count * config.attacked_examples / len(some.labels)
+    row = estimate.empty(dataset.name, f"AutoAttack of {config.attacked_examples} images")
+    yield row | {"networks": len(recipes), "compile_seconds": cold, "minutes": (work + 2 * cold) / 60}
+
+
+EXPERIMENT = experiment.Experiment(
+    name="robustness",
+    title="Robust accuracy under AutoAttack",
+    question="How robust are the networks, under the field's yardstick and not the attack that they were trained on?",
+    config=RobustnessConfig,
+    presets=PRESETS,
+    measure=measure,
+    tabulate=tabulate,
+    claim=claim,
+    draw=draw,
+    columns={
+        "network": "network",
+        "norm": "norm",
+        "epsilon": "radius",
+        "clean_accuracy": "clean accuracy",
+        "robust_accuracy": "robust accuracy",
+        "robust_accuracy_low": "95% from",
+        "robust_accuracy_high": "to",
+    },
+    others={
+        "broken": ("What each attack broke", ("network", "norm", "epsilon", "attack", "share")),
+        "notes": ("What speaks against the numbers", ("network", "norm", "note")),
+    },
+    captions={
+        "robust_accuracy.png": "Accuracy against radius; bars are 95% intervals. Curves of robust networks should lie "
+        "above the standard one's within the radius they were trained for.",
+    },
+    estimate=estimated,
+    takes="five minutes",
+    picture="robust_accuracy.png",
+)
+
+if __name__ == "__main__":
+    experiment.main(EXPERIMENT, __doc__)
