@@ -234,9 +234,9 @@ def claim(config: ManifoldConfig, arrays: experiment.Arrays, tables: experiment.
             columns = np.stack([*kept.values(), clean], axis=2)
             one = claims.Claim("2.1", text, group, "standard > ... > test data", over)
             yield claims.ordered(one, columns, _median)
-            fractions = np.stack([fields["tangent_fraction"][places[kind]] for kind in reversed(kinds)], axis=2)
+            fractions = np.stack([fields["tangent_fraction"][places[kind]] for kind in kinds], axis=2)
             text = "share of the loss gradient along the manifold rises with strength (our measure)"
-            yield claims.ordered(claims.Claim("2.1", text, group, "-", over), fractions, _mean)
+            yield claims.ordered(claims.Claim("2.1", text, group, "-", over), fractions, _mean, rises=True)
             if (norm, loss, analysis_loss) == ("l2", "xent", "xent"):
                 yield from _modes(config, clean, kept)
 

@@ -67,25 +67,27 @@ def untested(claim: Claim) -> Row:
 
 
 def order(claim: Claim, values: Sequence[float], steps) -> Row:
-    """The claim that values fall strictly, by the bounds `(low, high)` of the steps between neighbours."""
+    """The claim that values are in order, by the bounds `(low, high)` of the steps between neighbours, claimed > 0."""
     low, high = (np.atleast_1d(bound) for bound in steps)
-    ours = " > ".join(f"{value:.3g}" for value in values) + "; smallest step"
+    ours = ", ".join(f"{value:.3g}" for value in values) + "; smallest step"
     least = int(np.argmin(low))
     return row(claim, ours, float(low[least]), float(high[least]), verdict(low, high))
 
 
-def ordered(claim: Claim, values: np.ndarray, statistic: Callable[[np.ndarray], Any]) -> Row:
-    """The claim that a statistic of `[examples, networks]`, one value a network, falls strictly over networks.
+def ordered(claim: Claim, values: np.ndarray, statistic: Callable[[np.ndarray], Any], rises: bool = False) -> Row:
+    """The claim that a statistic of `[examples, networks]`, one value a network, falls, or rises, over networks.
 
     Args:
       claim: what is claimed.
       values: `[seeds, examples, networks]`, examples paired.
       statistic: of one seed.
+      rises: what is claimed.
     """
     if not np.isfinite(values).any(axis=1).all():
         return untested(claim)
+    sign = 1 if rises else -1
     averages = np.mean([statistic(one) for one in values], axis=0)
-    _, *steps = intervals.of_seeds_and_rows(values, lambda draw: -np.diff(statistic(draw)))
+    _, *steps = intervals.of_seeds_and_rows(values, lambda draw: sign * np.diff(statistic(draw)))
     return order(claim, averages, steps)
 
 

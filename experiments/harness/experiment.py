@@ -230,7 +230,7 @@ def write_page(path: Path, title: str, parts: Sequence[tuple[Experiment, Finishe
 def verdicts(rows: Sequence[Row]) -> str:
     """How many claims have each verdict."""
     counts = {mark: sum(claim["verdict"] == mark for claim in rows) for mark in claims.MARKS}
-    counted = ", ".join(f"{count} {mark}" for mark, count in counts.items() if count)
+    counted = ", ".join(f"'{mark}' {count}" for mark, count in counts.items() if count)
     return f"Of {len(rows)} claims: {counted}" if rows else "No claims"
 
 
