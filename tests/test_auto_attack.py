@@ -254,8 +254,8 @@ def test_bad_images_and_labels_end_in_one_line(images, labels, message):
 @pytest.mark.parametrize(
     ("network", "options", "message"),
     [
-        (lambda x: jnp.stack([x.sum(), -x.sum()]), {"epsilon": -1.0}, "expected an epsilon >= 0"),
-        (lambda x: jnp.stack([x.sum(), -x.sum()]), {"epsilon": np.nan}, "expected an epsilon >= 0"),
+        (lambda x: jnp.stack([x.sum(), -x.sum()]), {"epsilon": -1.0}, "expected epsilon >= 0"),
+        (lambda x: jnp.stack([x.sum(), -x.sum()]), {"epsilon": np.nan}, "expected epsilon >= 0"),
         (lambda x: jnp.stack([x.sum(), -x.sum()]), {"epsilon": 1.0, "norm": "l7"}, "expected a norm of l2, linf"),
         (lambda x: jnp.stack([x.sum(), -x.sum()]), {"epsilon": 1.0, "version": "x"}, "expected a version of standard"),
         (

@@ -166,3 +166,36 @@ def test_every_kind_of_manifold_plays_its_role(kind, digits):
     np.testing.assert_allclose(kept.T @ kept, np.eye(int(rank)), atol=1e-4)
     if kind.sample:
         assert kind.sample(shape, arrays, jax.random.split(KEY, 2)).shape == (2, *shape)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"images": np.full((2, 8), 200.0)}, r"expected pixels in \[-1, 1\], got 200 to 200"),
+        ({"images": np.full((2, 8), np.nan)}, "got NaN or infinity in 2 of 2"),
+        ({"images": np.zeros((2, 8), int)}, "expected uint8 or floating-point images, got int64"),
+        ({"images": np.zeros(8)}, r"expected examples of shape \[N, ...\]"),
+        ({"labels": [0, 3]}, "expected labels in 0..2"),
+        ({"labels": [0]}, "expected one label for each of 2 images"),
+        ({"epsilon": None}, "expected epsilon and step_size"),
+        ({"epsilon": -1.0}, "expected epsilon >= 0"),
+        ({"epsilon": [0.1, 0.2, 0.3]}, r"expected epsilon as a number or one for each of 2 images, got shape \[3\]"),
+        ({"images": np.zeros((2, 5))}, "which this one does not take"),
+    ],
+)
+def test_the_analyser_refuses_what_would_be_silent_nonsense(changed, message):
+    weights = jnp.ones((3, 8))
+    analyse = gradients.analyser(lambda x: weights @ x, PLANE, attack=attacks.pgd("l2", attacks.cross_entropy, 1))
+    given = {"images": np.zeros((2, 8)), "labels": [0, 1], "epsilon": 0.5, "step_size": 0.1} | changed
+    with pytest.raises(ValueError, match=message):
+        analyse(**given)
+
+
+def test_the_analyser_takes_a_radius_for_each_image():
+    weights = jax.random.normal(KEY, (3, 8))
+    analyse = gradients.analyser(lambda x: weights @ x, PLANE, attack=attacks.pgd("l2", attacks.cross_entropy, 3))
+    images = np.zeros((2, 8), np.float16)
+    both = analyse(images, [[0], [1]], epsilon=[0.1, 0.4], step_size=1.0)
+    for index, epsilon in enumerate((0.1, 0.4)):
+        one = analyse(images[:1], [index], epsilon=epsilon, step_size=1.0)
+        np.testing.assert_allclose(both.attacked_distance[index], one.attacked_distance[0], rtol=1e-5)

@@ -21,7 +21,7 @@ from robgrad.attacks.norms import LINF, Norm, norm_named
 from robgrad.attacks.search import Goal, Search, targets
 from robgrad.attacks.square import square
 from robgrad.data import PIXEL_RANGE
-from robgrad.data.images import checked_examples
+from robgrad.data.images import checked_images, checked_labels, checked_radius, classes_of
 from robgrad.networks import LogitsFn
 
 VERSIONS = ("standard", "plus", "rand", "short")
@@ -360,9 +360,9 @@ def auto_attack(
     """
     norm = norm_named(norm)
     own = logits_fn if variables is None else partial(logits_fn, variables)
-    images, labels = checked_examples(images, labels, own, pixel_range)
-    if not (np.ndim(epsilon) == 0 and np.isfinite(epsilon) and epsilon >= 0):
-        raise ValueError(f"expected an epsilon >= 0 in pixel units, got {epsilon}")
+    images = checked_images(images, pixel_range)
+    labels = checked_labels(labels, len(images), classes_of(own, images.shape[1:]))
+    checked_radius("epsilon", epsilon, 1)
     apply = _without_variables(logits_fn) if variables is None else logits_fn
     attacker = _attacker(apply, norm, version, tuple(pixel_range), batch)
     return attacker.evaluate(variables, images, labels, float(epsilon), seed, report, restored, save)

@@ -65,35 +65,27 @@ def check(split: Split, classes: int, name: str = "the data set") -> None:
         )
 
 
-def checked_examples(images, labels, logits_fn, pixel_range: tuple[float, float] = PIXEL_RANGE):
-    """Images and labels as library calls need them, checked once, outside of what is compiled.
+def checked_images(images, pixel_range: tuple[float, float] = PIXEL_RANGE, as_images: bool = True) -> np.ndarray:
+    """Images as library calls need them, checked once, outside of what is compiled; float32.
 
     Args:
       images: `[N, H, W, C]`, floating point in `pixel_range`, or bytes, which are mapped to it.
-      labels: `[N]` or `[N, 1]` integers below the number of logits.
-      logits_fn: the network, of one image to logits; None where there is none to ask.
       pixel_range: smallest and largest value of a pixel.
-
-    Returns:
-      float32 images and int32 labels `[N]`, as NumPy arrays.
+      as_images: expect four axes; else `[N, ...]` will do.
 
     Raises:
       DataError: in one line, saying what was expected, what came and what to do.
-      ValueError: if the network does not map one image to a vector of two logits or more.
+      ValueError: if the range is empty.
     """
     low, high = pixel_range
     if not (np.isfinite(low) and np.isfinite(high) and low < high):
         raise ValueError(f"expected a pixel range (low, high) with low < high, got {pixel_range}")
-    images, labels = np.asarray(images), np.asarray(labels)
-    if images.ndim != 4:
-        one = "; give one image as images[None]" if images.ndim == 3 else ""
-        raise DataError(f"expected images of shape [N, H, W, C], got {list(images.shape)}{one}")
-    if images.shape[3] > 4 >= images.shape[1]:
-        raise DataError(
-            f"expected images of shape [N, H, W, C], got {list(images.shape)}, which looks like [N, C, H, W]; "
-            "use images.transpose(0, 2, 3, 1)"
-        )
-    if not len(images):
+    images = np.asarray(images)
+    if as_images:
+        _check_axes(images.shape)
+    elif images.ndim < 2:
+        raise DataError(f"expected examples of shape [N, ...], got {list(images.shape)}; give one as images[None]")
+    if not images.size:
         raise DataError("expected at least one image, got none")
     if images.dtype == np.uint8:
         images = images.astype(np.float32) * ((high - low) / 255) + low
@@ -101,34 +93,73 @@ def checked_examples(images, labels, logits_fn, pixel_range: tuple[float, float]
         raise DataError(f"expected uint8 or floating-point images, got {images.dtype}; convert them")
     images = images.astype(np.float32)
     if not np.isfinite(images).all():
-        bad = int((~np.isfinite(images).all((1, 2, 3))).sum())
+        bad = int((~np.isfinite(images.reshape(len(images), -1)).all(1)).sum())
         raise DataError(f"expected finite pixels, got NaN or infinity in {bad} of {len(images)} images")
     if images.min() < low - 1e-6 or images.max() > high + 1e-6:
         raise DataError(
             f"expected pixels in [{low:g}, {high:g}], got {images.min():g} to {images.max():g}; rescale them, or say "
             "what range the network expects by pixel_range"
         )
-    if labels.shape == (len(images), 1):
+    return np.clip(images, low, high)
+
+
+def _check_axes(shape: tuple[int, ...]) -> None:
+    if len(shape) != 4:
+        one = "; give one image as images[None]" if len(shape) == 3 else ""
+        raise DataError(f"expected images of shape [N, H, W, C], got {list(shape)}{one}")
+    if shape[3] > 4 >= shape[1]:
+        raise DataError(
+            f"expected images of shape [N, H, W, C], got {list(shape)}, which looks like [N, C, H, W]; "
+            "use images.transpose(0, 2, 3, 1)"
+        )
+
+
+def checked_labels(labels, count: int, classes: int) -> np.ndarray:
+    """Labels `[N]` or `[N, 1]` of so many images and classes, checked; int32 `[N]`.
+
+    Raises:
+      DataError: in one line.
+    """
+    labels = np.asarray(labels)
+    if labels.shape == (count, 1):
         labels = labels[:, 0]
-    if labels.shape != (len(images),):
+    if labels.shape != (count,):
         hint = "; give classes, not one-hot vectors" if labels.ndim == 2 else ""
-        raise DataError(f"expected one label for each of {len(images)} images, got shape {list(labels.shape)}{hint}")
+        raise DataError(f"expected one label for each of {count} images, got shape {list(labels.shape)}{hint}")
     if not np.issubdtype(labels.dtype, np.integer):
         raise DataError(f"expected integer labels, got {labels.dtype}; convert them")
-    if logits_fn is not None:
-        classes = _classes_of(logits_fn, images.shape[1:])
-        if labels.min() < 0 or labels.max() >= classes:
-            raise DataError(
-                f"expected labels in 0..{classes - 1}, as many as the network has logits, got {labels.min()}.."
-                f"{labels.max()}; renumber them"
-            )
-    return np.clip(images, low, high), labels.astype(np.int32)
+    if labels.min() < 0 or labels.max() >= classes:
+        raise DataError(
+            f"expected labels in 0..{classes - 1}, as many as the network has logits, got {labels.min()}.."
+            f"{labels.max()}; renumber them"
+        )
+    return labels.astype(np.int32)
 
 
-def _classes_of(logits_fn, shape) -> int:
-    """How many logits a network has, asked without running it."""
+def checked_radius(name: str, radius, count: int) -> np.ndarray:
+    """A radius or step size in pixel units, one for all or one an image, as float32 `[N]`.
+
+    Raises:
+      ValueError: if it is negative, not finite, or of another shape.
+    """
+    radius = np.asarray(radius, np.float32)
+    if radius.shape not in ((), (count,)):
+        raise ValueError(
+            f"expected {name} as a number or one for each of {count} images, got shape {list(radius.shape)}"
+        )
+    if not (np.isfinite(radius).all() and (radius >= 0).all()):
+        raise ValueError(f"expected {name} >= 0 in pixel units, got {radius.min():g}")
+    return np.broadcast_to(radius, (count,))
+
+
+def classes_of(logits_fn, shape) -> int:
+    """How many logits a network of one image of a shape has, asked without running it.
+
+    Raises:
+      ValueError: if it does not map one image to a vector of two logits or more.
+    """
     try:
-        logits = jax.eval_shape(logits_fn, jax.ShapeDtypeStruct(shape, jnp.float32))
+        logits = jax.eval_shape(logits_fn, jax.ShapeDtypeStruct(tuple(shape), jnp.float32))
     except (TypeError, ValueError, IndexError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(

@@ -6,7 +6,6 @@ the gradient itself is split into its part in the manifold's tangent space and t
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -14,7 +13,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from robgrad.attacks import Attack, Loss, cross_entropy, length, no_attack
-from robgrad.data import scale
+from robgrad.data import PIXEL_RANGE
+from robgrad.data.images import checked_images, checked_labels, checked_radius, classes_of
 from robgrad.gradients.attributions import loss_gradient
 from robgrad.manifolds import Manifold, TangentSpace, distance
 from robgrad.networks import LogitsFn
@@ -87,13 +87,23 @@ def analyser(
     attack: Attack = no_attack,
     true_label: bool = False,
     chunk: int = 100,
+    pixel_range: tuple[float, float] = PIXEL_RANGE,
 ) -> Callable[..., Alignment]:
     """Compiles `align` for batches of one network and manifold, with the attack before it.
 
+    Args:
+      logits_fn: the network, image `[...]` to logits.
+      manifold: any `Manifold` of images of that shape.
+      loss: whose gradient is analysed.
+      attack: what the attacked image is made by; it ascends its own loss.
+      true_label: take the gradient at the label given instead of the network's own prediction.
+      chunk: images at a time.
+      pixel_range: smallest and largest value of a pixel.
+
     Returns:
-      `analyse(images, labels, epsilon=0.0, step_size=0.0, key=None)` to an `Alignment` of arrays `[N]`.
-      `images` are bytes or in [-1, 1]; the attack ascends its own loss at `labels`, and the gradient is
-      taken at the prediction, or with `true_label` at `labels`.
+      `analyse(images, labels, epsilon=None, step_size=None, key=None)` to an `Alignment` of arrays `[N]`, for images
+      `[N, ...]`, bytes or in the pixel range; radius and step size are numbers or one an image, and must be given
+      where there is an attack. It raises `DataError` or `ValueError` in one line for anything else.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -107,19 +117,26 @@ def analyser(
       ((5,), 0.125)
     """
 
-    def of_example(numbers, example):
-        key, image, label = example
-        image = scale(image)
-        attacked = attack(key, logits_fn, image, label, *numbers)
+    def of_example(example):
+        key, image, label, epsilon, step_size = example
+        attacked = attack(key, logits_fn, image, label, epsilon, step_size)
         return align(logits_fn, manifold, image, attacked, label if true_label else None, loss)
 
     @jax.jit
-    def run(images, labels, numbers, key):
-        examples = (jax.random.split(key, len(images)), images, labels)
-        return lax.map(partial(of_example, numbers), examples, batch_size=min(chunk, len(images)))
+    def run(*examples):
+        return lax.map(of_example, examples, batch_size=min(chunk, len(examples[1])))
 
-    def analyse(images, labels, epsilon=0.0, step_size=0.0, key=None):
-        key = jax.random.key(0) if key is None else key
-        return run(jnp.asarray(images), jnp.asarray(labels), (jnp.float32(epsilon), jnp.float32(step_size)), key)
+    def analyse(images, labels, epsilon=None, step_size=None, key=None):
+        images = checked_images(images, pixel_range, as_images=False)
+        count = len(images)
+        labels = checked_labels(labels, count, classes_of(logits_fn, images.shape[1:]))
+        if attack is not no_attack and (epsilon is None or step_size is None):
+            raise ValueError(
+                "expected epsilon and step_size, in pixel units, of the attack that the analyser was given"
+            )
+        given = (("epsilon", epsilon), ("step_size", step_size))
+        numbers = [checked_radius(name, 0.0 if value is None else value, count) for name, value in given]
+        keys = jax.random.split(jax.random.key(0) if key is None else key, count)
+        return run(keys, images, labels, *numbers)
 
     return analyse
