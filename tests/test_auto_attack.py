@@ -149,7 +149,7 @@ def test_an_images_fate_does_not_depend_on_its_batch(images):
 def test_radii_share_what_smaller_ones_have_broken(images):
     labels = np.array([int(linear(image).argmax()) for image in images])
     labels[0] = (labels[0] + 1) % 5
-    curve = attacks.robust_accuracy(linear, images, labels, norm="linf", epsilon=[0.2, 0.0, 0.01])
+    curve = attacks.robust_accuracy(linear, images, labels, epsilon=[0.2, 0.0, 0.01], version="short")
     assert curve[1].standing["clean"] == 5
     assert curve[1].robust.sum() == 5
     assert np.all(curve[0].robust <= curve[2].robust)
@@ -162,11 +162,10 @@ def test_radii_share_what_smaller_ones_have_broken(images):
 
 def test_a_run_that_was_cut_goes_on(images):
     labels, kept = np.array([int(linear(image).argmax()) for image in images]), []
-    whole = attacks.auto_attack(linear, images, labels, norm="l2", epsilon=0.2, save=kept.append)
+    options = {"epsilon": 0.2, "version": "short"}
+    whole = attacks.auto_attack(linear, images, labels, save=kept.append, **options)
     said = []
-    again = attacks.auto_attack(
-        linear, images, labels, norm="l2", epsilon=0.2, restored=kept[len(kept) // 2], report=said.append
-    )
+    again = attacks.auto_attack(linear, images, labels, restored=kept[len(kept) // 2], report=said.append, **options)
     np.testing.assert_array_equal(whole.robust, again.robust)
     assert whole.standing == again.standing
     assert not any("apgd-ce" in line for line in said)
@@ -176,20 +175,21 @@ def test_a_run_that_was_cut_goes_on(images):
 def test_few_classes_are_evaluated_and_said(classes, images):
     logits_fn = lambda x: jnp.asarray(WEIGHTS[:classes]) @ x.ravel()  # noqa: E731
     labels = np.array([int(logits_fn(image).argmax()) for image in images])
-    found = attacks.robust_accuracy(logits_fn, images, labels, epsilon=0.5)
+    found = attacks.robust_accuracy(logits_fn, images, labels, epsilon=0.5, version="short")
     assert not found.robust.any()
     assert any("undefined for" in note for note in found.notes)
 
 
 def test_constant_and_hopeless_networks(images):
     constant = lambda x: jnp.array([1.0, 0.0, 0.0, 0.0])  # noqa: E731
-    found = attacks.robust_accuracy(constant, images, np.array([0, 0, 1, 2, 0, 0]), epsilon=1.0)
+    found = attacks.robust_accuracy(constant, images, np.array([0, 0, 1, 2, 0, 0]), epsilon=1.0, version="short")
     np.testing.assert_array_equal(found.robust, [True, True, False, False, True, True])
     assert any("gradient is zero on 6 of 6" in note for note in found.notes)
-    wrong = attacks.robust_accuracy(constant, images, np.full(6, 3), epsilon=1.0)
+    wrong = attacks.robust_accuracy(constant, images, np.full(6, 3), epsilon=1.0, version="short")
     assert wrong.accuracy == 0
     assert set(wrong.broken_by) == {"wrong from the start"}
-    assert attacks.robust_accuracy(constant, images[:1], np.zeros(1, int), epsilon=0.0).accuracy == 1
+    one = attacks.robust_accuracy(constant, images[:1], np.zeros(1, int), epsilon=0.0, version="short")
+    assert one.accuracy == 1
 
 
 def test_masked_gradients_are_noticed_and_got_around(images):
@@ -204,7 +204,7 @@ def test_masked_gradients_are_noticed_and_got_around(images):
 
 def test_probabilities_are_noticed(images):
     labels = np.array([int(linear(image).argmax()) for image in images])
-    found = attacks.robust_accuracy(lambda x: jax.nn.softmax(linear(x)), images, labels, epsilon=0.0)
+    found = attacks.robust_accuracy(lambda x: jax.nn.softmax(linear(x)), images, labels, epsilon=0.0, version="short")
     assert any("look like probabilities" in note for note in found.notes)
 
 
@@ -216,9 +216,9 @@ def test_new_images_and_radii_compile_nothing(images):
         traces.append(None)
         return linear(image)
 
-    attacks.robust_accuracy(counted, images, labels, epsilon=0.001)
+    attacks.robust_accuracy(counted, images, labels, epsilon=0.001, version="short")
     before = len(traces)
-    attacks.robust_accuracy(counted, images[::-1].copy(), labels[::-1].copy(), epsilon=0.002)
+    attacks.robust_accuracy(counted, images[::-1].copy(), labels[::-1].copy(), epsilon=0.002, version="short")
     # The check of its output's shape asks once.
     assert len(traces) - before <= 1
 
@@ -276,7 +276,8 @@ def test_what_is_meant_is_taken():
     """Bytes, half precision, a column of labels, another pixel range."""
     network = lambda x: jnp.stack([x.sum(), 1.0 - x.sum()])  # noqa: E731
     for images in (IMAGES.astype(np.uint8), IMAGES.astype(np.float16), IMAGES.astype(np.float64)):
-        found = attacks.robust_accuracy(network, images, LABELS[:, None] * 0 + 1, epsilon=0.0, pixel_range=(0.0, 1.0))
+        labels, options = LABELS[:, None] * 0 + 1, {"pixel_range": (0.0, 1.0), "version": "short"}
+        found = attacks.robust_accuracy(network, images, labels, epsilon=0.0, **options)
         assert found.robust.all()
 
 

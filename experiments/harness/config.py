@@ -111,7 +111,7 @@ def made(kind: type[Config], presets: Presets, common: Mapping[str, Any], given:
     Raises:
       ConfigError: if there is no such preset, or a value does not fit the data set.
     """
-    preset = dict(_preset(presets, common["preset"], dataset))
+    preset = dict(_preset(kind, presets, common["preset"], dataset))
     for field in settings_of(kind):
         if field.metadata["by_norm"] and field.name in given:
             preset[field.name] = {**preset.get(field.name, {}), **given[field.name]}
@@ -123,8 +123,8 @@ def made(kind: type[Config], presets: Presets, common: Mapping[str, Any], given:
     return config
 
 
-def _preset(presets: Presets, name: str, dataset: data.Dataset | None) -> Preset:
-    """The named preset; for another data set, the quick one of the set nearest in size."""
+def _preset(kind: type[Config], presets: Presets, name: str, dataset: data.Dataset | None) -> Preset:
+    """The named preset; for another data set, the quick one of the set nearest in size, no larger than the set."""
     table = presets[name]
     if dataset is None:
         return table.get("", {})
@@ -143,16 +143,11 @@ def _preset(presets: Presets, name: str, dataset: data.Dataset | None) -> Preset
         )
     side = max(height, width)
     preset = table["digits" if side <= 16 else "fashion_mnist" if side <= 28 else "cifar10"]
-    examples = min(preset["train_examples"], len(dataset.train.labels))
-    fitting = {name: min(value, examples) for name, value in preset.items() if name.endswith("batch_size")}
-    return {
-        **preset,
-        "held_out": 0,
-        "train_examples": examples,
-        "test_examples": min(preset["test_examples"], len(dataset.test.labels)),
-        **{"batch_size": min(preset.get("batch_size", 100), examples)},
-        **fitting,
-    }
+    examples, tests = len(dataset.train.labels), len(dataset.test.labels)
+    most = {"train_examples": examples, "test_examples": tests, "attacked_examples": tests}
+    most |= {field.name: examples for field in settings_of(kind) if field.name.endswith("batch_size")}
+    values = {field.name: preset.get(field.name, field.default) for field in settings_of(kind) if field.name in most}
+    return {**preset, "held_out": 0} | {name: min(value, most[name]) for name, value in values.items()}
 
 
 def _check_fits(config: Any, dataset: data.Dataset) -> None:
