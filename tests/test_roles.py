@@ -90,7 +90,7 @@ def third_norm(monkeypatch):
     half = attacks.Norm(
         lambda perturbation: 2 * attacks.L2.length(perturbation),
         lambda key, image, epsilon: attacks.L2.random_start(key, image, epsilon / 2),
-        attacks.L2.ascent,
+        lambda gradient: attacks.L2.ascent(gradient) / 2,
         lambda perturbation, epsilon: attacks.L2.project(perturbation, epsilon / 2),
         attacks.L2.pace,
     )
