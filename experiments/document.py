@@ -12,6 +12,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -49,6 +50,7 @@ def records() -> list[Path]:
     return sorted(path.parent for path in RECORDS.glob("*/results.json") if path.parent.name != "benchmark")
 
 
+@cache
 def judged(path: Path) -> tuple[experiment.Experiment, dict[str, Any], bool]:
     """A record's experiment and results, tables computed anew where measurements were kept; whether they were."""
     results = json.loads((path / "results.json").read_text())
@@ -150,11 +152,13 @@ def readers_of(path: Path, one: experiment.Experiment) -> list[experiment.Experi
     return [other for other in registry.every() if other.reads is one]
 
 
-def told(path: Path, other: experiment.Experiment, results: Mapping[str, Any]) -> dict[str, list[Row]]:
+@cache
+def told(path: Path, name: str) -> dict[str, list[Row]]:
     """The tables that another experiment makes of a record's measurements."""
-    arrays = runs.read_arrays(path / experiment.MEASUREMENTS)
+    other = next(one for one in registry.every() if one.name == name)
+    arrays, recorded = runs.read_arrays(path / experiment.MEASUREMENTS), judged(path)[1]["config"]
     assert arrays is not None
-    return tables.plain(experiment.judge(other, config_of(other, results["config"]), arrays))
+    return tables.plain(experiment.judge(other, config_of(other, recorded), arrays))
 
 
 def verdicts() -> str:
@@ -164,11 +168,12 @@ def verdicts() -> str:
         one, results, _ = judged(path)
         every = list(results["claims"])
         for other in readers_of(path, one):
-            every += told(path, other, results)["claims"]
+            every += told(path, other.name)["claims"]
         for claim in every:
             row = cells.setdefault((claim["section"], claim["claim"]), {})
             row.setdefault(column_of(results), []).append(claim["verdict"])
-    headings = ["section", "claim", *dict.fromkeys(COLUMNS.values())]
+    used = {column for row in cells.values() for column in row}
+    headings = ["section", "claim", *(column for column in dict.fromkeys(COLUMNS.values()) if column in used)]
     rows = [
         {"section": section, "claim": text} | {column: summed(found) for column, found in row.items()}
         for (section, text), row in sorted(cells.items())
@@ -204,7 +209,7 @@ def results_page() -> str:
                 parts.append(f"{caption}:\n\n{tables.text(results[name], columns, 'github')}\n")
         every = list(results["claims"])
         for other in readers_of(path, one):
-            further = told(path, other, results)
+            further = told(path, other.name)
             every += further["claims"]
             for name, (caption, columns) in other.others.items():
                 parts.append(f"{caption}:\n\n{tables.text(further[name], columns, 'github')}\n")
