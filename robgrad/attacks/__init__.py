@@ -4,7 +4,8 @@
 """
 
 from robgrad.attacks.apgd import apgd
-from robgrad.attacks.auto_attack import VERSIONS, WRONG, Evaluation, auto_attack, ensemble, robust_accuracy
+from robgrad.attacks.auto_attack import WRONG, Evaluation, auto_attack, robust_accuracy
+from robgrad.attacks.ensemble import VERSIONS, ensemble
 from robgrad.attacks.fab import fab
 from robgrad.attacks.losses import (
     LOSSES,

@@ -1,5 +1,6 @@
 """Auto-PGD (Croce and Hein, 2020, algorithm 1): projected ascent that needs no step size."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -80,16 +81,7 @@ def apgd(
         raise ValueError(f"expected at least 1 attack step, got {steps}")
     first, decrease, least = (max(int(share * steps), 1) for share in (FIRST, DECREASE, LEAST))
 
-    def evaluated(goal: Goal, point: Array):
-        label = (goal.label, goal.target) if targeted else goal.label
-
-        def value(point: Array):
-            logits = goal.logits_fn(point)
-            return loss(logits, label), logits
-
-        pairs = [jax.value_and_grad(value, has_aux=True)(point) for _ in range(samples)]
-        (height, logits), _ = pairs[0]
-        return height, sum(gradient for _, gradient in pairs) / samples, logits.argmax() != goal.label
+    evaluated = partial(_evaluated, loss, targeted, samples)
 
     def within(goal: Goal, point: Array) -> Array:
         return jnp.clip(goal.image + norm.project(point - goal.image, goal.epsilon), *pixel_range)
@@ -126,25 +118,42 @@ def apgd(
             since=now.since + 1,
             rises=now.rises + (height > now.loss),
         )
-        return jax.tree.map(lambda a, b: jnp.where(moved.since == moved.period, a, b), checked(moved), moved)
-
-    def checked(now: Ascent) -> Ascent:
-        """The state after a checkpoint."""
-        few = now.rises <= RISING * now.period
-        stuck = ~now.halved & (now.checked_loss >= now.best_loss)
-        halve = few | stuck
-        return now._replace(
-            point=jnp.where(halve, now.best, now.point),
-            gradient=jnp.where(halve, now.best_gradient, now.gradient),
-            step_size=jnp.where(halve, now.step_size / 2, now.step_size),
-            since=jnp.int32(0),
-            period=jnp.maximum(now.period - decrease, least),
-            rises=jnp.int32(0),
-            checked_loss=now.best_loss,
-            halved=halve,
+        return jax.tree.map(
+            lambda a, b: jnp.where(moved.since == moved.period, a, b), _checked(moved, decrease, least), moved
         )
 
     def end(state: Ascent) -> tuple[Array, Array]:
         return jnp.where(state.fallen, state.adversarial, state.best), state.fallen
 
     return Search(start, step, steps, end)
+
+
+def _evaluated(loss: Loss, targeted: bool, samples: int, goal: Goal, point: Array):
+    """Loss at a point, its gradient as the mean of some evaluations, and whether the point is misclassified."""
+    label = (goal.label, goal.target) if targeted else goal.label
+
+    def value(point: Array):
+        logits = goal.logits_fn(point)
+        return loss(logits, label), logits
+
+    pairs = [jax.value_and_grad(value, has_aux=True)(point) for _ in range(samples)]
+    (height, logits), _ = pairs[0]
+    gradient = sum(slope for _, slope in pairs) / samples
+    return height, gradient, logits.argmax() != goal.label
+
+
+def _checked(now: Ascent, decrease: int, least: int) -> Ascent:
+    """The state after a checkpoint."""
+    few = now.rises <= RISING * now.period
+    stuck = ~now.halved & (now.checked_loss >= now.best_loss)
+    halve = few | stuck
+    return now._replace(
+        point=jnp.where(halve, now.best, now.point),
+        gradient=jnp.where(halve, now.best_gradient, now.gradient),
+        step_size=jnp.where(halve, now.step_size / 2, now.step_size),
+        since=jnp.int32(0),
+        period=jnp.maximum(now.period - decrease, least),
+        rises=jnp.int32(0),
+        checked_loss=now.best_loss,
+        halved=halve,
+    )

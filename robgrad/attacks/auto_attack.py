@@ -1,8 +1,7 @@
 """AutoAttack (Croce and Hein, 2020): the field's yardstick of robust accuracy, an ensemble without knobs.
 
-Each attack of the ensemble meets only what those before it left standing. A batch on the device keeps its shape:
-after every few steps images that have fallen, or whose attack is over, make room for others that wait, so that the
-work follows the survivors. Every image has random keys of its own, so that none's fate depends on its batch.
+Each attack of the ensemble meets only what those before it left standing. Every image has random keys of its own, so
+that none's fate depends on its batch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,30 +11,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 
-from robgrad.attacks.apgd import apgd
-from robgrad.attacks.fab import fab
-from robgrad.attacks.losses import cross_entropy, cw_margin, dlr, targeted_dlr, targeted_margin
+from robgrad.attacks.ensemble import Part, ensemble
+from robgrad.attacks.losses import cross_entropy
 from robgrad.attacks.norms import LINF, Norm, norm_named
-from robgrad.attacks.search import Goal, Search, targets
-from robgrad.attacks.square import square
+from robgrad.attacks.pool import Apply, Examples, Tools, attack_all, tools_of
+from robgrad.attacks.search import targets
 from robgrad.data import PIXEL_RANGE
 from robgrad.data.images import checked_images, checked_labels, checked_radius, classes_of
 from robgrad.networks import LogitsFn
 
-VERSIONS = ("standard", "plus", "rand", "short")
-Apply = Callable[[Any, Array], Array]
 STANDING, WRONG = "", "wrong from the start"
-
-
-class Part(NamedTuple):
-    """One attack of the ensemble: its name, its search, the rank of the class it aims at, and its number."""
-
-    name: str
-    search: Search
-    rank: int = 0
-    restart: int = 0
 
 
 class Evaluation(NamedTuple):
@@ -82,84 +69,12 @@ class Evaluation(NamedTuple):
         return axes
 
 
-def ensemble(
-    version: str, norm: Norm | str, classes: int, pixel_range: tuple[float, float] = PIXEL_RANGE
-) -> tuple[list[Part], list[str]]:
-    """The attacks of a version, in their order, and what had to be left out or replaced for so few classes.
+class Keeping(NamedTuple):
+    """How an evaluation is watched, gone on from and kept; see `auto_attack`."""
 
-    `standard`: APGD on the cross-entropy, targeted APGD on the DLR loss and targeted FAB, each at the 9 next classes,
-    of 100 steps, Square of 5,000 queries. `plus`: APGD on both losses, five times each, FAB, Square, and the targeted
-    ones. `rand`, for networks that are random: APGD on both losses, each gradient the mean of 20. `short`, for a first
-    look and no yardstick: APGD of 50 steps on the cross-entropy, and targeted at the 3 next classes.
-
-    Raises:
-      ValueError: for another version, or one class.
-    """
-    if version not in VERSIONS:
-        raise ValueError(f"expected a version of {', '.join(VERSIONS)}, got {version!r}")
-    if classes < 2:
-        raise ValueError(f"expected at least 2 classes, got {classes}")
-    notes = []
-    untargeted, towards = dlr, targeted_dlr
-    if classes < 3:
-        untargeted = cw_margin
-        notes.append(f"the DLR loss is undefined for {classes} classes: the margin stands in for it")
-    if classes < 4:
-        towards = targeted_margin
-        notes.append(f"the targeted DLR loss is undefined for {classes} classes: the margin stands in for it")
-    options: dict[str, Any] = {"pixel_range": pixel_range}
-    if version == "rand":
-        options["samples"] = 20
-        losses = {"apgd-ce": cross_entropy, "apgd-dlr": untargeted}
-        return [Part(name, apgd(norm, loss, **options)) for name, loss in losses.items()], notes
-    if version == "short":
-        quick = apgd(norm, cross_entropy, 50, **options)
-        aimed = apgd(norm, towards, 50, targeted=True, **options)
-        return [Part("apgd-ce", quick), *(Part("apgd-t", aimed, rank) for rank in range(min(classes - 1, 3)))], notes
-    ranks = range(min(classes - 1, 9))
-    aimed = apgd(norm, towards, targeted=True, **options)
-    near = fab(norm, targeted=True, **options)
-    by_target = [Part("apgd-t", aimed, rank) for rank in ranks], [Part("fab-t", near, rank) for rank in ranks]
-    last = Part("square", square(norm, **options))
-    first = apgd(norm, cross_entropy, **options)
-    if version == "standard":
-        return [Part("apgd-ce", first), *by_target[0], *by_target[1], last], notes
-    second, nearest = apgd(norm, untargeted, **options), fab(norm, **options)
-    several = {"apgd-ce": first, "apgd-dlr": second}
-    again = [Part(name, one, restart=turn) for name, one in several.items() for turn in range(5)]
-    # FAB starts at the image, so that a restart would be the same again.
-    return [*again, Part("fab", nearest), last, *by_target[0], *by_target[1]], notes
-
-
-class Tools(NamedTuple):
-    """What is compiled of one search: a first state and some steps of a whole batch."""
-
-    start: Callable
-    advance: Callable
-    stride: int
-
-
-def _tools(apply: Apply, search: Search, wanted: int) -> Tools:
-    stride = max(one for one in range(1, min(wanted, search.steps) + 1) if search.steps % one == 0)
-
-    def start(variables, key, image, label, target, epsilon):
-        return search.start(key, Goal(partial(apply, variables), image, label, epsilon, target))
-
-    def advance(variables, image, label, target, epsilon, state):
-        goal = Goal(partial(apply, variables), image, label, epsilon, target)
-        state = lax.fori_loop(0, stride, lambda _, state: search.step(goal, state), state)
-        return state, search.end(state)
-
-    @jax.jit
-    def begun(variables, fresh, keys, images, labels, targets, epsilon, states):
-        new = jax.vmap(start, in_axes=(None, 0, 0, 0, 0, None))(variables, keys, images, labels, targets, epsilon)
-        if states is None:
-            return new
-        pick = lambda a, b: jnp.where(fresh.reshape(-1, *[1] * (a.ndim - 1)), a, b)  # noqa: E731
-        return jax.tree.map(pick, new, states)
-
-    advanced = jax.jit(jax.vmap(advance, in_axes=(None, 0, 0, 0, None, 0)), donate_argnums=5)
-    return Tools(begun, advanced, stride)
+    report: Callable[[str], None]
+    restored: Mapping[str, np.ndarray] | None
+    save: Callable[[dict[str, np.ndarray]], None] | None
 
 
 class _Attacker:
@@ -190,36 +105,9 @@ class _Attacker:
             parts.append(np.asarray(function(*(one[rows] for one in arrays)))[: count - first])
         return np.concatenate(parts)
 
-    def attack(
-        self, variables, part: Part, images, labels, aims, keys, epsilon: float
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Runs one part on images that are all still right; returns the images found, and which have fallen."""
-        waiting, found, fallen = list(range(len(images)))[::-1], images.copy(), np.zeros(len(images), bool)
-        size = min(self.batch, max(8, 1 << (len(images) - 1).bit_length()))
-        tools = self.compiled.setdefault(
-            id(part.search), _tools(self.apply, part.search, 100 if part.search.steps > 1000 else 10)
-        )
-        slots, taken, states = np.full(size, -1), np.zeros(size, int), None
-        radius = jnp.float32(epsilon)
-        while waiting or (slots >= 0).any():
-            free = np.flatnonzero(slots < 0)
-            if waiting and (len(free) >= max(1, size // 4) or len(free) == size):
-                fresh = free[: len(waiting)]
-                slots[fresh], taken[fresh] = [waiting.pop() for _ in fresh], 0
-                rows, mask = np.maximum(slots, 0), np.isin(np.arange(size), fresh)
-                given = (images[rows], labels[rows], aims[rows])
-                states = tools.start(variables, mask, keys[rows], *given, radius, states)
-            rows = np.maximum(slots, 0)
-            states, (points, down) = tools.advance(variables, images[rows], labels[rows], aims[rows], radius, states)
-            taken += tools.stride
-            down = np.asarray(down) & (slots >= 0)
-            if down.any():
-                found[slots[down]], fallen[slots[down]] = np.asarray(points)[down], True
-            slots[down | (taken >= part.search.steps)] = -1
-        return found, fallen
-
-    def evaluate(self, variables, images, labels, epsilon: float, seed: int, report, restored, save) -> Evaluation:
+    def evaluate(self, variables, images, labels, epsilon: float, seed: int, keep: Keeping) -> Evaluation:
         """All parts in turn; see `auto_attack`."""
+        report, restored, save = keep
         logits = self.in_batches(partial(self.logits_of, variables), images)
         parts, notes = self.ensemble(logits.shape[1])
         right = logits.argmax(1) == labels
@@ -239,7 +127,12 @@ class _Attacker:
             report(f"{part.name}: {len(left)} of {len(images)} images left")
             keys = _keys(seed, index, left)
             aims = every[left, part.rank].astype(np.int32)
-            found, fallen = self.attack(variables, part, images[left], labels[left], aims, keys, epsilon)
+            tools = self.compiled.setdefault(
+                id(part.search), tools_of(self.apply, part.search, 100 if part.search.steps > 1000 else 10)
+            )
+            size = min(self.batch, max(8, 1 << (len(left) - 1).bit_length()))
+            examples = Examples(images[left], labels[left], aims, keys)
+            found, fallen = attack_all(tools, size, variables, examples, epsilon)
             found, fallen = self.verified(variables, images[left], labels[left], found, fallen, epsilon)
             adversarial[left[fallen]], broken_by[left[fallen]] = found[fallen], part.name
             standing[part.name] = int((broken_by == STANDING).sum())
@@ -365,7 +258,7 @@ def auto_attack(
     checked_radius("epsilon", epsilon, 1)
     apply = _without_variables(logits_fn) if variables is None else logits_fn
     attacker = _attacker(apply, norm, version, tuple(pixel_range), batch)
-    return attacker.evaluate(variables, images, labels, float(epsilon), seed, report, restored, save)
+    return attacker.evaluate(variables, images, labels, float(epsilon), seed, Keeping(report, restored, save))
 
 
 def robust_accuracy(logits_fn: LogitsFn, images, labels, *, epsilon: float | Sequence[float], **options):

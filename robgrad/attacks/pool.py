@@ -1,0 +1,92 @@
+"""A batch on the device whose slots are refilled: the work of a search follows the images that still stand.
+
+The batch keeps its shape; after every few steps images that have fallen, or whose search is over, make room for
+others that wait.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from robgrad.attacks.search import Goal, Search
+
+Apply = Callable[[Any, Array], Array]
+
+
+class Examples(NamedTuple):
+    """Images `[N, H, W, C]`, labels, classes aimed at, and a random key for each."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    aims: np.ndarray
+    keys: Array
+
+
+class Tools(NamedTuple):
+    """What is compiled of one search: a first state and some steps of a whole batch."""
+
+    start: Callable
+    advance: Callable
+    stride: int
+    steps: int
+
+
+def tools_of(apply: Apply, search: Search, wanted: int) -> Tools:
+    """Compiles a search, by strides of about so many steps."""
+    stride = max(one for one in range(1, min(wanted, search.steps) + 1) if search.steps % one == 0)
+
+    def start(variables, key, image, label, target, epsilon):
+        return search.start(key, Goal(partial(apply, variables), image, label, epsilon, target))
+
+    def advance(variables, image, label, target, epsilon, state):
+        goal = Goal(partial(apply, variables), image, label, epsilon, target)
+        state = lax.fori_loop(0, stride, lambda _, state: search.step(goal, state), state)
+        return state, search.end(state)
+
+    @jax.jit
+    def begun(variables, fresh, keys, images, labels, targets, epsilon, states):
+        new = jax.vmap(start, in_axes=(None, 0, 0, 0, 0, None))(variables, keys, images, labels, targets, epsilon)
+        if states is None:
+            return new
+        pick = lambda a, b: jnp.where(fresh.reshape(-1, *[1] * (a.ndim - 1)), a, b)  # noqa: E731
+        return jax.tree.map(pick, new, states)
+
+    advanced = jax.jit(jax.vmap(advance, in_axes=(None, 0, 0, 0, None, 0)), donate_argnums=5)
+    return Tools(begun, advanced, stride, search.steps)
+
+
+def attack_all(tools: Tools, size: int, variables, examples: Examples, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
+    """Runs one search on images that are all still right; returns the images found, and which have fallen.
+
+    Args:
+      tools: of the search.
+      size: slots on the device.
+      variables: of the network.
+      examples: images, labels, classes aimed at and random keys.
+      epsilon: radius.
+    """
+    images, labels, aims, keys = examples
+    waiting, found, fallen = list(range(len(images)))[::-1], images.copy(), np.zeros(len(images), bool)
+    slots, taken, states = np.full(size, -1), np.zeros(size, int), None
+    radius = jnp.float32(epsilon)
+    while waiting or (slots >= 0).any():
+        free = np.flatnonzero(slots < 0)
+        if waiting and (len(free) >= max(1, size // 4) or len(free) == size):
+            fresh = free[: len(waiting)]
+            slots[fresh], taken[fresh] = [waiting.pop() for _ in fresh], 0
+            rows, mask = np.maximum(slots, 0), np.isin(np.arange(size), fresh)
+            given = (images[rows], labels[rows], aims[rows])
+            states = tools.start(variables, mask, keys[rows], *given, radius, states)
+        rows = np.maximum(slots, 0)
+        states, (points, down) = tools.advance(variables, images[rows], labels[rows], aims[rows], radius, states)
+        taken += tools.stride
+        down = np.asarray(down) & (slots >= 0)
+        if down.any():
+            found[slots[down]], fallen[slots[down]] = np.asarray(points)[down], True
+        slots[down | (taken >= tools.steps)] = -1
+    return found, fallen
