@@ -226,7 +226,7 @@ EXPERIMENT = experiment.Experiment(
         "above the standard one's within the radius they were trained for.",
     },
     estimate=estimated,
-    takes="five minutes",
+    takes="six minutes",
     picture="robust_accuracy.png",
 )
 
