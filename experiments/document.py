@@ -29,11 +29,11 @@ from robgrad import runs
 ROOT = Path(__file__).parent
 RECORDS, README, SPEED = ROOT / "results", ROOT.parent / "README.md", ROOT / "benchmark" / "README.md"
 COLUMNS = {
-    "": "digits, the toy",
-    "digits-quick": "digits, the toy",
-    "fashion_mnist-quick": "Fashion-MNIST, small",
-    "mnist-quick": "MNIST, small",
-    "mnist-paper": "MNIST, paper's size",
+    "": "digits (2.1: three seeds, else one), the toy",
+    "digits-quick": "digits (2.1: three seeds, else one), the toy",
+    "fashion_mnist-quick": "Fashion-MNIST, small, one seed",
+    "mnist-quick": "MNIST, small, one seed",
+    "mnist-paper": "MNIST, paper's size, one seed",
 }
 HEAD = """# Recorded results
 

@@ -155,7 +155,8 @@ def claim(config: RobustnessConfig, arrays: experiment.Arrays, tables: experimen
             gains = robust[places[recipe.kind]] - robust[places["standard"]]
             value, low, high = intervals.of_seeds_and_rows(gains, np.mean)
             over = claims.spread(config.network_seeds, f"{gains.shape[1]} images, AutoAttack {config.version}")
-            text = "a network is more robust than the standard one at the radius it was trained for (our test)"
+            text = "a network is more robust than the standard one at the radius it was trained for"
+            text += f" (our test, AutoAttack {config.version})"
             one = claims.Claim("-", text, f"{recipe.kind}", "-", over)
             yield claims.row(one, f"{value:+.3f}", float(low), float(high), claims.verdict(low, high))
 
