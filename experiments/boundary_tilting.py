@@ -11,6 +11,7 @@ Expected: the angle between the adversarial displacement and the data falls from
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -32,7 +33,6 @@ ANALYSIS = (1.0, STEP_SIZE)
 # 99% of a two-dimensional Gaussian lies within this squared Mahalanobis distance.
 CHI_SQUARED_99 = 9.21
 NETWORK = networks.MLP()
-ATTACK = attacks.pgd(attacks.L2, attacks.cross_entropy, STEPS)
 MEASURED = ("displacement_angle", "boundary_angle", "share_outside")
 
 
@@ -42,6 +42,12 @@ class ToyConfig(Config):
 
     repeats: int = setting("Data sets and trainings, each of its own seed.", 10)
     points: int = setting("Points a class.", 3000)
+    attack: str = setting("Attack in training and in the analysis.", "pgd", choices=lambda: tuple(attacks.ATTACKS))
+
+
+def attack_of(config: ToyConfig) -> attacks.Attack:
+    """The attack of training and analysis, in l2 on the cross-entropy."""
+    return attacks.ATTACKS[config.attack]("l2", attacks.cross_entropy, STEPS)
 
 
 def train(step: training.Step, points: data.Split, key: Array):
@@ -81,13 +87,13 @@ def boundary_point(logits_fn: networks.LogitsFn, one: Array, other: Array) -> Ar
     return lax.fori_loop(0, 25, halve, (one, other))[0]
 
 
-@jax.jit
-def analyse(variables, points: data.Split) -> dict[str, Array]:
+@partial(jax.jit, static_argnums=0)
+def analyse(attack: attacks.Attack, variables, points: data.Split) -> dict[str, Array]:
     """Adversarial examples of one network, and what the docstring of this module measures."""
     places, labels = jnp.asarray(points.images), jnp.asarray(points.labels)
     half = len(places) // 2
     own = networks.logits_fn(NETWORK, variables)
-    attacked = jax.vmap(lambda x, y: ATTACK(jax.random.key(0), own, x, y, *map(jnp.float32, ANALYSIS)))(places, labels)
+    attacked = jax.vmap(lambda x, y: attack(jax.random.key(0), own, x, y, *map(jnp.float32, ANALYSIS)))(places, labels)
     axis, moved = principal_axis(places), (attacked - places).reshape(2, half, 2).mean(1)
     starts, ends = places[:half][:200], places[half:][:200]
     borders = jax.vmap(lambda one, other: boundary_point(own, one, other))(starts, ends)
@@ -116,7 +122,8 @@ def regions(variables, side: int = 200) -> np.ndarray:
 
 def measure(run: Run) -> experiment.Arrays:
     """Angles and shares `[repeat, network]`, and what the figure shows of the first repeat."""
-    step, config = training.classifier_step(NETWORK, ATTACK), run.config
+    config, attack = run.config, attack_of(run.config)
+    step = training.classifier_step(NETWORK, attack)
     arrays: experiment.Arrays = {}
     measured: list[list] = []
     label = f"training {len(RADII)} networks, {config.repeats} times"
@@ -125,7 +132,7 @@ def measure(run: Run) -> experiment.Arrays:
         points = data.two_gaussians(data_key, config.points)
         variables = train(step, points, key)
         each = [stacking.replica(variables, index) for index in range(len(RADII))]
-        measured.append([jax.device_get(analyse(one, points)) for one in each])
+        measured.append([jax.device_get(analyse(attack, one, points)) for one in each])
         if not repeat:
             shown = {"points": points.images, "regions": np.stack([regions(one) for one in each]).astype(np.uint8)}
             shown["attacked"] = np.stack([one["attacked"][: config.points] for one in measured[0]])
@@ -184,9 +191,10 @@ def draw(workdir: Path, config: ToyConfig, arrays: experiment.Arrays, tables: ex
 def estimated(config: ToyConfig, dataset: None, options: Options, others: Sequence) -> Iterator[Row]:
     """One row, from one of the repeats."""
     del dataset, options, others
-    step = training.classifier_step(NETWORK, ATTACK)
+    attack = attack_of(config)
+    step = training.classifier_step(NETWORK, attack)
     points = data.two_gaussians(jax.random.key(0), config.points)
-    work = lambda: analyse(stacking.replica(train(step, points, jax.random.key(1)), 0), points)  # noqa: E731
+    work = lambda: analyse(attack, stacking.replica(train(step, points, jax.random.key(1)), 0), points)  # noqa: E731
     warm, cold = estimate.warm_and_cold(work)
     row = estimate.empty("toy", "boundary_tilting") | {
         "networks": len(RADII) * config.repeats,

@@ -58,6 +58,9 @@ def judged(path: Path) -> tuple[experiment.Experiment, dict[str, Any], bool]:
     arrays = runs.read_arrays(path / experiment.MEASUREMENTS)
     if arrays is not None:
         return one, results | tables.plain(experiment.judge(one, config_of(one, results["config"]), arrays)), True
+    for row in results["rows"]:
+        # Of before AutoAttack.
+        row["pgd_accuracy"] = row.pop("robust_accuracy")
     return one, results | tables.plain({"claims": list(_claims_of_rows(results))}), False
 
 

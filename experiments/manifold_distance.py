@@ -26,8 +26,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import analysed, claims, densities, estimate, experiment, figures, presets, trained
-from experiments.harness.config import TrainingConfig, setting, subsets
+from experiments.harness import analysed, claims, densities, estimate, evaluated, experiment, figures, presets, trained
+from experiments.harness.config import EvaluatedConfig, setting, subsets
 from experiments.harness.options import Options
 from experiments.harness.tables import Row
 from experiments.harness.trained import Recipe, Run
@@ -45,7 +45,7 @@ PUBLISHED_MODES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ManifoldConfig(TrainingConfig):
+class ManifoldConfig(EvaluatedConfig):
     """Section 2.1: the manifold and the analysis attack too."""
 
     manifold: str = setting("Estimate of the image manifold.", "vae-gan", choices=lambda: tuple(manifolds.KINDS))
@@ -81,6 +81,8 @@ _CIFAR: dict[str, Any] = {
 }
 _QUICK: dict[str, Any] = {"vae_gan_epochs": 10, "vae_gan_batch_size": 50, "analysis_steps": 20}
 PRESETS = presets.extended(
+    presets.AUTO_ATTACK,
+    presets.EVALUATION,
     {
         "paper": {"mnist": _MNIST, "fashion_mnist": _FASHION, "cifar10": _CIFAR},
         "quick": {
@@ -97,7 +99,7 @@ PRESETS = presets.extended(
             "fashion_mnist": _FASHION | _QUICK,
             "cifar10": _CIFAR | _QUICK | {"vae_gan_epochs": 1, "discriminator_steps": 1},
         },
-    }
+    },
 )
 
 
@@ -111,7 +113,7 @@ def measure(run: Run) -> experiment.Arrays:
     arrays = trained.fit_manifold(run, config.manifold, train)
     keys = jax.random.split(trained.key_of(config.seed, "manifold_distance"), 3)
     measured = shown_of_manifold(config, run.image_shape, arrays, test, keys[0])
-    measured["clean_hits"], measured["robust_hits"] = trained.hits_of(config, network, variables, test, keys[1])
+    measured |= evaluated.hits_of(run, recipes, variables, test, keys[1])
     for loss, fields in analysed.fields_of(run, network, variables, arrays, test, keys[2]).items():
         # The same for all networks.
         shared = {field: fields.pop(field)[0] for field in ("distance", "chance")}
@@ -151,12 +153,11 @@ def tabulate(config: ManifoldConfig, arrays: experiment.Arrays) -> experiment.Ta
                     **recipes[members[0]].row,
                     "network_seeds": len(members),
                     "analysis_loss": loss,
-                    "test_accuracy": np.mean(arrays["clean_hits"][members]),
-                    "robust_accuracy": np.mean(arrays["robust_hits"][members]),
+                    **evaluated.accuracies(config, arrays, members),
                     **_of_kind(own),
                 }
             )
-    return {"rows": rows}
+    return {"rows": rows, "notes": evaluated.notes_of(recipes, "l2", arrays)}
 
 
 def _of_kind(own: experiment.Arrays) -> Row:
@@ -332,6 +333,7 @@ def estimated(config: ManifoldConfig, dataset: data.Dataset, options: Options, o
         # Copied, since measuring the plan gives its buffers away.
         arrays = jax.tree.map(jnp.copy, stacking.replica(plan.states.variables, 0))
         yield estimate.row_of(dataset.name, plan, train, options, 1)
+    yield evaluated.estimated(config, dataset, test, "l2", len(recipes))
     spaces, each, compilation = _costs_of_a_chunk(config, dataset, test, arrays)
     chunks = len(test.labels) / min(config.chunk, len(test.labels))
     seconds = chunks * (spaces + each * len(recipes) * len(config.analysis_losses))
@@ -373,8 +375,7 @@ EXPERIMENT = experiment.Experiment(
     columns={
         "network": "network",
         "analysis_loss": "analysis",
-        "test_accuracy": "test accuracy",
-        "robust_accuracy": "robust accuracy",
+        **evaluated.COLUMNS,
         "attack_success": "attack success",
         "median_distance": "median distance",
         "clean_median_distance": "of clean images",
@@ -383,6 +384,7 @@ EXPERIMENT = experiment.Experiment(
         "tangent_fraction": "tangent fraction",
         "tangent_fraction_chance": "of a random direction",
     },
+    others={"notes": evaluated.NOTES},
     captions={
         "loss_gradients.png": "Test images, and gradients of the negative loss at the predicted label, from blue to "
         "red; with growing epsilon noise should give way to shapes.",

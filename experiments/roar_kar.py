@@ -21,8 +21,19 @@ from typing import Any
 
 import numpy as np
 
-from experiments.harness import claims, correlations, estimate, experiment, figures, launch, presets, retrained, trained
-from experiments.harness.config import TrainingConfig, setting, subsets
+from experiments.harness import (
+    claims,
+    correlations,
+    estimate,
+    evaluated,
+    experiment,
+    figures,
+    launch,
+    presets,
+    retrained,
+    trained,
+)
+from experiments.harness.config import EvaluatedConfig, setting, subsets
 from experiments.harness.options import Options
 from experiments.harness.tables import Row
 from experiments.harness.trained import Recipe, Run
@@ -31,7 +42,7 @@ from robgrad.faithfulness import KAR, RANDOM, ROAR, Retraining
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetrainingConfig(TrainingConfig):
+class RetrainingConfig(EvaluatedConfig):
     """Sections 3.2 and 3.3: the retrainings too."""
 
     epsilons: int = setting("How many of each norm's radii are used, evenly thinned down from the largest.", 20)
@@ -62,6 +73,8 @@ _CIFAR = {**_strengths(0.08, 0.002), "retraining_epochs": 20}
 _MNIST = {**_strengths(0.2, 0.01), "retraining_epochs": 5}
 _QUICK = {"epsilons": 3, "retraining_seeds": 1, "retraining_epochs": 2}
 PRESETS = presets.extended(
+    presets.AUTO_ATTACK,
+    presets.EVALUATION,
     {
         "paper": {"mnist": _MNIST, "fashion_mnist": _MNIST, "cifar10": _CIFAR},
         "quick": {
@@ -75,7 +88,7 @@ PRESETS = presets.extended(
             "fashion_mnist": _MNIST | _QUICK,
             "cifar10": _CIFAR | _QUICK | {"retraining_epochs": 3},
         },
-    }
+    },
 )
 
 
@@ -104,7 +117,7 @@ def measure(run: Run) -> experiment.Arrays:
     recipes, network = recipes_of(config), trained.network_of(config, run.dataset)
     variables = trained.train_networks(run, recipes, splits[0])
     key = trained.key_of(config.seed, "roar_kar")
-    clean, robust = trained.hits_of(config, network, variables, splits[1], key)
+    accuracies = evaluated.hits_of(run, recipes, variables, splits[1], key)
     size, pixels = retrained.kept_stack_size(run, network), math.prod(run.image_shape[:2])
     images = sum(len(split.labels) for split in splits)
     maps = (len(config.attributions) + config.retraining_seeds) * pixels * (1 if pixels <= 256 else 2) * images
@@ -119,8 +132,7 @@ def measure(run: Run) -> experiment.Arrays:
         own_hits = retrained.hits_of(run, recipe.name, own, grid, tools, splits)
         hits |= {f"{recipe.name}: {name}": right for name, right in own_hits.items()}
     return {
-        "clean_hits": clean,
-        "robust_hits": robust,
+        **accuracies,
         "retrainings": np.array(list(hits)),
         "retrained_hits": np.stack(list(hits.values())),
     }
@@ -148,6 +160,7 @@ def tabulate(config: RetrainingConfig, arrays: experiment.Arrays) -> experiment.
     """A row for each network, benchmark and attribution; correlations with strength; an audit of Random."""
     hits, rows = hits_of(config, arrays), []
     for place, recipe in enumerate(recipes_of(config)):
+        accuracies = evaluated.accuracies(config, arrays, [place])
         methods = (*config.attributions, *([RANDOM] if recipe == Recipe() else []))
         for benchmark, method in itertools.product((ROAR, KAR), methods):
             random = hits(Recipe(), benchmark, RANDOM)
@@ -156,8 +169,7 @@ def tabulate(config: RetrainingConfig, arrays: experiment.Arrays) -> experiment.
                 {
                     **recipe.row,
                     "network_seed": recipe.seed,
-                    "test_accuracy": arrays["clean_hits"][place].mean(),
-                    "robust_accuracy": arrays["robust_hits"][place].mean(),
+                    **accuracies,
                     "benchmark": benchmark,
                     "attribution": method,
                     "percentiles": list(config.percentiles),
@@ -169,7 +181,9 @@ def tabulate(config: RetrainingConfig, arrays: experiment.Arrays) -> experiment.
                 }
             )
     audit = list(audit_of(config, lambda benchmark: hits(Recipe(), benchmark, RANDOM)))
-    return {"rows": rows, "correlations": correlations.table_of(config, rows, "strength"), "audit": audit}
+    return {"rows": rows, "correlations": correlations.table_of(config, rows, "strength"), "audit": audit} | {
+        "notes": evaluated.notes_of(recipes_of(config), "l2", arrays)
+    }
 
 
 def audit_of(config: RetrainingConfig, random_hits: Callable[[str], np.ndarray]) -> Iterator[Row]:
@@ -224,7 +238,7 @@ def draw(workdir: Path, config: RetrainingConfig, arrays: experiment.Arrays, tab
 
 def estimated(config: RetrainingConfig, dataset: data.Dataset, options: Options, others: Sequence) -> Iterator[Row]:
     """The networks that other runs do not have, and the retrainings of all."""
-    train, _ = subsets(config, dataset)
+    train, test = subsets(config, dataset)
     recipes = set(recipes_of(config))
     missing = [one for one in estimate.missing(config, others) if one in recipes]
     yield from estimate.classifiers(config, missing, dataset, train, options)
@@ -240,6 +254,7 @@ def estimated(config: RetrainingConfig, dataset: data.Dataset, options: Options,
     row = estimate.row_of(dataset.name, plan, examples, options, len(recipes))
     count = retrainings_of(config)
     working = row["steps"] * row["ms_per_step"] / 60_000 * count / len(part)
+    yield evaluated.estimated(config, dataset, test, "l2", len(recipes))
     yield row | {"retrainings": count, "minutes": working + row["compile_seconds"] / 60}
 
 
@@ -258,8 +273,7 @@ EXPERIMENT = experiment.Experiment(
     columns={
         "network": "network",
         "network_seed": "seed",
-        "test_accuracy": "test accuracy",
-        "robust_accuracy": "robust accuracy",
+        **{name: evaluated.COLUMNS[name] for name in ("test_accuracy", "robust_accuracy", "auto_attack")},
         "benchmark": "benchmark",
         "attribution": "attribution",
         "score": "score",
@@ -272,6 +286,7 @@ EXPERIMENT = experiment.Experiment(
             "Random twice: keeping a share of pixels, and removing the rest, are the same experiment",
             ("pixels_kept", "keeping", "removing_the_rest", "difference", "difference_low", "difference_high"),
         ),
+        "notes": evaluated.NOTES,
     },
     captions={
         "roar_strength_*.png": "ROAR scores against training strength ({} training); in the paper all lines rise.",

@@ -4,7 +4,7 @@ Trains a standard and several adversarially trained networks, or takes another r
 AutoAttack in each norm along several radii; images that a smaller radius breaks are not attacked again.
 
     python -m experiments.robustness                                    # digits, short version
-    python -m experiments.robustness --version=standard --networks_from=runs/manifold_distance-digits-quick
+    python -m experiments.robustness --auto_attack=standard --networks_from=runs/manifold_distance-digits-quick
     python -m experiments.robustness --dataset=mnist --preset=paper     # a large GPU
 
 Expected: within the radius that a network was trained for, the stronger its training the higher its accuracy; the
@@ -13,50 +13,40 @@ standard network falls fastest.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from experiments.harness import claims, estimate, experiment, figures, presets, trained
-from experiments.harness.config import TrainingConfig, setting, subsets
+from experiments.harness import claims, estimate, evaluated, experiment, figures, presets, trained
+from experiments.harness.config import AttackedConfig, setting, subsets
 from experiments.harness.options import Options
-from experiments.harness.progress import counted
 from experiments.harness.tables import Row
 from experiments.harness.trained import Run
-from robgrad import attacks, data, intervals, networks, runs, stacking
+from robgrad import attacks, data, intervals
 
 
 @dataclass(frozen=True, kw_only=True)
-class RobustnessConfig(TrainingConfig):
+class RobustnessConfig(AttackedConfig):
     """AutoAttack along radii."""
 
-    version: str = setting("Version of AutoAttack.", "standard", choices=lambda: attacks.VERSIONS)
     evaluated: Mapping[str, tuple[float, ...]] = setting(
         "Radii evaluated in the {} norm.", zero=True, by_norm="{}_evaluated"
     )
-    attacked_examples: int = setting("Test images attacked, the first ones.", 1000)
 
 
-def _evaluated(l2: Sequence[float], linf: Sequence[float], count: int) -> dict[str, Any]:
-    return {"evaluated": {"l2": tuple(l2), "linf": tuple(linf)}, "attacked_examples": count}
+def _evaluated(l2: Sequence[float], linf: Sequence[float]) -> dict[str, Any]:
+    return {"evaluated": {"l2": tuple(l2), "linf": tuple(linf)}}
 
 
 _PAPER = {
-    "mnist": _evaluated((0.5, 1.0, 2.0, 4.0), (0.1, 0.2, 0.4, 0.6), 1000),
-    "fashion_mnist": _evaluated((0.5, 1.0, 2.0, 4.0), (0.05, 0.1, 0.2, 0.4), 1000),
-    "cifar10": _evaluated((0.1, 0.4, 1.0, 1.6), (0.005, 0.01, 0.02, 16 / 255), 1000),
+    "mnist": _evaluated((0.5, 1.0, 2.0, 4.0), (0.1, 0.2, 0.4, 0.6)),
+    "fashion_mnist": _evaluated((0.5, 1.0, 2.0, 4.0), (0.05, 0.1, 0.2, 0.4)),
+    "cifar10": _evaluated((0.1, 0.4, 1.0, 1.6), (0.005, 0.01, 0.02, 16 / 255)),
 }
 PRESETS = presets.extended(
-    {
-        "paper": _PAPER,
-        "quick": {
-            "digits": _evaluated((0.25, 0.5, 1.0, 2.0), (0.1, 0.2, 0.3, 0.4), 360) | {"version": "short"},
-            **{name: values | {"attacked_examples": 100, "version": "short"} for name, values in _PAPER.items()},
-        },
-    }
+    presets.AUTO_ATTACK,
+    {"paper": _PAPER, "quick": _PAPER | {"digits": _evaluated((0.25, 0.5, 1.0, 2.0), (0.1, 0.2, 0.3, 0.4))}},
 )
 
 
@@ -64,43 +54,13 @@ def measure(run: Run) -> experiment.Arrays:
     """By norm whether each image is robust and which attack broke it, `[network, radius, image]`; and notes."""
     config = run.config
     train, test = subsets(config, run.dataset)
-    test = data.Split(*(leaf[: config.attacked_examples] for leaf in test))
-    recipes, network = trained.recipes_of(config), trained.network_of(config, run.dataset)
+    recipes = trained.recipes_of(config)
     variables = trained.train_networks(run, recipes, train)
-    # One function for all, so that networks share what is compiled.
-    apply = partial(_logits, network)
     arrays: experiment.Arrays = {}
     for norm, radii in config.evaluated.items():
-        kept = []
-        for index, recipe in counted(
-            recipes, f"attacking {len(test.labels)} images in {norm}, {len(recipes)} networks"
-        ):
-            path = run.workdir / experiment.ANALYSIS / f"{norm}-{recipe.name}.npz"
-            part = runs.read_arrays(path)
-            if part is None:
-                found = attacks.robust_accuracy(
-                    apply,
-                    *test,
-                    variables=stacking.replica(variables, index),
-                    epsilon=radii,
-                    norm=norm,
-                    version=config.version,
-                    seed=config.seed,
-                )
-                part = {
-                    "robust": np.stack([one.robust for one in found]),
-                    "broken_by": np.stack([one.broken_by for one in found]),
-                    "notes": np.array(sorted({note for one in found for note in one.notes})),
-                }
-                runs.write_arrays(path, part)
-            kept.append(part)
-        arrays |= {f"{norm}/{field}": np.stack([one[field] for one in kept]) for field in ("robust", "broken_by")}
-        arrays |= {f"{norm}/notes/{recipe.name}": one["notes"] for recipe, one in zip(recipes, kept, strict=True)}
+        found = evaluated.auto_attacked(run, recipes, variables, test, norm, radii)
+        arrays |= {f"{norm}/{name}": values for name, values in found.items()}
     return arrays
-
-
-def _logits(network, variables, image: jax.Array) -> jax.Array:
-    return networks.logits_fn(network, variables)(image)
 
 
 def tabulate(config: RobustnessConfig, arrays: experiment.Arrays) -> experiment.Tables:
@@ -134,11 +94,7 @@ def tabulate(config: RobustnessConfig, arrays: experiment.Arrays) -> experiment.
                     }
                     for name in names
                 ]
-        for recipe in recipes:
-            notes += [
-                {"network": recipe.name, "norm": norm, "note": str(note)}
-                for note in arrays[f"{norm}/notes/{recipe.name}"]
-            ]
+        notes += evaluated.notes_of(recipes, norm, arrays, f"{norm}/")
     return {"rows": rows, "broken": broken, "notes": notes}
 
 
@@ -154,9 +110,9 @@ def claim(config: RobustnessConfig, arrays: experiment.Arrays, tables: experimen
             robust = arrays[f"{norm}/robust"][:, radii.index(recipe.epsilon)] * 1.0
             gains = robust[places[recipe.kind]] - robust[places["standard"]]
             value, low, high = intervals.of_seeds_and_rows(gains, np.mean)
-            over = claims.spread(config.network_seeds, f"{gains.shape[1]} images, AutoAttack {config.version}")
+            over = claims.spread(config.network_seeds, f"{gains.shape[1]} images, AutoAttack {config.auto_attack}")
             text = "a network is more robust than the standard one at the radius it was trained for"
-            text += f" (our test, AutoAttack {config.version})"
+            text += f" (our test, AutoAttack {config.auto_attack})"
             one = claims.Claim("-", text, f"{recipe.kind}", "-", over)
             yield claims.row(one, f"{value:+.3f}", float(low), float(high), claims.verdict(low, high))
 
@@ -174,7 +130,7 @@ def draw(workdir: Path, config: RobustnessConfig, arrays: experiment.Arrays, tab
                 y.append(row["robust_accuracy"])
                 half = (row["robust_accuracy_high"] - row["robust_accuracy_low"]) / 2
                 spread.append(half if np.isfinite(half) else 0.0)
-        panels[f"{norm}, AutoAttack {config.version}"] = curves
+        panels[f"{norm}, AutoAttack {config.auto_attack}"] = curves
         assert all(len(x) == len(radii) + 1 for x, _, _ in curves.values())
     figures.curve_figure(workdir / "robust_accuracy.png", panels, "radius, pixel range 2", "accuracy")
 
@@ -183,20 +139,8 @@ def estimated(config: RobustnessConfig, dataset: data.Dataset, options: Options,
     """Stacks of networks, and the evaluation, scaled from the standard network before training at one radius."""
     train, test = subsets(config, dataset)
     yield from estimate.classifiers(config, estimate.missing(config, others), dataset, train, options)
-    recipes, network = trained.recipes_of(config), trained.network_of(config, dataset)
-    variables = networks.init(network, jax.random.key(0), dataset.train.images.shape[1:])
-    some = data.Split(*(leaf[:50] for leaf in test))
-    norm, radii = next(iter(config.evaluated.items()))
-
-    def attack() -> None:
-        options = {"variables": variables, "norm": norm, "version": config.version}
-        attacks.robust_accuracy(partial(_logits, network), *some, epsilon=radii[0], **options)
-
-    warm, cold = estimate.warm_and_cold(attack)
-    count = sum(len(radii) for radii in config.evaluated.values()) * len(recipes)
-    work = warm * count * config.attacked_examples / len(some.labels)
-    row = estimate.empty(dataset.name, f"AutoAttack of {config.attacked_examples} images")
-    yield row | {"networks": len(recipes), "compile_seconds": cold, "minutes": (work + 2 * cold) / 60}
+    count = sum(len(radii) for radii in config.evaluated.values()) * len(trained.recipes_of(config))
+    yield evaluated.estimated(config, dataset, test, next(iter(config.evaluated)), count)
 
 
 EXPERIMENT = experiment.Experiment(
@@ -220,7 +164,7 @@ EXPERIMENT = experiment.Experiment(
     },
     others={
         "broken": ("What each attack broke", ("network", "norm", "epsilon", "attack", "share")),
-        "notes": ("What speaks against the numbers", ("network", "norm", "note")),
+        "notes": evaluated.NOTES,
     },
     captions={
         "robust_accuracy.png": "Accuracy against radius; bars are 95% intervals. Curves of robust networks should lie "

@@ -19,6 +19,8 @@ from jax.sharding import PartitionSpec as P
 
 REPLICA, DATA = "replica", "data"
 WHOLE = P()
+# Operations of a pass over one example from which one host device uses all cores better than several (measured).
+HEAVY = 1e7
 
 
 def stack(replicas: Sequence[Any]):
@@ -41,22 +43,43 @@ def size(stacked) -> int:
     return len(jax.tree.leaves(stacked)[0])
 
 
-def device_mesh(replicas: int, batch: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Arranges all devices as a `(replica, data)` mesh for a stack of `replicas` and batches of `batch`.
+def device_mesh(
+    replicas: int, batch: int, devices: Sequence[jax.Device] | None = None, *, operations: float = 0.0
+) -> Mesh:
+    """Arranges devices as a `(replica, data)` mesh for a stack of `replicas` and batches of `batch`.
 
     The work of the busiest device is ceil(replicas / r) * ceil(batch / d) examples for r * d devices.
     Takes the largest r within a tenth of the least work, since replicas need no communication.
+
+    Devices that are shares of one processor are a different matter: each of them keeps all cores busy by itself once
+    an example is work enough, and a batch split over them is only cut into worse pieces. So above `HEAVY` operations
+    there the mesh splits no batch, and leaves devices out where the stack does not split well.
+
+    Args:
+      replicas: of the stack.
+      batch: examples a step.
+      devices: all of every process where None.
+      operations: of the network's pass over one example, see `operations`; 0 stands for few.
     """
     devices = jax.devices() if devices is None else devices
-
-    def work(r: int) -> int:
-        return -(-replicas // r) * -(-batch * r // len(devices))
-
-    divisors = [r for r in range(1, len(devices) + 1) if len(devices) % r == 0]
-    least = min(map(work, divisors))
-    rows = max(r for r in divisors if work(r) <= 1.1 * least)
-    grid = np.asarray(devices).reshape(rows, -1)
+    count = len(devices)
+    divisors = [r for r in range(1, count + 1) if count % r == 0]
+    if operations > HEAVY and devices[0].platform == "cpu" and jax.process_count() == 1:
+        rows = max(r for r in divisors if -(-replicas // r) * r <= 1.1 * replicas)
+        grid = np.asarray(devices[:rows]).reshape(rows, 1)
+    else:
+        work = lambda r: -(-replicas // r) * -(-batch * r // count)  # noqa: E731
+        rows = max(r for r in divisors if work(r) <= 1.1 * min(map(work, divisors)))
+        grid = np.asarray(devices).reshape(rows, -1)
     return Mesh(grid, (REPLICA, DATA), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def operations(function: Callable, *arguments) -> float:
+    """Floating-point operations of one call, as the compiler counts them before it optimises; nothing is run.
+
+    Loops count as one turn. Arguments may be `jax.ShapeDtypeStruct`.
+    """
+    return float((jax.jit(function).lower(*arguments).cost_analysis() or {}).get("flops", 0.0))
 
 
 def everywhere(tree, mesh: Mesh):

@@ -16,7 +16,14 @@ SMALL = [
         "--attack_steps=2",
         "--vae_gan_epochs=2",
     ),
-    *("--analysis_steps=3", "--robust_steps=2", "--l2_epsilons=0.5,1", "--linf_epsilons=0.1", "--chunk=16"),
+    *(
+        "--analysis_steps=3",
+        "--pgd_steps=2",
+        "--attacked_examples=8",
+        "--l2_epsilons=0.5,1",
+        "--linf_epsilons=0.1",
+        "--chunk=16",
+    ),
 ]
 FIELDS = {
     *("network", "train_norm", "train_loss", "train_epsilon", "analysis_loss", "test_accuracy", "robust_accuracy"),

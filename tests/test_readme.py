@@ -16,7 +16,14 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "experiments" / "README.md", ROOT / "experiments" / "benchmark" / "README.md"]
 SMALL = [
     *("--train_examples=200", "--test_examples=20", "--epochs=1", "--standard_epochs=1", "--attack_steps=1"),
-    *("--vae_gan_epochs=1", "--analysis_steps=1", "--robust_steps=1", "--norms=l2", "--train_losses=xent"),
+    *(
+        "--vae_gan_epochs=1",
+        "--analysis_steps=1",
+        "--pgd_steps=1",
+        "--attacked_examples=8",
+        "--norms=l2",
+        "--train_losses=xent",
+    ),
     *("--analysis_losses=xent", "--l2_epsilons=2"),
 ]
 

@@ -9,7 +9,14 @@ from scipy import stats
 
 SMALL = [
     *("--train_examples=200", "--test_examples=50", "--epochs=1", "--standard_epochs=2", "--attack_steps=2"),
-    *("--robust_steps=2", "--epsilons=3", "--norms=l2", "--percentiles=30,70", "--retraining_seeds=2"),
+    *(
+        "--pgd_steps=2",
+        "--attacked_examples=8",
+        "--epsilons=3",
+        "--norms=l2",
+        "--percentiles=30,70",
+        "--retraining_seeds=2",
+    ),
     "--retraining_epochs=2",
 ]
 FIELDS = {

@@ -16,7 +16,7 @@ from robgrad import data as data_sets
 
 TINY = [
     *("--train_examples=100", "--test_examples=20", "--epochs=1", "--standard_epochs=1", "--attack_steps=2"),
-    *("--robust_steps=2", "--analysis_steps=2", "--train_losses=xent", "--norms=l2", "--l2_epsilons=1,2"),
+    *("--pgd_steps=2", "--analysis_steps=2", "--train_losses=xent", "--norms=l2", "--l2_epsilons=1,2"),
     *("--percentiles=50", "--retraining_seeds=2", "--retraining_epochs=1", "--repeats=2", "--points=200"),
     *("--attacked_examples=20", "--l2_evaluated=1", "--linf_evaluated=0.1"),
     *("--batch_size=25", "--vae_gan_epochs=1", "--vae_gan_batch_size=25", "--retraining_batch_size=25"),
@@ -99,7 +99,13 @@ def third_norm(monkeypatch):
 
 SMALL = {
     **{"train_examples": 100, "test_examples": 20, "epochs": 1, "standard_epochs": 1, "attack_steps": 2},
-    **{"robust_steps": 2, "analysis_steps": 2, "train_losses": ("xent",), "analysis_losses": ("xent",)},
+    **{
+        "pgd_steps": 2,
+        "attacked_examples": 8,
+        "analysis_steps": 2,
+        "train_losses": ("xent",),
+        "analysis_losses": ("xent",),
+    },
     **{"manifold": "pca", "batch_size": 25},
 }
 

@@ -82,15 +82,30 @@ class TrainingConfig(Config):
     epochs: int = setting("Epochs of each robust classifier.")
     batch_size: int = setting("Batch of each classifier.", 100)
     learning_rate: float = setting("Learning rate of the classifiers' Adam.", 1e-3)
-    robust_attack: str = setting("Attack behind robust_accuracy.", "pgd", choices=lambda: tuple(attacks.ATTACKS))
-    robust_epsilon: float = setting("Radius of the l2 cross-entropy attack behind robust_accuracy.", zero=True)
-    robust_step_size: float = setting("Step of the attack behind robust_accuracy.", 2.0)
-    robust_steps: int = setting("Steps of the attack behind robust_accuracy.", 40)
     shuffle: bool = setting("Shuffle each epoch; --noshuffle as the paper's code.", True)
     zero_mask: bool = setting(
         "CW margins that set the true logit to 0 instead of leaving it out, as the paper's code.", False
     )
     chunk: int = setting("Images analysed at a time.", 100)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackedConfig(TrainingConfig):
+    """AutoAttack on the networks too."""
+
+    auto_attack: str = setting(
+        "Version of AutoAttack, the attack behind robust_accuracy.", "standard", choices=lambda: attacks.VERSIONS
+    )
+    attacked_examples: int = setting("Test images under AutoAttack, the first ones; at most all that are used.", 1000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedConfig(AttackedConfig):
+    """Accuracies of the networks as a column beside what is measured."""
+
+    robust_epsilon: float = setting("Radius, in l2, of robust_accuracy and pgd_accuracy.", zero=True)
+    pgd_step_size: float = setting("Step of the paper's attack, PGD on the cross-entropy, behind pgd_accuracy.", 2.0)
+    pgd_steps: int = setting("Steps of that attack.", 40)
 
 
 def settings_of(kind: type[Config]) -> list[dataclasses.Field]:

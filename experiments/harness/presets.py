@@ -6,6 +6,8 @@ shuffling, a sampled projection, a CW mask of zero) the sound choice is the defa
 """
 
 from collections.abc import Mapping
+from functools import reduce
+from operator import or_
 from typing import Any
 
 from experiments.harness.config import Presets
@@ -20,7 +22,6 @@ _MNIST: Values = {
     "step_sizes": {"l2": 2.0, "linf": 0.02},
     "standard_epochs": 5,
     "epochs": 5,
-    "robust_epsilon": 1.0,
 }
 _CIFAR = _MNIST | {
     "held_out": 0,
@@ -28,7 +29,6 @@ _CIFAR = _MNIST | {
     "radii": {"l2": (0.1, 0.4, 1.6), "linf": (0.005, 0.01, 0.02)},
     "standard_epochs": 20,
     "epochs": 20,
-    "robust_epsilon": 0.4,
 }
 _QUICK_28: Values = {
     "train_examples": 5000,
@@ -37,7 +37,6 @@ _QUICK_28: Values = {
     "step_sizes": {"l2": 2.0, "linf": 0.1},
     "attack_steps": 3,
     "epochs": 2,
-    "robust_steps": 10,
 }
 _QUICK_32 = _QUICK_28 | {
     "train_examples": 4000,
@@ -55,8 +54,6 @@ _DIGITS: Values = {
     "standard_epochs": 15,
     "epochs": 15,
     "batch_size": 50,
-    "robust_epsilon": 0.5,
-    "robust_steps": 20,
 }
 TRAINING: Mapping[str, Mapping[str, Values]] = {
     "paper": {"mnist": _MNIST, "fashion_mnist": _MNIST, "cifar10": _CIFAR},
@@ -68,10 +65,27 @@ TRAINING: Mapping[str, Mapping[str, Values]] = {
     },
 }
 
+# AutoAttack's short version on few images at quick size, else the defaults: the standard one on 1,000.
+_SHORT: Values = {"auto_attack": "short", "attacked_examples": 100}
+AUTO_ATTACK: Mapping[str, Mapping[str, Values]] = {
+    "paper": {},
+    "quick": {name: _SHORT for name in TRAINING["quick"]} | {"digits": _SHORT | {"attacked_examples": 360}},
+}
+# Accuracies beside other measurements, at the weakest l2 radius.
+_WEAKEST = {
+    "mnist": {"robust_epsilon": 1.0},
+    "fashion_mnist": {"robust_epsilon": 1.0},
+    "cifar10": {"robust_epsilon": 0.4},
+}
+EVALUATION: Mapping[str, Mapping[str, Values]] = {
+    "paper": _WEAKEST,
+    "quick": {name: values | {"pgd_steps": 10} for name, values in _WEAKEST.items()}
+    | {"digits": {"robust_epsilon": 0.5, "pgd_steps": 20}},
+}
 
-def extended(more: Mapping[str, Mapping[str, Values]]) -> Presets:
+
+def extended(*more: Mapping[str, Mapping[str, Values]]) -> Presets:
     """The presets of an experiment: those of training, with more or other values for each preset and data set."""
-    return {
-        preset: {name: values | more[preset].get(name, {}) for name, values in table.items()}
-        for preset, table in TRAINING.items()
-    }
+    tables = (TRAINING, *more)
+    of = lambda preset, name: reduce(or_, (table[preset].get(name, {}) for table in tables))  # noqa: E731
+    return {preset: {name: of(preset, name) for name in table} for preset, table in TRAINING.items()}

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from experiments.harness import launch
 from experiments.harness.config import TrainingConfig, losses_of
@@ -108,10 +107,11 @@ class Plan(NamedTuple):
     batch_size: int
     epochs: int
     shuffle: bool
+    operations: float
 
     def options(self, options: Options) -> dict[str, Any]:
         """Keyword arguments of `training.fit`."""
-        mesh = stacking.device_mesh(len(self.names), self.batch_size)
+        mesh = stacking.device_mesh(len(self.names), self.batch_size, operations=self.operations)
         wanted = {name: getattr(self, name) for name in ("batch_size", "epochs", "shuffle", "names")}
         return wanted | {"mesh": mesh, "shard_data": options.shard_data}
 
@@ -203,20 +203,8 @@ def classifiers_plan(config: TrainingConfig, recipes: Sequence[Recipe], dataset:
     states = stacking.stack([starts[recipe.seed] for recipe in recipes])
     step = step_of(config, network, first.norm, first.loss)
     names = [recipe.name for recipe in recipes]
-    return Plan(first.stack, step, states, sizes, names, config.batch_size, epochs, config.shuffle)
-
-
-def hits_of(config: TrainingConfig, network: nn.Module, variables, test: data.Split, key: jax.Array):
-    """Whether each network is right on each test image, clean and under the l2 attack behind `robust_accuracy`."""
-    mesh = stacking.device_mesh(stacking.size(variables), config.chunk)
-    attack = attacks.ATTACKS[config.robust_attack](attacks.L2, attacks.cross_entropy, config.robust_steps)
-    sizes = (config.robust_epsilon, config.robust_step_size)
-
-    def hits(one: attacks.Attack) -> np.ndarray:
-        predict = training.evaluate(network, one, mesh, chunk=config.chunk)
-        return np.asarray(predict(variables, test, key, *sizes)) == test.labels
-
-    return hits(attacks.no_attack), hits(attack)
+    work = networks.operations(network, dataset.train.images.shape[1:])
+    return Plan(first.stack, step, states, sizes, names, config.batch_size, epochs, config.shuffle, work)
 
 
 @launch.patiently()
@@ -245,9 +233,10 @@ def manifold_plan(config: Any, name: str, image_shape: Sequence[int]) -> Plan:
     kind = manifolds.KINDS[name]
     assert kind.fitting is not None
     fitting = kind.fitting(image_shape, key_of(config.seed, name), manifold_settings(config, name))
+    surface = kind.manifold(image_shape, stacking.replica(fitting.states.variables, 0), None)
     return Plan(
         name, fitting.step, fitting.states, fitting.numbers, [kind.title], fitting.batch_size, fitting.epochs,
-        config.shuffle,
+        config.shuffle, stacking.operations(surface.project, jnp.zeros(image_shape)),
     )  # fmt: skip
 
 

@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 
+from robgrad import stacking
 from robgrad.attacks.ensemble import Part, ensemble
 from robgrad.attacks.losses import cross_entropy
 from robgrad.attacks.norms import LINF, Norm, norm_named
@@ -80,10 +82,12 @@ class Keeping(NamedTuple):
 class _Attacker:
     """The ensemble for one architecture, compiled as it is used: new variables, images and radii compile nothing."""
 
-    def __init__(self, apply: Apply, norm: Norm, version: str, pixel_range: tuple[float, float], batch: int):
+    def __init__(
+        self, apply: Apply, norm: Norm, version: str, pixel_range: tuple[float, float], batch: int, mesh: Mesh
+    ):
         """Compiles nothing yet."""
         self.apply, self.norm, self.version = apply, norm, version
-        self.pixel_range, self.batch = pixel_range, batch
+        self.pixel_range, self.batch, self.mesh = pixel_range, batch, mesh
         self.logits_of = jax.jit(jax.vmap(apply, in_axes=(None, 0)))
         loss = lambda variables, image, label: cross_entropy(apply(variables, image), label)  # noqa: E731
         self.slopes_of = jax.jit(jax.vmap(jax.grad(loss, 1), in_axes=(None, 0, 0)))
@@ -127,10 +131,12 @@ class _Attacker:
             report(f"{part.name}: {len(left)} of {len(images)} images left")
             keys = _keys(seed, index, left)
             aims = every[left, part.rank].astype(np.int32)
-            tools = self.compiled.setdefault(
-                id(part.search), tools_of(self.apply, part.search, 100 if part.search.steps > 1000 else 10)
-            )
+            if id(part.search) not in self.compiled:
+                stride = 100 if part.search.steps > 1000 else 10
+                self.compiled[id(part.search)] = tools_of(self.apply, part.search, stride, self.mesh)
+            tools = self.compiled[id(part.search)]
             size = min(self.batch, max(8, 1 << (len(left) - 1).bit_length()))
+            size += -size % self.mesh.size
             examples = Examples(images[left], labels[left], aims, keys)
             found, fallen = attack_all(tools, size, variables, examples, epsilon)
             found, fallen = self.verified(variables, images[left], labels[left], found, fallen, epsilon)
@@ -243,7 +249,7 @@ def auto_attack(
       pixel_range: smallest and largest value of a pixel, as the network expects them.
       version: `"standard"`, `"plus"`, `"rand"` or `"short"`; see `ensemble`.
       seed: of everything random.
-      batch: images on the device at a time; memory depends on it alone.
+      batch: images at a time, over all devices of this process; memory depends on it alone.
       report: called with a line before each attack.
       restored, save: `save` is called with arrays after each attack; given back as `restored`, they are gone on from.
 
@@ -257,7 +263,10 @@ def auto_attack(
     labels = checked_labels(labels, len(images), classes_of(own, images.shape[1:]))
     checked_radius("epsilon", epsilon, 1)
     apply = _without_variables(logits_fn) if variables is None else logits_fn
-    attacker = _attacker(apply, norm, version, tuple(pixel_range), batch)
+    work = stacking.operations(apply, variables, jax.ShapeDtypeStruct(images.shape[1:], images.dtype))
+    # Several processes each do it all.
+    mesh = stacking.device_mesh(1, batch, jax.local_devices(), operations=work)
+    attacker = _attacker(apply, norm, version, tuple(pixel_range), batch, mesh)
     return attacker.evaluate(variables, images, labels, float(epsilon), seed, Keeping(report, restored, save))
 
 

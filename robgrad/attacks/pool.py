@@ -4,7 +4,7 @@ The batch keeps its shape; after every few steps images that have fallen, or who
 others that wait.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,7 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
+from robgrad import stacking
 from robgrad.attacks.search import Goal, Search
 
 Apply = Callable[[Any, Array], Array]
@@ -36,8 +39,8 @@ class Tools(NamedTuple):
     steps: int
 
 
-def tools_of(apply: Apply, search: Search, wanted: int) -> Tools:
-    """Compiles a search, by strides of about so many steps."""
+def tools_of(apply: Apply, search: Search, wanted: int, mesh: Mesh) -> Tools:
+    """Compiles a search, by strides of about so many steps; slots are spread over the mesh's data axis."""
     stride = max(one for one in range(1, min(wanted, search.steps) + 1) if search.steps % one == 0)
 
     def start(variables, key, image, label, target, epsilon):
@@ -48,15 +51,22 @@ def tools_of(apply: Apply, search: Search, wanted: int) -> Tools:
         state = lax.fori_loop(0, stride, lambda _, state: search.step(goal, state), state)
         return state, search.end(state)
 
+    def spread(function: Callable, axes: Sequence[int | None]) -> Callable:
+        specs = tuple(P() if axis is None else P(stacking.DATA) for axis in axes)
+        mapped = jax.vmap(function, in_axes=tuple(axes))
+        return jax.shard_map(mapped, mesh=mesh, in_specs=specs, out_specs=P(stacking.DATA), check_vma=False)
+
+    starts = spread(start, (None, 0, 0, 0, 0, None))
+
     @jax.jit
     def begun(variables, fresh, keys, images, labels, targets, epsilon, states):
-        new = jax.vmap(start, in_axes=(None, 0, 0, 0, 0, None))(variables, keys, images, labels, targets, epsilon)
+        new = starts(variables, keys, images, labels, targets, epsilon)
         if states is None:
             return new
         pick = lambda a, b: jnp.where(fresh.reshape(-1, *[1] * (a.ndim - 1)), a, b)  # noqa: E731
         return jax.tree.map(pick, new, states)
 
-    advanced = jax.jit(jax.vmap(advance, in_axes=(None, 0, 0, 0, None, 0)), donate_argnums=5)
+    advanced = jax.jit(spread(advance, (None, 0, 0, 0, None, 0)), donate_argnums=5)
     return Tools(begun, advanced, stride, search.steps)
 
 
@@ -65,7 +75,7 @@ def attack_all(tools: Tools, size: int, variables, examples: Examples, epsilon: 
 
     Args:
       tools: of the search.
-      size: slots on the device.
+      size: slots, a multiple of the devices.
       variables: of the network.
       examples: images, labels, classes aimed at and random keys.
       epsilon: radius.

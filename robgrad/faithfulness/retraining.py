@@ -24,7 +24,7 @@ from robgrad.data import Split, check, scale
 from robgrad.faithfulness.occlusion import Occlusion, fill_of, occlude, rank_maps
 from robgrad.faithfulness.scores import KAR, PERCENTILES, RANDOM, ROAR, Curve, curve
 from robgrad.gradients import Attribution
-from robgrad.networks import LogitsFn, Network, classifier_for, logits_fn
+from robgrad.networks import LogitsFn, Network, classifier_for, logits_fn, operations
 
 
 class RetrainingSizes(NamedTuple):
@@ -168,8 +168,10 @@ def roar(
     model = classifier_for(shape, classes) if model is None else model
     colour = fill_of(fill, train.images)
     retrainings = grid(("own", RANDOM), percentiles, seeds, (benchmark,))
-    mesh = stacking.device_mesh(len(retrainings), batch_size)
-    maps = rank_maps(lambda _: network, {"own": attribution}, stacking.device_mesh(1, 100), randoms=seeds)
+    mesh = stacking.device_mesh(len(retrainings), batch_size, operations=operations(model, shape))
+    heavy = stacking.operations(network, jax.ShapeDtypeStruct(shape, jnp.float32))
+    on = stacking.device_mesh(1, 100, operations=heavy)
+    maps = rank_maps(lambda _: network, {"own": attribution}, on, randoms=seeds)
     start_key, *keys = jax.random.split(key, 3)
     examples = [
         Examples(split.images, split.labels, maps(jnp.zeros(()), split.images, one))

@@ -12,6 +12,7 @@ from robgrad.networks.network import (
     logits_fn,
     network_named,
     of_module,
+    operations,
 )
 from robgrad.networks.normalisation import BatchNorm
 from robgrad.networks.residual import PreActResNet, preact_resnet_18, wide_resnet
@@ -36,6 +37,7 @@ __all__ = [
     "mnist_cnn",
     "network_named",
     "of_module",
+    "operations",
     "preact_resnet_18",
     "wide_resnet",
 ]

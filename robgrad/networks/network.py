@@ -6,10 +6,11 @@ functions from any library.
 
 import inspect
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -85,6 +86,14 @@ def logits_fn(network: nn.Module | Network, variables: Variables) -> LogitsFn:
 def init(network: nn.Module | Network, key: Array, image_shape: Sequence[int]) -> Variables:
     """Initial variables for images `[H, W, C]`."""
     return of_module(network).init(key, image_shape)
+
+
+@lru_cache
+def operations(network: nn.Module | Network, image_shape: tuple[int, ...]) -> float:
+    """Floating-point operations of a pass over one image, for `stacking.device_mesh`."""
+    variables = jax.eval_shape(lambda: init(network, jax.random.key(0), image_shape))
+    image = jax.ShapeDtypeStruct(image_shape, jnp.float32)
+    return stacking.operations(lambda variables, image: logits_fn(network, variables)(image), variables, image)
 
 
 # What experiments offer by flag: builders `(image_shape, classes) -> module`.

@@ -1,0 +1,138 @@
+"""How often networks are right: on clean images, under the paper's attack, and under AutoAttack."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from experiments.harness import estimate, trained
+from experiments.harness.config import AttackedConfig, EvaluatedConfig
+from experiments.harness.progress import counted
+from experiments.harness.tables import Row
+from experiments.harness.trained import Recipe, Run
+from robgrad import attacks, data, intervals, networks, runs, stacking, training
+
+Arrays = dict[str, np.ndarray]
+ROBUST = ("robust", "broken_by")
+
+
+def attacked_of(config: AttackedConfig, test: data.Split) -> data.Split:
+    """The test images that AutoAttack is run on: the first ones."""
+    return data.Split(*(leaf[: config.attacked_examples] for leaf in test))
+
+
+def auto_attacked(
+    run: Run, recipes: Sequence[Recipe], variables: Any, test: data.Split, norm: str, radii: Sequence[float]
+) -> Arrays:
+    """AutoAttack on each network: `robust` and `broken_by` `[network, radius, image]`, and notes by network.
+
+    A network that has been evaluated is kept in the run and read from there.
+    """
+    config, some = run.config, attacked_of(run.config, test)
+    # One function for all, so that networks share what is compiled.
+    apply = partial(_logits, trained.network_of(config, run.dataset))
+    kept: list[Arrays] = []
+    what = f"AutoAttack ({config.auto_attack}) on {len(some.labels)} images in {norm}, {len(recipes)} networks"
+    for index, recipe in counted(recipes, what):
+        path = run.workdir / "analysis" / f"auto_attack-{norm}-{recipe.name}.npz"
+        part = runs.read_arrays(path)
+        if part is None:
+            found = attacks.robust_accuracy(
+                apply,
+                *some,
+                variables=jax.device_get(stacking.replica(variables, index)),
+                epsilon=radii,
+                norm=norm,
+                version=config.auto_attack,
+                seed=config.seed,
+            )
+            part = {name: np.stack([getattr(one, name) for one in found]) for name in ROBUST}
+            part["notes"] = np.array(sorted({note for one in found for note in one.notes}))
+            runs.write_arrays(path, part)
+        kept.append(part)
+    notes = {f"notes/{recipe.name}": one["notes"] for recipe, one in zip(recipes, kept, strict=True)}
+    return notes | {name: np.stack([one[name] for one in kept]) for name in ROBUST}
+
+
+def _logits(network: nn.Module, variables: Any, image: jax.Array) -> jax.Array:
+    return networks.logits_fn(network, variables)(image)
+
+
+def hits_of(run: Run, recipes: Sequence[Recipe], variables: Any, test: data.Split, key: jax.Array) -> Arrays:
+    """Whether each network is right on each test image `[network, image]`.
+
+    `clean_hits`; `pgd_hits` under the paper's attack, l2 on the cross-entropy; `robust_hits` under AutoAttack at the
+    same radius, on the first images alone, and what it noted.
+    """
+    config = run.config
+    network = trained.network_of(config, run.dataset)
+    work = networks.operations(network, run.image_shape)
+    mesh = stacking.device_mesh(stacking.size(variables), config.chunk, operations=work)
+
+    def hits(attack: attacks.Attack) -> np.ndarray:
+        predict = training.evaluate(network, attack, mesh, chunk=config.chunk)
+        return np.asarray(predict(variables, test, key, config.robust_epsilon, config.pgd_step_size)) == test.labels
+
+    found = auto_attacked(run, recipes, variables, test, "l2", (config.robust_epsilon,))
+    return {
+        "clean_hits": hits(attacks.no_attack),
+        "pgd_hits": hits(attacks.pgd("l2", attacks.cross_entropy, config.pgd_steps)),
+        "robust_hits": found["robust"][:, 0],
+        **{name: values for name, values in found.items() if name not in ROBUST},
+    }
+
+
+def accuracies(config: EvaluatedConfig, arrays: Arrays, members: Sequence[int]) -> Row:
+    """What a row says of networks of one kind: their accuracies, that under AutoAttack with its interval."""
+    robust = arrays["robust_hits"][members] * 1.0
+    value, low, high = intervals.of_seeds_and_rows(robust, np.mean)
+    return {
+        "test_accuracy": np.mean(arrays["clean_hits"][members]),
+        "pgd_accuracy": np.mean(arrays["pgd_hits"][members]),
+        "robust_accuracy": value,
+        "robust_accuracy_low": low,
+        "robust_accuracy_high": high,
+        "auto_attack": f"{config.auto_attack}, {robust.shape[1]} images",
+    }
+
+
+COLUMNS = {
+    "test_accuracy": "test accuracy",
+    "pgd_accuracy": "under PGD, the paper's attack",
+    "robust_accuracy": "robust accuracy",
+    "robust_accuracy_low": "95% from",
+    "robust_accuracy_high": "to",
+    "auto_attack": "under AutoAttack",
+}
+
+
+def notes_of(recipes: Sequence[Recipe], norm: str, arrays: Arrays, prefix: str = "") -> list[Row]:
+    """What AutoAttack noted against its own numbers, a row a line."""
+    return [
+        {"network": recipe.name, "norm": norm, "note": str(note)}
+        for recipe in recipes
+        for note in arrays[f"{prefix}notes/{recipe.name}"]
+    ]
+
+
+NOTES = ("What speaks against the robust accuracies", ("network", "norm", "note"))
+
+
+def estimated(config: AttackedConfig, dataset: data.Dataset, test: data.Split, norm: str, evaluations: int) -> Row:
+    """What AutoAttack would take, scaled from an untrained network: an upper bound where networks fall early."""
+    some = data.Split(*(leaf[:50] for leaf in attacked_of(config, test)))
+    network, shape = trained.network_of(config, dataset), dataset.train.images.shape[1:]
+    variables = networks.init(network, jax.random.key(0), shape)
+    radius = min(config.radii[norm])
+
+    def attack() -> None:
+        options: dict[str, Any] = {"variables": variables, "norm": norm, "version": config.auto_attack}
+        attacks.robust_accuracy(partial(_logits, network), *some, epsilon=radius, **options)
+
+    warm, cold = estimate.warm_and_cold(attack)
+    minutes = (warm * evaluations * len(attacked_of(config, test).labels) / len(some.labels) + cold) / 60
+    named = estimate.empty(dataset.name, f"AutoAttack of {config.attacked_examples} images")
+    return named | {"networks": evaluations, "compile_seconds": cold, "minutes": minutes}
