@@ -13,12 +13,13 @@ PEERS = {
     "train": {"PyTorch eager", "PyTorch channels-last"},
     "retrain": {"PyTorch eager", "PyTorch channels-last", "torch.func stack"},
     "gradients": {"PyTorch eager", "PyTorch channels-last", "Captum"},
+    "robustness": {"AutoAttack (PyTorch)", "torchattacks"},
 }
 
 
 def test_every_peer_does_the_same_work(tmp_path, run):
     """Each starts, and what it gives equals ours: losses after an attack, after training, norms of gradients."""
-    peers = "eager,channels_last,func_stack,torchattacks,foolbox,foolbox_jax,art,captum"
+    peers = "eager,channels_last,func_stack,torchattacks,foolbox,foolbox_jax,art,captum,pyautoattack"
     arguments = ["--quick", "--networks=digits", f"--suites={','.join(PEERS)}", f"--peers={peers}"]
     printed, _ = run("benchmark", *arguments, f"--workdir={tmp_path}")
     results = json.loads((tmp_path / "results.json").read_text())

@@ -12,17 +12,20 @@ give must be equal. Suites, for the paper's classifiers (and the one for 8x8 dig
     train       standard and adversarial training steps
     retrain     a stack of ROAR retrainings, against one after another
     gradients   input gradients of the loss; their alignment with a VAE-GAN's manifold, against vectorised Jacobians
+    robustness  standard AutoAttack of the digits network; of a public one for MNIST, where `--witness` says where it is
     vae_gan     steps of the VAE-GAN
     devices     all devices in one process, one device, two processes of half the cores each, XLA's defaults
     data        loading a data set, cold and from its cache
     startup     imports; the digits experiment's share of compiling, with a cold and a warm cache
 
 Peers are PyTorch (eager, channels-last, compiled, as a `torch.func` stack), torchattacks, foolbox (PyTorch and JAX),
-ART and Captum; what is not installed is named and left out. Leaves `results.json` and `speed.png`.
+ART, Captum and AutoAttack's own code; what is not installed is named and left out. Leaves `results.json` and
+`speed.png`.
 """
 
 import importlib.util
 import json
+import math
 import os
 import re
 import socket
@@ -38,7 +41,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.benchmark import contest, suites
+from experiments.benchmark import contest, robustness, suites
 from experiments.harness import figures, launch, tables
 from experiments.harness.flags import Flags
 from experiments.harness.tables import Row
@@ -60,6 +63,7 @@ class Wanted(NamedTuple):
     rounds: int
     quick: bool
     loaded: str
+    witness: str
     precision: str
 
 
@@ -76,6 +80,8 @@ def program_flags() -> Flags:
     given.add("run", "bool", "quick", False, "Few steps, one repeat: whether the benchmark works, no measurement.")
     text = "Data set of the suite data: 'digits', or a TFDS name in $TFDS_DATA_DIR."
     given.add("run", "string", "loaded", "digits", text)
+    text = f"Folder with {robustness.WITNESS_FILE}, a public network's arrays; needs MNIST in $TFDS_DATA_DIR."
+    given.add("run", "string", "witness", os.environ.get("ROBGRAD_WITNESS", ""), text)
     return given
 
 
@@ -100,19 +106,24 @@ def contender(file: Path, program: str) -> contest.Contender:
 
 def compare(chosen: Wanted, suite: str, name: str, peak: float) -> Iterator[Row]:
     """Rows of a suite for a network: contenders started one by one, then taking turns at each task."""
-    tasks = suites.tasks_of(suite, name, chosen.quick)
+    long = suite == "robustness"
+    tasks = {} if long else suites.tasks_of(suite, name, chosen.quick)
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "work.npz"
         started: dict[str, contest.Contender] = {}
         seconds: dict[tuple[str, str], list[float]] = {}
+        if long:
+            count = robustness.write(file, name, chosen.witness, chosen.quick)
+            tasks = {"AutoAttack, l-inf": suites.Task((), count, math.nan)}
         for label, program in wanted(chosen, suite).items():
             mine = {task: one for task, one in tasks.items() if not (program == "peers captum" and task == "alignment")}
-            suites.write(file, suite, name, mine, chosen.precision)
+            if not long:
+                suites.write(file, suite, name, mine, chosen.precision)
             try:
                 started[label] = contender(file, program)
             except contest.FailedError as error:
                 launch.show(f"{suite}, {name}: {label} left out ({error})")
-        for _ in range(1 if chosen.quick else chosen.rounds):
+        for _ in range(1 if chosen.quick or long else chosen.rounds):
             for task in tasks:
                 for label, one in list(started.items()):
                     if task not in one.values:
@@ -142,6 +153,13 @@ def compare(chosen: Wanted, suite: str, name: str, peak: float) -> Iterator[Row]
         }
 
 
+def networks_of(chosen: Wanted, suite: str) -> list[str]:
+    """The networks of a suite; AutoAttack's must be trained ones."""
+    if suite != "robustness":
+        return list(chosen.networks)
+    return [*(name for name in chosen.networks if name == "digits"), *(["witness"] if chosen.witness else [])]
+
+
 def wanted(chosen: Wanted, suite: str) -> dict[str, str]:
     """The variants of a suite, without peers that are not asked for or not installed, which are named once."""
     found = {}
@@ -155,7 +173,7 @@ def wanted(chosen: Wanted, suite: str) -> dict[str, str]:
 
 def installed(peer: str, program: str) -> bool:
     """Whether a peer, and PyTorch where its program needs that, can be imported; says so once where not."""
-    needed = [peer, *(["torch"] if program.startswith("peers") else [])]
+    needed = [peer, *([] if program.startswith("contenders") else ["torch"])]
     missing = [module for module in needed if importlib.util.find_spec(module) is None]
     for module in {*missing} - _missing:
         _missing.add(module)
@@ -275,7 +293,7 @@ def against_the_best(rows: Sequence[Row]) -> list[Row]:
 def work(given: Flags) -> None:
     """Runs the chosen suites, prints their tables as they come and writes them."""
     values = given.values
-    names = ("networks", "suites", "peers", "rounds", "quick", "loaded", "matmul_precision")
+    names = ("networks", "suites", "peers", "rounds", "quick", "loaded", "witness", "matmul_precision")
     chosen = Wanted(*(getattr(values, name) for name in names))
     workdir, rows = Path(values.workdir or "runs/benchmark").expanduser(), []
     peak = peak_flops(chosen)
@@ -284,7 +302,7 @@ def work(given: Flags) -> None:
     plan = [
         partial(alone[suite], chosen) if suite in alone else partial(compare, chosen, suite, name, peak)
         for suite in chosen.suites
-        for name in (["-"] if suite in alone else chosen.networks)
+        for name in (["-"] if suite in alone else networks_of(chosen, suite))
     ]
     for function in plan:
         part = list(function())

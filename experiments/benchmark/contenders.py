@@ -48,8 +48,9 @@ class Work:
         self.devices = jax.devices()[:1] if variant in alone else jax.devices()
 
     def mesh(self, replicas: int):
-        """All devices of the variant."""
-        return stacking.device_mesh(replicas, len(self.images), self.devices)
+        """The variant's devices, as the mesh's rule has it."""
+        work = networks.operations(self.network, tuple(self.spec["image_shape"]))
+        return stacking.device_mesh(replicas, len(self.images), self.devices, operations=work)
 
     @property
     def alone(self):

@@ -28,7 +28,7 @@ class Contender:
     """A contender's processes, one or several that work together; the first answers for all.
 
     Attributes:
-      values: what each task gave.
+      values: what each task gave when it last ran.
       compilation: seconds of building and first running each task beyond those of a second run.
     """
 
@@ -48,7 +48,9 @@ class Contender:
     def take(self, task: str) -> float:
         """Seconds of one run of a task, the other contenders resting."""
         self._say(task)
-        return self._answer()["seconds"]
+        answer = self._answer()
+        self.values[task] = answer["values"]
+        return answer["seconds"]
 
     def end(self) -> int:
         """Ends the processes; returns the most memory that one of them took, in bytes."""
@@ -76,21 +78,27 @@ class Contender:
         raise FailedError(said[-1].strip() if said else f"ended with status {first.wait()}")
 
 
-def serve(builders: Mapping[str, Callable[[], Task]]) -> None:
-    """In a contender's process: builds and runs each task, and runs it again, then whatever is asked for."""
-    tasks, values, compilation = {}, {}, {}
+def serve(builders: Mapping[str, Callable[[], Task]], long: bool = False) -> None:
+    """In a contender's process: builds and runs each task, and runs it again, then whatever is asked for.
+
+    Tasks that take long warm up while they are built, and are run when asked for alone.
+    """
+    tasks: dict[str, Task] = {}
+    values: dict[str, list[float]] = {}
+    compilation = {}
     for name, build in builders.items():
         began = time.perf_counter()
         tasks[name] = build()
-        values[name] = _timed(tasks[name])[1]
+        values[name] = [] if long else _timed(tasks[name])[1]
         built = time.perf_counter() - began
-        second, _ = _timed(tasks[name])
+        second = 0.0 if long else _timed(tasks[name])[0]
         compilation[name] = max(0.0, built - second)
     _write({"values": values, "compilation": compilation})
     for line in sys.stdin:
         if not line.strip():
             break
-        _write({"seconds": _timed(tasks[line.strip()])[0]})
+        seconds, given = _timed(tasks[line.strip()])
+        _write({"seconds": seconds, "values": given})
     _write({"memory": launch.peak_memory()})
 
 

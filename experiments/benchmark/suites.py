@@ -56,6 +56,11 @@ VARIANTS = {
         "torch.func stack": "peers func_stack",
     },
     "gradients": {"robgrad": "contenders robgrad", **TORCH, "Captum": "peers captum"},
+    "robustness": {
+        "robgrad": "robustness robgrad",
+        "AutoAttack (PyTorch)": "robustness pyautoattack",
+        "torchattacks": "robustness torchattacks",
+    },
     "vae_gan": {name: OURS[name] for name in ("robgrad", "robgrad, Python loop")},
     "devices": {
         "robgrad": "contenders robgrad",
@@ -67,7 +72,7 @@ VARIANTS = {
 SUITES = (*VARIANTS, "data", "startup")
 PEERS = {
     **{name: "torch" for name in ("eager", "channels_last", "compiled", "bfloat16", "func_stack")},
-    **{name: name for name in ("torchattacks", "foolbox", "art", "captum")},
+    **{name: name for name in ("torchattacks", "foolbox", "art", "captum", "pyautoattack")},
     "foolbox_jax": "foolbox",
 }
 TARGETS = {
@@ -79,6 +84,8 @@ TARGETS = {
     ("train", "cifar"): 1.0,
     ("retrain", "digits"): 3.0,
     ("retrain", "cifar"): 0.8,
+    ("robustness", "digits"): 2.0,
+    ("robustness", "witness"): 2.0,
 }
 
 

@@ -15,6 +15,7 @@ from jax import Array, lax
 from robgrad.attacks.losses import Loss
 from robgrad.attacks.norms import Norm, norm_named
 from robgrad.data import PIXEL_RANGE
+from robgrad.data.images import checked_example
 from robgrad.networks import LogitsFn
 
 Attack = Callable[[Array, LogitsFn, Array, Any, Array, Array], Array]
@@ -45,7 +46,8 @@ def pgd(
     Returns:
       `attack(key, logits_fn, image, label, epsilon, step_size)` to the attacked image, for one image of
       any shape; `epsilon` and `step_size` are scalars in pixel units. Where the gradient is zero, or
-      `epsilon` is, the image comes back unchanged.
+      `epsilon` is, the image comes back unchanged. It raises `DataError` or `ValueError` in one line for what it
+      cannot mean; values are looked at where they are known, not within `jit` and `vmap`.
 
     Raises:
       ValueError: if `steps` is below 1, the pixel range is empty or the norm is unknown.
@@ -57,6 +59,7 @@ def pgd(
         raise ValueError(f"expected a pixel range (low, high) with low < high, got {pixel_range}")
 
     def attack(key, logits_fn, image, label, epsilon, step_size):
+        image = checked_example(logits_fn, image, label, epsilon=epsilon, step_size=step_size)
         gradient = jax.grad(lambda x: loss(logits_fn(x), label))
 
         def within(perturbation):

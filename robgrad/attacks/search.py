@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from robgrad.attacks.pgd import Attack
+from robgrad.data.images import checked_example
 from robgrad.networks import LogitsFn
 
 
@@ -59,6 +60,7 @@ def as_attack(search: Search) -> Attack:
 
     def attack(key, logits_fn, image, label, epsilon, step_size):
         del step_size
+        image = checked_example(logits_fn, image, label, epsilon=epsilon)
         target = targets(logits_fn(image), label)[0]
         goal = Goal(logits_fn, image, label, epsilon, target)
         state = lax.fori_loop(0, search.steps, lambda _, state: search.step(goal, state), search.start(key, goal))

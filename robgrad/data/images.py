@@ -37,18 +37,26 @@ def scale(images: Array) -> Array:
     return images.astype(jnp.float32) / 127.5 - 1.0
 
 
-def check(split: Split, classes: int, name: str = "the data set") -> None:
-    """Raises `DataError` unless images and labels have the shapes, types and ranges that all else assumes."""
+def check(split: Split, classes: int | None, name: str = "the data set", as_images: bool = True) -> None:
+    """Raises `DataError` unless images and labels have the shapes, types and ranges that all else assumes.
+
+    Args:
+      split: images, bytes or floating point in [-1, 1], and labels.
+      classes: how many there are; None where that is not known.
+      name: what messages call the split.
+      as_images: expect `[N, H, W, C]`; else `[N, ...]` will do.
+    """
     images, labels = split
-    if images.ndim != 4:
-        raise DataError(
-            f"{name}: expected images of shape [N, H, W, C], got {list(images.shape)}; add the missing axes"
-        )
+    if images.ndim != 4 if as_images else images.ndim < 2:
+        wanted = "images of shape [N, H, W, C]" if as_images else "examples of shape [N, ...]"
+        raise DataError(f"{name}: expected {wanted}, got {list(images.shape)}; add the missing axes")
+    if not images.size:
+        raise DataError(f"{name}: expected at least one image, got shape {list(images.shape)}")
     if images.dtype == np.uint8:
         pass
-    elif not np.issubdtype(images.dtype, np.floating):
+    elif not jnp.issubdtype(images.dtype, jnp.floating):
         raise DataError(f"{name}: expected uint8 or floating-point images, got {images.dtype}; convert them")
-    elif images.size and not (np.min(images) >= PIXEL_RANGE[0] and np.max(images) <= PIXEL_RANGE[1]):
+    elif not (np.min(images) >= PIXEL_RANGE[0] and np.max(images) <= PIXEL_RANGE[1]):
         raise DataError(
             f"{name}: expected floating-point images in {list(PIXEL_RANGE)}, got values from {np.min(images):g} to "
             f"{np.max(images):g}; rescale them"
@@ -58,11 +66,29 @@ def check(split: Split, classes: int, name: str = "the data set") -> None:
             f"{name}: expected one integer label for each of {len(images)} images, got {labels.dtype} labels of shape "
             f"{list(labels.shape)}"
         )
-    if labels.size and not (labels.min() >= 0 and labels.max() < classes):
+    if labels.min() < 0 or (classes is not None and labels.max() >= classes):
+        wanted = "labels of 0 and above" if classes is None else f"labels in 0..{classes - 1}"
         raise DataError(
-            f"{name}: expected labels in 0..{classes - 1}, got {labels.min()}..{labels.max()}; renumber them or give "
-            "the right number of classes"
+            f"{name}: expected {wanted}, got {labels.min()}..{labels.max()}; renumber them or give the right number of "
+            "classes"
         )
+
+
+def checked_split(split: Split, classes: int | None, name: str, as_images: bool = True) -> Split:
+    """A split as library calls need it, of what `check` lets pass: bytes, or float32 in [-1, 1]; int32 labels `[N]`.
+
+    Args:
+      split, classes, name, as_images: as for `check`; labels may be `[N, 1]`, floats of any precision.
+
+    Raises:
+      DataError: as `check`.
+    """
+    images, labels = np.asarray(split[0]), np.asarray(split[1])
+    if jnp.issubdtype(images.dtype, jnp.floating):
+        images = images.astype(np.float32)
+    labels = labels[:, 0] if labels.shape == (len(images), 1) else labels
+    check(Split(images, labels), classes, name, as_images)
+    return Split(images, labels.astype(np.int32))
 
 
 def checked_images(images, pixel_range: tuple[float, float] = PIXEL_RANGE, as_images: bool = True) -> np.ndarray:
@@ -152,6 +178,12 @@ def checked_radius(name: str, radius, count: int) -> np.ndarray:
     return np.broadcast_to(radius, (count,))
 
 
+_BATCHES = (
+    "if it maps batches, give lambda image: network(image[None])[0]; a call for one image is mapped over a batch by "
+    "jax.vmap"
+)
+
+
 def classes_of(logits_fn, shape) -> int:
     """How many logits a network of one image of a shape has, asked without running it.
 
@@ -161,15 +193,44 @@ def classes_of(logits_fn, shape) -> int:
     try:
         logits = jax.eval_shape(logits_fn, jax.ShapeDtypeStruct(tuple(shape), jnp.float32))
     except (TypeError, ValueError, IndexError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"expected a network of one image of shape {list(shape)}, which this one does not take ({reason}); if it "
-            "maps batches, give lambda image: network(image[None])[0]"
-        ) from error
+        reason = f"which this one does not take ({str(error).strip().splitlines()[0]})"
+        raise ValueError(f"expected a network of one image of shape {list(shape)}, {reason}; {_BATCHES}") from error
     if not hasattr(logits, "shape") or logits.ndim != 1 or logits.shape[0] < 2:
         got = list(logits.shape) if hasattr(logits, "shape") else type(logits).__name__
-        raise ValueError(
-            f"expected a network of one image to a vector of two logits or more, got {got}; if it maps batches, give "
-            "lambda image: network(image[None])[0]"
-        )
+        raise ValueError(f"expected a network of one image to a vector of two logits or more, got {got}; {_BATCHES}")
     return logits.shape[0]
+
+
+def checked_example(logits_fn, image, label=None, **numbers) -> Array:
+    """The one image of an attack or attribution, checked as it is traced; float32.
+
+    Shapes and types are always checked, values where they are known: within `jit` and `vmap` they are not.
+
+    Args:
+      logits_fn: image to logits.
+      image: `[...]`, floating point.
+      label: a class, or whatever else the loss understands, which is not looked at.
+      numbers: radius and step size by name: scalars, not negative.
+
+    Raises:
+      DataError: if image or label are not of that form.
+      ValueError: if the network is not one of one image, or a number is not of that form.
+    """
+    image = jnp.asarray(image)
+    if not jnp.issubdtype(image.dtype, jnp.floating):
+        raise DataError(f"expected a floating-point image, got {image.dtype}; map bytes by data.scale")
+    classes = classes_of(logits_fn, image.shape)
+    if label is not None and jnp.ndim(label) == 0:
+        if not jnp.issubdtype(jnp.result_type(label), jnp.integer):
+            raise DataError(f"expected an integer label, got {jnp.result_type(label)}; convert it")
+        if not isinstance(label, jax.core.Tracer) and not 0 <= int(label) < classes:
+            raise DataError(f"expected a label in 0..{classes - 1}, as many as the network has logits, got {label}")
+    for name, number in numbers.items():
+        if jnp.ndim(number):
+            raise ValueError(
+                f"expected {name} as a number, got shape {list(jnp.shape(number))}; map the call by jax.vmap to give "
+                "each image its own"
+            )
+        if not isinstance(number, jax.core.Tracer) and not (np.isfinite(number) and number >= 0):
+            raise ValueError(f"expected {name} >= 0 in pixel units, got {number:g}")
+    return image.astype(jnp.float32)

@@ -20,7 +20,8 @@ from jax import Array
 from jax.sharding import Mesh
 
 from robgrad import attacks, stacking, training
-from robgrad.data import Split, check, scale
+from robgrad.data import Split, scale
+from robgrad.data.images import checked_split, classes_of
 from robgrad.faithfulness.occlusion import Occlusion, fill_of, occlude, rank_maps
 from robgrad.faithfulness.scores import KAR, PERCENTILES, RANDOM, ROAR, Curve, curve
 from robgrad.gradients import Attribution
@@ -149,7 +150,8 @@ def roar(
 
     Raises:
       DataError: if images or labels are not what `data.check` wants, for instance labels beyond `classes`.
-      ValueError: if `fill` is neither a colour nor a known word.
+      ValueError: if `fill` is neither a colour nor a known word, or the network is not one of one image; or for
+        percentiles not between 0 and 100, and seeds, epochs or a batch below 1.
 
     Example:
       >>> from robgrad import data, faithfulness, gradients
@@ -161,8 +163,12 @@ def roar(
       >>> curve.mean.shape
       (1,)
     """
-    for name, split in (("train", train), ("test", test)):
-        check(split, classes, name)
+    if not all(0 < share < 100 for share in percentiles):
+        raise ValueError(f"expected percentiles between 0 and 100, got {', '.join(map(str, percentiles))}")
+    if seeds < 1:
+        raise ValueError(f"expected at least 1 seed, got {seeds}")
+    train, test = checked_split(train, classes, "train"), checked_split(test, classes, "test")
+    classes_of(network, train.images.shape[1:])
     key = jax.random.key(0) if key is None else key
     shape = train.images.shape[1:]
     model = classifier_for(shape, classes) if model is None else model

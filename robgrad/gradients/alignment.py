@@ -63,6 +63,8 @@ def align(
       tangent: the manifold's tangent space at the image's projection, where it is known already, for
         instance from another network: it costs more than all the rest.
     """
+    if attacked.shape != image.shape:
+        raise ValueError(f"expected an attacked image of shape {list(image.shape)}, got {list(attacked.shape)}")
     gradient = jnp.ravel(loss_gradient(logits_fn, image, label, loss))
     norm = length(gradient)
     basis, rank = manifold.tangent_space(image) if tangent is None else tangent

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from robgrad.attacks import Loss, cross_entropy
+from robgrad.data.images import DataError, checked_example
 from robgrad.networks import LogitsFn
 
 Attribution = Callable[[Array, LogitsFn, Array], Array]
@@ -19,6 +20,7 @@ Attribution = Callable[[Array, LogitsFn, Array], Array]
 
 def loss_gradient(logits_fn: LogitsFn, image: Array, label: Array | None = None, loss: Loss = cross_entropy) -> Array:
     """Gradient of the loss by one image; at the network's own prediction where no label is given."""
+    image = checked_example(logits_fn, image, label)
     if label is None:
         label = jnp.argmax(logits_fn(image))
     return jax.grad(lambda x: loss(logits_fn(x), label))(image)
@@ -27,13 +29,13 @@ def loss_gradient(logits_fn: LogitsFn, image: Array, label: Array | None = None,
 def gradient(key: Array, logits_fn: LogitsFn, image: Array) -> Array:
     """|dL/dx| of the cross-entropy at the predicted label, summed over channels (Simonyan et al., 2014)."""
     del key
-    return jnp.abs(loss_gradient(logits_fn, image)).sum(-1)
+    return _per_pixel(loss_gradient(logits_fn, image))
 
 
 def gradient_times_input(key: Array, logits_fn: LogitsFn, image: Array) -> Array:
     """|x * dL/dx| of the cross-entropy at the predicted label, summed over channels; x in [-1, 1]."""
     del key
-    return jnp.abs(image * loss_gradient(logits_fn, image)).sum(-1)
+    return _per_pixel(image * loss_gradient(logits_fn, image))
 
 
 def random(key: Array, logits_fn: LogitsFn, image: Array) -> Array:
@@ -50,7 +52,14 @@ def gradient_random_projection(key: Array, logits_fn: LogitsFn, image: Array, di
     """
     random_directions = jax.random.normal(key, (directions, image.size))
     projected = random_directions.T @ (random_directions @ jnp.ravel(loss_gradient(logits_fn, image))) / directions
-    return jnp.abs(projected.reshape(image.shape)).sum(-1)
+    return _per_pixel(projected.reshape(image.shape))
+
+
+def _per_pixel(values: Array) -> Array:
+    """Absolute values `[H, W, C]` summed over channels."""
+    if values.ndim != 3:
+        raise DataError(f"expected one image [H, W, C], got {list(values.shape)}; map a batch by jax.vmap")
+    return jnp.abs(values).sum(-1)
 
 
 # What experiments offer by flag.

@@ -58,7 +58,13 @@ def autoencoder(encode: Callable[[Array], Array], decode: Callable[[Array], Arra
 
 def distance(manifold: Manifold, image: Array) -> Array:
     """The l2 distance ||x - project(x)|| of one image to its projection, in pixel units."""
-    return length(image - manifold.project(image))
+    projected = manifold.project(image)
+    if projected.shape != image.shape:
+        raise ValueError(
+            f"expected a projection of the image's shape {list(image.shape)}, got {list(projected.shape)}; one image "
+            "is meant: map a batch by jax.vmap"
+        )
+    return length(image - projected)
 
 
 def decoder_jacobian(decode: Callable[[Array], Array], code: Array) -> Array:

@@ -14,6 +14,7 @@ from robgrad.networks.network import (
     of_module,
     operations,
 )
+from robgrad.networks.nnx import of_nnx
 from robgrad.networks.normalisation import BatchNorm
 from robgrad.networks.residual import PreActResNet, preact_resnet_18, wide_resnet
 
@@ -37,6 +38,7 @@ __all__ = [
     "mnist_cnn",
     "network_named",
     "of_module",
+    "of_nnx",
     "operations",
     "preact_resnet_18",
     "wide_resnet",

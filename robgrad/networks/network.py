@@ -5,6 +5,7 @@ functions from any library.
 """
 
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, cast
@@ -49,6 +50,12 @@ def of_module(module: nn.Module | Network) -> Network:
     """
     if isinstance(module, Network):
         return module
+    nnx = sys.modules.get("flax.nnx")
+    if nnx and isinstance(module, nnx.Module):
+        raise ValueError(
+            f"expected a linen module or a Network, got the NNX module {type(module).__name__}, which holds variables "
+            "of its own; give networks.of_nnx(lambda rngs: ...), which builds it afresh"
+        )
     accepted = inspect.signature(type(module).__call__).parameters
     weighted, by_flag = "weights" in accepted, "train" in accepted and "weights" not in accepted
     at_rest: dict[str, Any] = {"train": False} if by_flag else {}

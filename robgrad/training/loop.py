@@ -17,6 +17,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from robgrad import stacking
+from robgrad.data import Split
+from robgrad.data.images import checked_split
 from robgrad.training.objectives import Batch, Step, TrainState
 
 
@@ -92,10 +94,13 @@ def fit(
       The trained stack.
 
     Raises:
+      DataError: if the data are a `data.Split` that `data.check` refuses.
       ValueError: if `batch_size` is not in 1..N or `epochs` is below 1.
       DivergedError: if a replica's loss stops being finite.
       StoppedError: if `stop` said so, in any process.
     """
+    if isinstance(data, Split):
+        data = checked_split(data, None, "data", as_images=False)
     examples = stacking.size(data)
     if not 1 <= batch_size <= examples:
         raise ValueError(f"expected a batch size in 1..{examples} (the training examples), got {batch_size}")
@@ -192,5 +197,6 @@ def _check_finite(metrics: dict[str, np.ndarray], names: Sequence[str], epoch: f
             name = names[index] if index < len(names) else f"network {index}"
             raise DivergedError(
                 f"{name}: {metric} became {values[index]} in epoch {int(np.ceil(epoch))}; expected a finite number: "
-                "try a smaller learning rate, a smaller epsilon or another seed"
+                "try a smaller learning rate, a smaller epsilon or another seed, and see that the data have finite "
+                "pixels, and labels below the network's number of logits"
             )

@@ -176,7 +176,9 @@ def classifier_step(network: nn.Module | Network, attack: Attack, objective: Obj
         def mean_loss(params):
             outcome = objective({**state.variables, "params": params}, passes, images, labels, numbers)
             hits = outcome.logits.argmax(-1) == labels
-            total = jnp.sum(share * outcome.losses)
+            # A label beyond the logits would be clamped in silence.
+            losses = jnp.where(labels < outcome.logits.shape[-1], outcome.losses, jnp.nan)
+            total = jnp.sum(share * losses)
             return total, ({"loss": total, "accuracy": jnp.sum(share * hits)}, outcome.variables)
 
         params = state.variables["params"]
