@@ -13,7 +13,8 @@ Families, in the order in which data passes; each imports only from those before
     faithfulness  remove-and-retrain (ROAR), keep-and-retrain (KAR)
     runs          run directories, checkpoints, trained networks
 
-A family is imported when it is first named, so that `import robgrad` costs next to nothing.
+A family is imported when it is first named, so that `import robgrad` costs next to nothing. The one call that says how
+robust a network is stands here, too: `robgrad.robust_accuracy` is `attacks.robust_accuracy`.
 """
 
 import importlib
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from robgrad import attacks, data, faithfulness, gradients, intervals, manifolds, networks, runs, stacking, training
+    from robgrad.attacks import robust_accuracy
 
 __version__ = "0.2.0"
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "intervals",
     "manifolds",
     "networks",
+    "robust_accuracy",
     "runs",
     "stacking",
     "training",
@@ -38,6 +41,8 @@ __all__ = [
 
 
 def __getattr__(name: str):
+    if name == "robust_accuracy":
+        return __getattr__("attacks").robust_accuracy
     if name in __all__:
         return importlib.import_module(f"robgrad.{name}")
     raise AttributeError(f"module 'robgrad' has no attribute '{name}'; it has {', '.join(__all__)}")

@@ -5,6 +5,7 @@ Devices form one mesh of axes `replica` and `data`: the stack is split over the 
 examples over the second. What runs inside is written for one replica and its share of the batch.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -19,8 +20,8 @@ from jax.sharding import PartitionSpec as P
 
 REPLICA, DATA = "replica", "data"
 WHOLE = P()
-# Operations of a pass over one example from which one host device uses all cores better than several (measured).
-HEAVY = 1e7
+# Operations for each parameter in a pass over a batch from which host devices had better share it (measured).
+INTENSE = 600
 
 
 def stack(replicas: Sequence[Any]):
@@ -44,42 +45,53 @@ def size(stacked) -> int:
 
 
 def device_mesh(
-    replicas: int, batch: int, devices: Sequence[jax.Device] | None = None, *, operations: float = 0.0
+    replicas: int, batch: int, devices: Sequence[jax.Device] | None = None, *, intensity: float = math.inf
 ) -> Mesh:
     """Arranges devices as a `(replica, data)` mesh for a stack of `replicas` and batches of `batch`.
 
     The work of the busiest device is ceil(replicas / r) * ceil(batch / d) examples for r * d devices.
     Takes the largest r within a tenth of the least work, since replicas need no communication.
 
-    Devices that are shares of one processor are a different matter: each of them keeps all cores busy by itself once
-    an example is work enough, and a batch split over them is only cut into worse pieces. So above `HEAVY` operations
-    there the mesh splits no batch, and leaves devices out where the stack does not split well.
+    Devices that are shares of one processor are a different matter: each can keep all cores busy by itself, and each
+    that gets a part of a batch reads all parameters anew. Where a whole batch does too little with each of them, no
+    batch is split there, and devices are left out where the stack does not split well.
 
     Args:
       replicas: of the stack.
       batch: examples a step.
       devices: all of every process where None.
-      operations: of the network's pass over one example, see `operations`; 0 stands for few.
+      intensity: operations for each parameter in a pass over one example, see `intensity`.
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)
     divisors = [r for r in range(1, count + 1) if count % r == 0]
-    if operations > HEAVY and devices[0].platform == "cpu" and jax.process_count() == 1:
-        rows = max(r for r in divisors if -(-replicas // r) * r <= 1.1 * replicas)
-        grid = np.asarray(devices[:rows]).reshape(rows, 1)
-    else:
+    if splits_batches(batch, intensity, devices):
         work = lambda r: -(-replicas // r) * -(-batch * r // count)  # noqa: E731
         rows = max(r for r in divisors if work(r) <= 1.1 * min(map(work, divisors)))
         grid = np.asarray(devices).reshape(rows, -1)
+    else:
+        rows = max(r for r in divisors if -(-replicas // r) * r <= 1.1 * replicas)
+        grid = np.asarray(devices[:rows]).reshape(rows, 1)
     return Mesh(grid, (REPLICA, DATA), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def operations(function: Callable, *arguments) -> float:
-    """Floating-point operations of one call, as the compiler counts them before it optimises; nothing is run.
+def splits_batches(batch: int, intensity: float, devices: Sequence[jax.Device] | None = None) -> bool:
+    """Whether `device_mesh` may split batches of so many examples of such an intensity."""
+    if batch * intensity >= INTENSE or jax.process_count() > 1:
+        return True
+    return (jax.devices() if devices is None else devices)[0].platform != "cpu"
 
-    Loops count as one turn. Arguments may be `jax.ShapeDtypeStruct`.
+
+def intensity(function: Callable, *arguments) -> float:
+    """Floating-point operations for each parameter in one call, counted by the compiler; nothing is run.
+
+    Parameters are arrays that the function holds, and all arguments but the last, which is the example. Operations
+    are counted before the compiler optimises, of a loop one turn. Arguments may be `jax.ShapeDtypeStruct`.
     """
-    return float((jax.jit(function).lower(*arguments).cost_analysis() or {}).get("flops", 0.0))
+    held = jax.make_jaxpr(function)(*arguments).consts
+    parameters = sum(np.size(leaf) for leaf in jax.tree.leaves((held, arguments[:-1])))
+    operations = (jax.jit(function).lower(*arguments).cost_analysis() or {}).get("flops", 0.0)
+    return operations / max(parameters, 1)
 
 
 def everywhere(tree, mesh: Mesh):

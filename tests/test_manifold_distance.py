@@ -85,6 +85,14 @@ def test_a_finished_run_is_not_run_again(finished, run):
     assert before == {file: file.stat().st_mtime_ns for file in workdir.iterdir()}
 
 
+def test_a_figure_that_is_gone_is_drawn_again(finished, run):
+    workdir, _ = finished
+    (workdir / "manifold.png").unlink()
+    run("manifold_distance", f"--workdir={workdir}", *SMALL)
+    assert (workdir / "manifold.png").exists()
+    assert (workdir / "report.html").read_text().count("data:image/png;base64,") == len(list(workdir.glob("*.png")))
+
+
 def test_one_seed_gives_the_same_rows_to_the_bit_and_detail_and_curves_change_nothing(finished, tmp_path, run):
     workdir, _ = finished
     second = tmp_path / "second"

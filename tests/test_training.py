@@ -66,6 +66,26 @@ def test_the_mesh_spreads_replicas_first():
     assert shape(13, 1) == (8, 1)
 
 
+def test_host_devices_share_no_batch_that_does_little_with_each_parameter():
+    """Each would read all parameters; stacks that divide are split, others leave devices out."""
+    devices = jax.devices()[:2]
+
+    def shape(replicas, batch):
+        return tuple(stacking.device_mesh(replicas, batch, devices, intensity=10.0).shape.values())
+
+    assert [shape(replicas, 100) for replicas in (1, 2, 3, 20)] == [(1, 2), (2, 1), (1, 2), (2, 1)]
+    assert [shape(replicas, 20) for replicas in (1, 2, 3, 19, 20)] == [(1, 1), (2, 1), (1, 1), (2, 1), (2, 1)]
+
+
+def test_intensity_is_operations_over_parameters():
+    """Of products by hand; of convolutions without what falls on their padding."""
+    matrix = jnp.ones((30, 20))
+    assert stacking.intensity(lambda x: x @ matrix, jnp.ones(30)) == pytest.approx(2, rel=0.01)
+    assert stacking.intensity(lambda matrix, x: x @ matrix, matrix, jnp.ones((7, 30))) == pytest.approx(14, rel=0.01)
+    operations = 2 * (64 * 9 * 16 + 64 * 9 * 16 * 32 + 512 * 64 + 640)
+    assert networks.intensity(networks.digits_cnn(), (8, 8, 1)) == pytest.approx(operations / 38282, rel=0.25)
+
+
 def test_segments_change_nothing(data):
     """Two epochs at once equal one epoch and then another."""
     options = {"mesh": one_device(), "batch_size": 10}

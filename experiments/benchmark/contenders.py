@@ -49,8 +49,8 @@ class Work:
 
     def mesh(self, replicas: int):
         """The variant's devices, as the mesh's rule has it."""
-        work = networks.operations(self.network, tuple(self.spec["image_shape"]))
-        return stacking.device_mesh(replicas, len(self.images), self.devices, operations=work)
+        work = networks.intensity(self.network, tuple(self.spec["image_shape"]))
+        return stacking.device_mesh(replicas, len(self.images), self.devices, intensity=work)
 
     @property
     def alone(self):

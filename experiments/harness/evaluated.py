@@ -69,8 +69,8 @@ def hits_of(run: Run, recipes: Sequence[Recipe], variables: Any, test: data.Spli
     """
     config = run.config
     network = trained.network_of(config, run.dataset)
-    work = networks.operations(network, run.image_shape)
-    mesh = stacking.device_mesh(stacking.size(variables), config.chunk, operations=work)
+    work = networks.intensity(network, run.image_shape)
+    mesh = stacking.device_mesh(stacking.size(variables), config.chunk, intensity=work)
 
     def hits(attack: attacks.Attack) -> np.ndarray:
         predict = training.evaluate(network, attack, mesh, chunk=config.chunk)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Optional
 import jax
 import numpy as np
 
-from experiments.harness import claims, html, launch, tables
+from experiments.harness import claims, html, launch, tables, trained
 from experiments.harness.config import Config, Presets, label, made
 from experiments.harness.flags import Flags
 from experiments.harness.options import Options
@@ -141,14 +141,18 @@ def run(
         if experiment.reads:
             run(experiment.reads, workdir, configuration, options, dataset, source)
         environment, asked = launch.environment(), plain_config(configuration)
+        if experiment.has_dataset and dataset is not None:
+            environment |= {"mesh": trained.mesh_in_words(configuration, dataset)}
         path, _ = runs.open_run(workdir, experiment.base.name, asked, environment)
         results = _read(path / experiment.file(RESULTS))
         if results is None:
             assert dataset is not None or not experiment.has_dataset
             given = Run(path, configuration, options, dataset, source)  # type: ignore[arg-type]
             results = _computed(experiment, given, environment)
-        elif not experiment.reads:
-            launch.show(f"finished already: {path}")
+        else:
+            _redrawn(experiment, path, configuration, results)
+            if not experiment.reads:
+                launch.show(f"finished already: {path}")
         if not runs.exists(path / experiment.file(REPORT)):
             write_page(path / experiment.file(REPORT), experiment.title, [(experiment, Finished(path, results))])
     return Finished(path, results)
@@ -170,18 +174,32 @@ def _computed(experiment: Experiment, given: Run, environment: Mapping[str, Any]
         runs.remove(path / ANALYSIS)
     judged = judge(experiment, given.config, arrays)
     experiment.draw(path, given.config, arrays, judged)
+    figures = [file.name for file in path.glob("*.png") if any(fnmatch(file.name, one) for one in experiment.captions)]
     seconds = time.monotonic() - began
     results = {
         "experiment": experiment.name,
         "config": plain_config(given.config),
         "environment": dict(environment),
         "seconds": seconds,
+        "figures": sorted(figures),
         **tables.plain(judged),
     }
     _write_csv(path / experiment.file("results.csv"), results["rows"])
     # Last, since its presence says that the run has finished.
     runs.write(path / experiment.file(RESULTS), json.dumps(results, indent=2, allow_nan=False))
     return results
+
+
+def _redrawn(experiment: Experiment, path: Path, configuration: Any, results: Mapping[str, Any]) -> None:
+    """Draws a finished run's figures again where one is missing, and has its page made anew."""
+    if all([runs.exists(path / name) for name in results.get("figures", ())]):
+        return
+    arrays = runs.read_arrays(path / MEASUREMENTS)
+    if arrays is None:
+        return
+    experiment.draw(path, configuration, arrays, judge(experiment, configuration, arrays))
+    if jax.process_index() == 0:
+        (path / experiment.file(REPORT)).unlink(missing_ok=True)
 
 
 def judge(experiment: Experiment, configuration: Any, arrays: Arrays) -> Tables:

@@ -64,17 +64,17 @@ class Tools(NamedTuple):
 
 def tools_of(config: Any, network: nn.Module, train: data.Split, count: int) -> Tools:
     """Builds them for stacks of `count`; networks attributed and retrained are of one architecture."""
-    work = networks.operations(network, train.images.shape[1:])
+    work = networks.intensity(network, train.images.shape[1:])
     fill = None if config.own_mean else faithfulness.mean_colour(train.images)
     maps = partial(
         faithfulness.rank_maps,
         lambda variables: networks.logits_fn(network, variables),
         {name: gradients.ATTRIBUTIONS[name] for name in config.attributions},
-        stacking.device_mesh(1, config.chunk, operations=work),
+        stacking.device_mesh(1, config.chunk, intensity=work),
         coin=not config.random_ranking,
         chunk=config.chunk,
     )
-    mesh = stacking.device_mesh(count, config.chunk, operations=work)
+    mesh = stacking.device_mesh(count, config.chunk, intensity=work)
     hits = faithfulness.evaluate(network, fill, mesh, config.chunk)
     return Tools(
         network,
@@ -97,7 +97,7 @@ def plan_of(config: Any, name: str, part: Sequence[Retraining], tools: Tools, im
     key = trained.key_of(config.seed, "retraining")
     states = faithfulness.initial_states(tools.network, image_shape, part, key)
     names, batch = [named(one) for one in part], config.retraining_batch_size
-    epochs, work = config.retraining_epochs, networks.operations(tools.network, tuple(image_shape))
+    epochs, work = config.retraining_epochs, networks.intensity(tools.network, tuple(image_shape))
     return trained.Plan(name, tools.step, states, sizes, names, batch, epochs, config.shuffle, work)
 
 

@@ -107,11 +107,11 @@ class Plan(NamedTuple):
     batch_size: int
     epochs: int
     shuffle: bool
-    operations: float
+    intensity: float
 
     def options(self, options: Options) -> dict[str, Any]:
         """Keyword arguments of `training.fit`."""
-        mesh = stacking.device_mesh(len(self.names), self.batch_size, operations=self.operations)
+        mesh = stacking.device_mesh(len(self.names), self.batch_size, intensity=self.intensity)
         wanted = {name: getattr(self, name) for name in ("batch_size", "epochs", "shuffle", "names")}
         return wanted | {"mesh": mesh, "shard_data": options.shard_data}
 
@@ -119,6 +119,13 @@ class Plan(NamedTuple):
 def network_of(config: TrainingConfig, dataset: data.Dataset) -> nn.Module:
     """The architecture of a run's classifiers."""
     return networks.network_named(config.network, dataset.train.images.shape[1:], len(dataset.classes))
+
+
+def mesh_in_words(config: TrainingConfig, dataset: data.Dataset) -> str:
+    """What `stacking.device_mesh` makes of a run's classifiers."""
+    work = config.batch_size * networks.intensity(network_of(config, dataset), dataset.train.images.shape[1:])
+    split = "split" if stacking.splits_batches(1, work) else "not split"
+    return f"batches {split} over host devices: {work:.3g} operations for each parameter, {stacking.INTENSE} are enough"
 
 
 def stacks_of(recipes: Sequence[Recipe]) -> list[list[Recipe]]:
@@ -203,7 +210,7 @@ def classifiers_plan(config: TrainingConfig, recipes: Sequence[Recipe], dataset:
     states = stacking.stack([starts[recipe.seed] for recipe in recipes])
     step = step_of(config, network, first.norm, first.loss)
     names = [recipe.name for recipe in recipes]
-    work = networks.operations(network, dataset.train.images.shape[1:])
+    work = networks.intensity(network, dataset.train.images.shape[1:])
     return Plan(first.stack, step, states, sizes, names, config.batch_size, epochs, config.shuffle, work)
 
 
@@ -233,10 +240,11 @@ def manifold_plan(config: Any, name: str, image_shape: Sequence[int]) -> Plan:
     kind = manifolds.KINDS[name]
     assert kind.fitting is not None
     fitting = kind.fitting(image_shape, key_of(config.seed, name), manifold_settings(config, name))
-    surface = kind.manifold(image_shape, stacking.replica(fitting.states.variables, 0), None)
+    project = lambda arrays, image: kind.manifold(image_shape, arrays, None).project(image)  # noqa: E731
+    work = stacking.intensity(project, stacking.replica(fitting.states.variables, 0), jnp.zeros(image_shape))
     return Plan(
         name, fitting.step, fitting.states, fitting.numbers, [kind.title], fitting.batch_size, fitting.epochs,
-        config.shuffle, stacking.operations(surface.project, jnp.zeros(image_shape)),
+        config.shuffle, work,
     )  # fmt: skip
 
 

@@ -263,9 +263,9 @@ def auto_attack(
     labels = checked_labels(labels, len(images), classes_of(own, images.shape[1:]))
     checked_radius("epsilon", epsilon, 1)
     apply = _without_variables(logits_fn) if variables is None else logits_fn
-    work = stacking.operations(apply, variables, jax.ShapeDtypeStruct(images.shape[1:], images.dtype))
+    work = stacking.intensity(apply, variables, jax.ShapeDtypeStruct(images.shape[1:], images.dtype))
     # Several processes each do it all.
-    mesh = stacking.device_mesh(1, batch, jax.local_devices(), operations=work)
+    mesh = stacking.device_mesh(1, batch, jax.local_devices(), intensity=work)
     attacker = _attacker(apply, norm, version, tuple(pixel_range), batch, mesh)
     return attacker.evaluate(variables, images, labels, float(epsilon), seed, Keeping(report, restored, save))
 

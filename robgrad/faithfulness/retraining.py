@@ -25,7 +25,7 @@ from robgrad.data.images import checked_split, classes_of
 from robgrad.faithfulness.occlusion import Occlusion, fill_of, occlude, rank_maps
 from robgrad.faithfulness.scores import KAR, PERCENTILES, RANDOM, ROAR, Curve, curve
 from robgrad.gradients import Attribution
-from robgrad.networks import LogitsFn, Network, classifier_for, logits_fn, operations
+from robgrad.networks import LogitsFn, Network, classifier_for, intensity, logits_fn
 
 
 class RetrainingSizes(NamedTuple):
@@ -174,9 +174,9 @@ def roar(
     model = classifier_for(shape, classes) if model is None else model
     colour = fill_of(fill, train.images)
     retrainings = grid(("own", RANDOM), percentiles, seeds, (benchmark,))
-    mesh = stacking.device_mesh(len(retrainings), batch_size, operations=operations(model, shape))
-    heavy = stacking.operations(network, jax.ShapeDtypeStruct(shape, jnp.float32))
-    on = stacking.device_mesh(1, 100, operations=heavy)
+    mesh = stacking.device_mesh(len(retrainings), batch_size, intensity=intensity(model, shape))
+    heavy = stacking.intensity(network, jax.ShapeDtypeStruct(shape, jnp.float32))
+    on = stacking.device_mesh(1, 100, intensity=heavy)
     maps = rank_maps(lambda _: network, {"own": attribution}, on, randoms=seeds)
     start_key, *keys = jax.random.split(key, 3)
     examples = [

@@ -8,11 +8,11 @@ from robgrad.networks.network import (
     Network,
     Variables,
     init,
+    intensity,
     logits,
     logits_fn,
     network_named,
     of_module,
-    operations,
 )
 from robgrad.networks.nnx import of_nnx
 from robgrad.networks.normalisation import BatchNorm
@@ -32,6 +32,7 @@ __all__ = [
     "classifier_for",
     "digits_cnn",
     "init",
+    "intensity",
     "layers",
     "logits",
     "logits_fn",
@@ -39,7 +40,6 @@ __all__ = [
     "network_named",
     "of_module",
     "of_nnx",
-    "operations",
     "preact_resnet_18",
     "wide_resnet",
 ]

@@ -96,11 +96,11 @@ def init(network: nn.Module | Network, key: Array, image_shape: Sequence[int]) -
 
 
 @lru_cache
-def operations(network: nn.Module | Network, image_shape: tuple[int, ...]) -> float:
-    """Floating-point operations of a pass over one image, for `stacking.device_mesh`."""
+def intensity(network: nn.Module | Network, image_shape: tuple[int, ...]) -> float:
+    """Operations for each parameter in a pass over one image, for `stacking.device_mesh`."""
     variables = jax.eval_shape(lambda: init(network, jax.random.key(0), image_shape))
     image = jax.ShapeDtypeStruct(image_shape, jnp.float32)
-    return stacking.operations(lambda variables, image: logits_fn(network, variables)(image), variables, image)
+    return stacking.intensity(lambda variables, image: logits_fn(network, variables)(image), variables, image)
 
 
 # What experiments offer by flag: builders `(image_shape, classes) -> module`.
