@@ -95,9 +95,12 @@ def intensity(function: Callable, *arguments) -> float:
 
 
 def everywhere(tree, mesh: Mesh):
-    """Places values that all processes hold on all devices of the mesh; with one process, leaves them as they are."""
+    """Places values that all processes hold on all devices of the mesh.
+
+    With one process, only those that lie on other devices, where another mesh has left them.
+    """
     if jax.process_count() == 1:
-        return tree
+        return jax.tree.map(partial(_moved, mesh), tree)
 
     def place(leaf):
         if isinstance(leaf, Array) and not leaf.is_fully_addressable:
@@ -108,6 +111,11 @@ def everywhere(tree, mesh: Mesh):
         return jax.make_array_from_callback(values.shape, NamedSharding(mesh, P()), lambda index: values[index])
 
     return jax.tree.map(place, tree)
+
+
+def _moved(mesh: Mesh, leaf):
+    elsewhere = isinstance(leaf, Array) and leaf.committed and leaf.sharding.device_set != {*mesh.devices.flat}
+    return jax.device_put(leaf, NamedSharding(mesh, P())) if elsewhere else leaf
 
 
 def kept(stacked, mesh: Mesh):

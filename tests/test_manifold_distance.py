@@ -41,7 +41,7 @@ def finished(tmp_path_factory, run):
 def test_leaves_results_and_figures(finished):
     workdir, printed = finished
     results = json.loads((workdir / "results.json").read_text())
-    assert set(results) == {"experiment", "config", "environment", "rows", "seconds", "claims"}
+    assert set(results) == {"experiment", "config", "environment", "rows", "notes", "seconds", "claims", "figures"}
     assert results["experiment"] == "manifold_distance"
     rows = results["rows"]
     names = ["standard", "l2-xent-0.5", "l2-xent-1", "l2-cw-0.5", "l2-cw-1", "linf-xent-0.1", "linf-cw-0.1"]
