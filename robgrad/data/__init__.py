@@ -6,6 +6,7 @@ place that knows it.
 """
 
 from robgrad.data.images import PIXEL_RANGE, DataError, Dataset, Split, check, scale
+from robgrad.data.shapes import Truth, truth_of
 from robgrad.data.sources import EMBEDDED, is_file, load
 from robgrad.data.toy import two_gaussians
 
@@ -15,9 +16,11 @@ __all__ = [
     "DataError",
     "Dataset",
     "Split",
+    "Truth",
     "check",
     "is_file",
     "load",
     "scale",
+    "truth_of",
     "two_gaussians",
 ]

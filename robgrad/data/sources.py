@@ -11,6 +11,7 @@ import numpy as np
 
 from robgrad.data import tfds
 from robgrad.data.images import DataError, Dataset, Split, check
+from robgrad.data.shapes import canvas_of, shapes
 
 
 def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
@@ -18,7 +19,8 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
 
     Args:
       name: `"digits"` for scikit-learn's 8x8 digits, embedded, with a fixed stratified fifth held
-        out; or a path that ends in `.npz`, a file of the arrays `train_images`, `train_labels`,
+        out; `"shapes"`, rendered shapes of 28x28 pixels, or another size, for instance `"shapes-16"` or
+        `"shapes-32x3"` (colour); or a path that ends in `.npz`, a file of the arrays `train_images`, `train_labels`,
         `test_images`, `test_labels` and, where wanted, `classes` (names); or the TFDS name of any image
         classification set with splits `train` and `test`. Its images are decoded once and cached as a
         plain `.npz` beside the data, or in the user's cache directory where the data are read-only.
@@ -29,6 +31,8 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
     """
     if name in EMBEDDED:
         dataset = EMBEDDED[name]()
+    elif canvas_of(name):
+        dataset = shapes(name)
     elif is_file(name):
         dataset = _from_file(Path(name).expanduser())
     else:
@@ -46,7 +50,7 @@ def _near(name: str, data_dir: Path) -> str:
         there = [path.name for path in data_dir.iterdir() if path.is_dir()]
     except OSError:
         there = []
-    nearest = difflib.get_close_matches(name, [*EMBEDDED, "mnist", "fashion_mnist", "cifar10", *there], 1)
+    nearest = difflib.get_close_matches(name, [*EMBEDDED, "shapes", "mnist", "fashion_mnist", "cifar10", *there], 1)
     return f"; did you mean '{nearest[0]}'?" if nearest else ""
 
 

@@ -5,10 +5,12 @@ from robgrad.manifolds.generators import VaeGan, vae_gan_for
 from robgrad.manifolds.geometry import Manifold, TangentSpace, autoencoder, column_space, decoder_jacobian, distance
 from robgrad.manifolds.kinds import KINDS, Fitting, Kind
 from robgrad.manifolds.pca import Plane, fit_pca, pca
+from robgrad.manifolds.renderer import Bank, nearest_code, renderer
 from robgrad.manifolds.vae_gan import VaeGanSizes, from_vae_gan, init_vae_gan, vae_gan_step
 
 __all__ = [
     "KINDS",
+    "Bank",
     "Fitting",
     "Kind",
     "Manifold",
@@ -24,7 +26,9 @@ __all__ = [
     "from_vae_gan",
     "generators",
     "init_vae_gan",
+    "nearest_code",
     "pca",
+    "renderer",
     "vae_gan_for",
     "vae_gan_step",
 ]
