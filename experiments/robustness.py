@@ -44,9 +44,10 @@ _PAPER = {
     "fashion_mnist": _evaluated((0.5, 1.0, 2.0, 4.0), (0.05, 0.1, 0.2, 0.4)),
     "cifar10": _evaluated((0.1, 0.4, 1.0, 1.6), (0.005, 0.01, 0.02, 16 / 255)),
 }
+_DIGITS = _evaluated((0.25, 0.5, 1.0, 2.0), (0.1, 0.2, 0.3, 0.4)) | {"attacked_examples": 360}
 PRESETS = presets.extended(
     presets.AUTO_ATTACK,
-    {"paper": _PAPER, "quick": _PAPER | {"digits": _evaluated((0.25, 0.5, 1.0, 2.0), (0.1, 0.2, 0.3, 0.4))}},
+    {"paper": _PAPER, "quick": _PAPER | {"digits": _DIGITS}},
 )
 
 

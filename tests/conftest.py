@@ -19,8 +19,8 @@ jax.config.update("jax_default_matmul_precision", "float32")
 
 @pytest.fixture(scope="session")
 def cache_dir():
-    """Shared by the experiments that tests start, so that only the first compiles."""
-    path = Path(tempfile.gettempdir()) / f"robgrad-test-cache-{os.getpid()}"
+    """Shared by the experiments that tests start, in all of pytest's workers, so that only the first compiles."""
+    path = Path(tempfile.gettempdir()) / f"robgrad-test-cache-{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}"
     path.mkdir(exist_ok=True)
     return path
 

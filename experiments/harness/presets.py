@@ -69,7 +69,7 @@ TRAINING: Mapping[str, Mapping[str, Values]] = {
 _SHORT: Values = {"auto_attack": "short", "attacked_examples": 100}
 AUTO_ATTACK: Mapping[str, Mapping[str, Values]] = {
     "paper": {},
-    "quick": {name: _SHORT for name in TRAINING["quick"]} | {"digits": _SHORT | {"attacked_examples": 360}},
+    "quick": {name: _SHORT for name in TRAINING["quick"]},
 }
 # Accuracies beside other measurements, at the weakest l2 radius.
 _WEAKEST = {

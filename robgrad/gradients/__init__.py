@@ -12,20 +12,28 @@ from robgrad.gradients.attributions import (
     loss_gradient,
     random,
     rank_map,
+    tangent_projected,
 )
+from robgrad.gradients.measures import Sensitivity, covariance_chance, image_alignment, sensitivity, tangent_fraction
 
 __all__ = [
     "ATTRIBUTIONS",
     "Alignment",
     "Attribution",
+    "Sensitivity",
     "align",
     "analyser",
     "coin_map",
+    "covariance_chance",
     "gradient",
     "gradient_random_projection",
     "gradient_times_input",
+    "image_alignment",
     "key_named",
     "loss_gradient",
     "random",
     "rank_map",
+    "sensitivity",
+    "tangent_fraction",
+    "tangent_projected",
 ]

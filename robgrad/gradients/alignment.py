@@ -16,6 +16,7 @@ from robgrad.attacks import Attack, Loss, cross_entropy, length, no_attack
 from robgrad.data import PIXEL_RANGE
 from robgrad.data.images import checked_images, checked_labels, checked_radius, classes_of
 from robgrad.gradients.attributions import loss_gradient
+from robgrad.gradients.measures import tangent_fraction
 from robgrad.manifolds import Manifold, TangentSpace, distance
 from robgrad.networks import LogitsFn
 
@@ -65,14 +66,11 @@ def align(
     """
     if attacked.shape != image.shape:
         raise ValueError(f"expected an attacked image of shape {list(image.shape)}, got {list(attacked.shape)}")
-    gradient = jnp.ravel(loss_gradient(logits_fn, image, label, loss))
-    norm = length(gradient)
+    gradient = loss_gradient(logits_fn, image, label, loss)
     basis, rank = manifold.tangent_space(image) if tangent is None else tangent
-    # Normalised first, since the squares of a certain network's gradient underflow.
-    coordinates = basis.T @ (gradient / jnp.where(norm > 0, norm, 1.0))
-    fraction = jnp.where(norm > 0, jnp.sum(coordinates**2), jnp.nan)
+    fraction = tangent_fraction(gradient, basis)
     return Alignment(
-        norm,
+        length(gradient),
         fraction,
         rank / image.size,
         jnp.sqrt(fraction),

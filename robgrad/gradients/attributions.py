@@ -13,6 +13,7 @@ from jax import Array
 
 from robgrad.attacks import Loss, cross_entropy
 from robgrad.data.images import DataError, checked_example
+from robgrad.manifolds import Manifold
 from robgrad.networks import LogitsFn
 
 Attribution = Callable[[Array, LogitsFn, Array], Array]
@@ -53,6 +54,25 @@ def gradient_random_projection(key: Array, logits_fn: LogitsFn, image: Array, di
     random_directions = jax.random.normal(key, (directions, image.size))
     projected = random_directions.T @ (random_directions @ jnp.ravel(loss_gradient(logits_fn, image))) / directions
     return _per_pixel(projected.reshape(image.shape))
+
+
+def tangent_projected(attribution: Attribution, manifold: Manifold) -> Attribution:
+    """An attribution of what a network does along the manifold (Anders et al., 2020), from any other.
+
+    The attribution is given the network x -> f(x0 + B B^T (x - x0)), x0 the image and B its tangent space: the gradient
+    of that at the image is the network's own, projected on the tangent space.
+    """
+
+    def projected(key: Array, logits_fn: LogitsFn, image: Array) -> Array:
+        basis, _ = manifold.tangent_space(image)
+
+        def along(x: Array) -> Array:
+            moved = basis @ (basis.T @ jnp.ravel(x - image))
+            return logits_fn(image + moved.reshape(image.shape))
+
+        return attribution(key, along, image)
+
+    return projected
 
 
 def _per_pixel(values: Array) -> Array:

@@ -1,0 +1,95 @@
+"""Measures of one image: gradients against tangent spaces, their baselines, sensitivity on and off the manifold."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from robgrad.attacks import length
+from robgrad.manifolds import TangentSpace
+from robgrad.networks import LogitsFn
+
+
+def tangent_fraction(direction: Array, basis: Array) -> Array:
+    """||B^T g||^2 / ||g||^2, the share of a direction g `[...]` along orthonormal columns B `[pixels, z]`.
+
+    NaN for a direction of length zero. Its root is the cosine of the angle between g and its part along B, the measure
+    of Bordt et al. (2022). With the tangent space of another image, or of another of the same class, it is the baseline
+    for what is local.
+    """
+    flat = jnp.ravel(direction)
+    norm = length(flat)
+    # Normalised first, since the squares of a certain network's gradient underflow.
+    coordinates = basis.T @ (flat / jnp.where(norm > 0, norm, 1.0))
+    return jnp.where(norm > 0, jnp.sum(coordinates**2), jnp.nan)
+
+
+def covariance_chance(basis: Array, spread: Array) -> Array:
+    """tr(B^T S B) / tr(S): how much of a direction with the data's covariance S lies along B, in the mean square.
+
+    The fair baseline for `tangent_fraction`, since directions in which images vary have more in common with any tangent
+    space than a random one, whose share is rank / pixels.
+
+    Args:
+      basis: `[pixels, z]`, orthonormal columns or zeros.
+      spread: `[N, pixels]`, images less their mean: S is their mean product.
+    """
+    return jnp.sum((spread @ basis) ** 2) / jnp.sum(spread**2)
+
+
+def image_alignment(logits_fn: LogitsFn, image: Array) -> Array:
+    """|<x, g>| / ||g||, g the gradient of the predicted class's logit (Etmann et al., 2019); NaN where g is zero."""
+    predicted = jnp.argmax(logits_fn(image))
+    gradient = jax.grad(lambda x: logits_fn(x)[predicted])(image)
+    norm = length(gradient)
+    unit = gradient / jnp.where(norm > 0, norm, 1.0)
+    return jnp.where(norm > 0, jnp.abs(jnp.vdot(image, unit)), jnp.nan)
+
+
+class Sensitivity(NamedTuple):
+    """Mean squared change of a network's output under noise along the manifold (`on`) and across it (`off`)."""
+
+    on: Array
+    off: Array
+
+
+def sensitivity(
+    key: Array,
+    logits_fn: LogitsFn,
+    image: Array,
+    tangent: TangentSpace,
+    radius: Array | float,
+    *,
+    samples: int = 50,
+    output: Callable[[Array], Array] = jax.nn.softmax,
+) -> Sensitivity:
+    """How much a network's output changes on and off the manifold (Srinivas, Bordt and Lakkaraju, 2023).
+
+    E ||o(f(x + u)) - o(f(x))||^2 for u of length `radius`, uniform in the tangent space, or in its complement. For a
+    linear network of one output, off / on = ((1 - t) / (d - k)) / (t / k), t its gradient's tangent fraction, k of d
+    dimensions.
+
+    Args:
+      key: random key.
+      logits_fn: the network.
+      image: `[...]`.
+      tangent: the tangent space at it.
+      radius: length of the noise, in pixel units.
+      samples: draws of each.
+      output: of the logits, what is compared.
+    """
+    clean = output(logits_fn(image))
+
+    def change(direction: Array) -> Array:
+        moved = radius * direction / length(direction)
+        return jnp.sum((output(logits_fn(image + moved.reshape(image.shape))) - clean) ** 2)
+
+    def both(key: Array) -> tuple[Array, Array]:
+        noise = jax.random.normal(key, (image.size,))
+        along = tangent.basis @ (tangent.basis.T @ noise)
+        return change(along), change(noise - along)
+
+    on, off = jax.lax.map(both, jax.random.split(key, samples), batch_size=samples)
+    return Sensitivity(on.mean(), off.mean())
