@@ -168,6 +168,7 @@ def test_a_run_that_was_cut_goes_on(images):
     again = attacks.auto_attack(linear, images, labels, restored=kept[len(kept) // 2], report=said.append, **options)
     np.testing.assert_array_equal(whole.robust, again.robust)
     assert whole.standing == again.standing
+    assert whole.notes == again.notes == ()
     assert not any("apgd-ce" in line for line in said)
 
 
@@ -185,6 +186,7 @@ def test_constant_and_hopeless_networks(images):
     found = attacks.robust_accuracy(constant, images, np.array([0, 0, 1, 2, 0, 0]), epsilon=1.0, version="short")
     np.testing.assert_array_equal(found.robust, [True, True, False, False, True, True])
     assert any("gradient is zero on 6 of 6" in note for note in found.notes)
+    assert any("has not risen on 4 of 4 images" in note for note in found.notes)
     wrong = attacks.robust_accuracy(constant, images, np.full(6, 3), epsilon=1.0, version="short")
     assert wrong.accuracy == 0
     assert set(wrong.broken_by) == {"wrong from the start"}

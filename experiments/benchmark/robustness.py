@@ -34,7 +34,9 @@ def write(file: Path, name: str, witness: str, few: bool) -> int:
     arrays, layers = _digits(few) if name == "digits" else _witness(Path(witness))
     count = 4 if few else len(arrays["images"])
     arrays |= {field: arrays[field][:count] for field in ("images", "labels")}
-    spec = {"layers": layers, "epsilon": EPSILONS[name], "tasks": ["AutoAttack, l-inf"]}
+    # Where few are wanted, a ball so large that the first attack breaks them all.
+    epsilon = 0.9 if few else EPSILONS[name]
+    spec = {"layers": layers, "epsilon": epsilon, "tasks": ["AutoAttack, l-inf"]}
     np.savez(file, allow_pickle=False, spec=json.dumps(spec), **arrays)
     return count
 

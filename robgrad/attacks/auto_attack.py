@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
+from scipy.special import logsumexp
 
 from robgrad import stacking
 from robgrad.attacks.ensemble import Part, ensemble
@@ -82,12 +83,11 @@ class Keeping(NamedTuple):
 class _Attacker:
     """The ensemble for one architecture, compiled as it is used: new variables, images and radii compile nothing."""
 
-    def __init__(
-        self, apply: Apply, norm: Norm, version: str, pixel_range: tuple[float, float], batch: int, mesh: Mesh
-    ):
+    def __init__(self, apply: Apply, norm: Norm, version: str, pixel_range: tuple[float, float], batch: int):
         """Compiles nothing yet."""
         self.apply, self.norm, self.version = apply, norm, version
-        self.pixel_range, self.batch, self.mesh = pixel_range, batch, mesh
+        self.pixel_range, self.batch = pixel_range, batch
+        self.meshes: dict[tuple[int, ...], Mesh] = {}
         self.logits_of = jax.jit(jax.vmap(apply, in_axes=(None, 0)))
         loss = lambda variables, image, label: cross_entropy(apply(variables, image), label)  # noqa: E731
         self.slopes_of = jax.jit(jax.vmap(jax.grad(loss, 1), in_axes=(None, 0, 0)))
@@ -99,6 +99,13 @@ class _Attacker:
         if classes not in self.parts:
             self.parts[classes] = ensemble(self.version, self.norm, classes, self.pixel_range)
         return self.parts[classes]
+
+    def mesh(self, variables, image_shape: tuple[int, ...]) -> Mesh:
+        """The devices of this process, as the mesh's rule has it; several processes each do all of an evaluation."""
+        if image_shape not in self.meshes:
+            intensity = stacking.intensity(self.apply, variables, jax.ShapeDtypeStruct(image_shape, jnp.float32))
+            self.meshes[image_shape] = stacking.device_mesh(1, self.batch, jax.local_devices(), intensity=intensity)
+        return self.meshes[image_shape]
 
     def in_batches(self, function: Callable, *arrays: np.ndarray) -> np.ndarray:
         """A function of batches on any number of images, one shape on the device."""
@@ -114,6 +121,7 @@ class _Attacker:
         report, restored, save = keep
         logits = self.in_batches(partial(self.logits_of, variables), images)
         parts, notes = self.ensemble(logits.shape[1])
+        mesh = self.mesh(variables, images.shape[1:])
         right = logits.argmax(1) == labels
         broken_by = np.where(right, STANDING, WRONG).astype("U32")
         adversarial, first = images.copy(), 0
@@ -121,6 +129,7 @@ class _Attacker:
         if restored is not None:
             broken_by, adversarial = restored["broken_by"].copy(), restored["adversarial"].copy()
             first = int(restored["parts"])
+            notes = restored["notes"].tolist()
             standing = dict(zip(restored["names"].tolist(), restored["standing"].tolist(), strict=True))
         every = np.asarray(jax.vmap(targets)(jnp.asarray(logits), jnp.asarray(labels)))
         for index, part in enumerate(parts):
@@ -133,19 +142,21 @@ class _Attacker:
             aims = every[left, part.rank].astype(np.int32)
             if id(part.search) not in self.compiled:
                 stride = 100 if part.search.steps > 1000 else 10
-                self.compiled[id(part.search)] = tools_of(self.apply, part.search, stride, self.mesh)
+                self.compiled[id(part.search)] = tools_of(self.apply, part.search, stride, mesh)
             tools = self.compiled[id(part.search)]
             size = min(self.batch, max(8, 1 << (len(left) - 1).bit_length()))
-            size += -size % self.mesh.size
+            size += -size % mesh.size
             examples = Examples(images[left], labels[left], aims, keys)
             found, fallen = attack_all(tools, size, variables, examples, epsilon)
+            if part.name == "apgd-ce" and epsilon > 0:
+                notes = [*notes, *self.stuck(variables, labels[left], logits[left], found, fallen)]
             found, fallen = self.verified(variables, images[left], labels[left], found, fallen, epsilon)
             adversarial[left[fallen]], broken_by[left[fallen]] = found[fallen], part.name
             standing[part.name] = int((broken_by == STANDING).sum())
             if save is not None:
                 names, counts = np.array(list(standing)), np.array(list(standing.values()))
                 kept = {"broken_by": broken_by, "adversarial": adversarial, "parts": np.array(index + 1)}
-                save(kept | {"names": names, "standing": counts})
+                save(kept | {"names": names, "standing": counts, "notes": np.array(notes, str)})
         robust = broken_by == STANDING
         found = ~robust & (broken_by != WRONG)
         distance = np.where(found, lengths(self.norm, adversarial, images), np.nan)
@@ -163,6 +174,16 @@ class _Attacker:
         near = lengths(self.norm, inside, images) <= epsilon * (1 + 1e-6) + 1e-9
         wrong = self.in_batches(partial(self.logits_of, variables), inside).argmax(1) != labels
         return inside, fallen & near & wrong
+
+    def stuck(self, variables, labels, clean, found, fallen) -> list[str]:
+        """A line where ascending the cross-entropy has not raised it."""
+        if fallen.all():
+            return []
+        before = _excess(clean[~fallen], labels[~fallen])
+        after = _excess(self.in_batches(partial(self.logits_of, variables), found[~fallen]), labels[~fallen])
+        count = int(np.sum(~(after > before)))
+        said = f"the loss that apgd-ce ascends has not risen on {count} of {len(after)} images that it left standing"
+        return [said] if count > 0.05 * len(after) else []
 
     def distrust(self, variables, images, labels, logits, robust, standing, epsilon: float) -> list[str]:
         """Lines about what an evaluation should not be believed for."""
@@ -192,6 +213,13 @@ class _Attacker:
         if epsilon > 0 and robust.any() and standing["clean"] == int(robust.sum()) and len(images) > 20:
             notes.append("no attack broke any image: expected some, unless epsilon is tiny")
         return notes
+
+
+def _excess(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """logsumexp_{j != y} z_j - z_y, with which the cross-entropy rises, in double precision."""
+    own = np.arange(logits.shape[1]) == labels[:, None]
+    others = np.where(own, -np.inf, logits.astype(np.float64))
+    return logsumexp(others, axis=1) - logits[own]
 
 
 def _keys(seed: int, part: int, images: np.ndarray) -> Array:
@@ -263,10 +291,7 @@ def auto_attack(
     labels = checked_labels(labels, len(images), classes_of(own, images.shape[1:]))
     checked_radius("epsilon", epsilon, 1)
     apply = _without_variables(logits_fn) if variables is None else logits_fn
-    work = stacking.intensity(apply, variables, jax.ShapeDtypeStruct(images.shape[1:], images.dtype))
-    # Several processes each do it all.
-    mesh = stacking.device_mesh(1, batch, jax.local_devices(), intensity=work)
-    attacker = _attacker(apply, norm, version, tuple(pixel_range), batch, mesh)
+    attacker = _attacker(apply, norm, version, tuple(pixel_range), batch)
     return attacker.evaluate(variables, images, labels, float(epsilon), seed, Keeping(report, restored, save))
 
 

@@ -71,7 +71,7 @@ def tools_of(apply: Apply, search: Search, wanted: int, mesh: Mesh) -> Tools:
 
 
 def attack_all(tools: Tools, size: int, variables, examples: Examples, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
-    """Runs one search on images that are all still right; returns the images found, and which have fallen.
+    """Runs one search on images that are all still right; returns the best images found, and which have fallen.
 
     Args:
       tools: of the search.
@@ -96,7 +96,8 @@ def attack_all(tools: Tools, size: int, variables, examples: Examples, epsilon: 
         states, (points, down) = tools.advance(variables, images[rows], labels[rows], aims[rows], radius, states)
         taken += tools.stride
         down = np.asarray(down) & (slots >= 0)
-        if down.any():
-            found[slots[down]], fallen[slots[down]] = np.asarray(points)[down], True
-        slots[down | (taken >= tools.steps)] = -1
+        over = down | ((taken >= tools.steps) & (slots >= 0))
+        if over.any():
+            found[slots[over]], fallen[slots[over]] = np.asarray(points)[over], down[over]
+        slots[over] = -1
     return found, fallen
