@@ -1,0 +1,79 @@
+"""What compiled loops of attack and training steps hold: nothing of a kernel's size is copied or turned in them."""
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from robgrad import attacks, networks, stacking, training
+from robgrad import data as data_sets
+from robgrad.training import loop
+
+NETWORKS = {
+    "digits": (networks.digits_cnn(), (8, 8, 1)),
+    "mnist": (networks.mnist_cnn(), (28, 28, 1)),
+    "cifar": (networks.cifar_cnn(), (32, 32, 3)),
+}
+# In no network's shapes, so that what has it is no kernel.
+BATCH = 7
+
+
+def attack_text(network, shape):
+    """The compiled loop of an attack on a batch."""
+    attack = attacks.pgd("l2", attacks.cross_entropy, 5)
+    variables = networks.init(network, jax.random.key(0), shape)
+
+    def run(variables, images, labels):
+        own = networks.logits_fn(network, variables)
+        each = lambda image, label: attack(jax.random.key(0), own, image, label, jnp.float32(1), jnp.float32(0.1))  # noqa: E731
+        return jax.vmap(each)(images, labels)
+
+    given = (variables, jnp.zeros((BATCH, *shape)), jnp.zeros(BATCH, int))
+    return jax.jit(run).lower(*given).compile().as_text(), variables
+
+
+def training_text(network, shape):
+    """The compiled segment of adversarial training, a stack of one on one device."""
+    step = training.classifier_step(network, attacks.pgd("l2", attacks.cross_entropy, 2))
+    states = stacking.stack([training.init_classifier(network, shape, jax.random.key(0))])
+    numbers = jax.tree.map(lambda leaf: jnp.full(1, leaf), training.StepSizes(1.0, 0.1))
+    mesh = stacking.device_mesh(1, BATCH, jax.devices()[:1])
+    data = data_sets.Split(jnp.zeros((2 * BATCH, *shape), jnp.uint8), jnp.zeros(2 * BATCH, int))
+    lowered = loop._segment.lower(step, mesh, (BATCH, 2 * BATCH), True, False, states, numbers, data, np.int32(3))
+    return lowered.compile().as_text(), states.variables
+
+
+def moved_in_loops(text, kernels):
+    """Instructions, outside of the entry, that copy or turn something of a kernel's shape."""
+    shapes = {tuple(sorted(one)) for one in kernels}
+    for computation in re.split(r"\n(?=ENTRY |%)", text):
+        if computation.startswith("ENTRY"):
+            continue
+        for dims, operation in re.findall(r"= f32\[([\d,]+)\]\S* (copy|transpose)\(", computation):
+            if tuple(sorted(map(int, dims.split(",")))) in shapes:
+                yield operation, dims
+
+
+@pytest.mark.parametrize("build", [attack_text, training_text])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_kernel_is_copied_or_turned_in_a_loop(name, build):
+    text, variables = build(*NETWORKS[name])
+    assert "while(" in text
+    # Dense kernels: those of convolutions are turned for the derivative by the image, some tens of kilobytes.
+    kernels = [
+        leaf.shape[-2:] for leaf in jax.tree.leaves(variables) if leaf.ndim < 4 and math.prod(leaf.shape) > 10_000
+    ]
+    assert kernels
+    assert list(moved_in_loops(text, kernels)) == []
+
+
+def test_what_the_test_looks_for_is_found():
+    """A loop whose body turns its matrix anew each time, as it changes."""
+    run = jax.jit(lambda m: jax.lax.fori_loop(0, 5, lambda _, m: jnp.sin(m.T + 1).T @ m.T, m))
+    text = run.lower(jnp.ones((300, 300))).compile().as_text()
+    assert len(
+        list(moved_in_loops(text + "\n%x (y: f32[1]) -> f32[1] {\n %t = f32[300,300]{1,0} transpose(%y)", [(300, 300)]))
+    )
