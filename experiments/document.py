@@ -203,12 +203,12 @@ def results_page() -> str:
         note = "" if recomputed else " From before measurements were kept: judged from its rows."
         parts.append(
             f"{what}, preset {settings.get('preset', 'quick')}, seed {settings['seed']}. {place['devices']}, JAX "
-            f"{place['jax']}, commit {place['commit']}.{note}\n"
+            f"{place['jax']}, commit {place['commit']}{_origin(place)}.{note}\n"
         )
         shown = {name: heading for name, heading in one.columns.items() if name in results["rows"][0]}
         parts.append(tables.text(results["rows"], shown, "github") + "\n")
         for name, (caption, columns) in one.others.items():
-            if name in results and recomputed:
+            if results.get(name) and recomputed:
                 parts.append(f"{caption}:\n\n{tables.text(results[name], columns, 'github')}\n")
         every = list(results["claims"])
         for other in readers_of(path, one):
@@ -218,6 +218,10 @@ def results_page() -> str:
                 parts.append(f"{caption}:\n\n{tables.text(further[name], columns, 'github')}\n")
         parts.append(tables.text(every, claims.COLUMNS, "github") + "\n")
     return "\n".join(parts)
+
+
+def _origin(environment: Mapping[str, str]) -> str:
+    return f"; networks {environment['networks']}" if "networks" in environment else ""
 
 
 def readme() -> str:

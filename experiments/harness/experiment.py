@@ -142,7 +142,7 @@ def run(
             run(experiment.reads, workdir, configuration, options, dataset, source)
         environment, asked = launch.environment(), plain_config(configuration)
         if experiment.has_dataset and dataset is not None:
-            environment |= {"mesh": trained.mesh_in_words(configuration, dataset)}
+            environment |= {"mesh": trained.mesh_in_words(configuration, dataset)} | _origin(source)
         path, _ = runs.open_run(workdir, experiment.base.name, asked, environment)
         results = _read(path / experiment.file(RESULTS))
         if results is None:
@@ -190,6 +190,16 @@ def _computed(experiment: Experiment, given: Run, environment: Mapping[str, Any]
     return results
 
 
+def _origin(source: Source | None) -> dict[str, str]:
+    """The commit of the run whose networks may be used."""
+    path = source.run / "config.json" if source else None
+    if path is None or not path.exists():
+        return {}
+    return {
+        "networks": f"as far as they agree, of a run at commit {json.loads(path.read_text())['environment']['commit']}"
+    }
+
+
 def _redrawn(experiment: Experiment, path: Path, configuration: Any, results: Mapping[str, Any]) -> None:
     """Draws a finished run's figures again where one is missing, and has its page made anew."""
     if all([runs.exists(path / name) for name in results.get("figures", ())]):
@@ -224,7 +234,8 @@ def section(experiment: Experiment, finished: Finished) -> html.Section:
         paths = sorted(path for path in workdir.glob("*.png") if fnmatch(path.name, pattern))
         shown += [html.Figure(path.read_bytes(), caption.format(path.stem.rpartition("_")[2])) for path in paths]
     every = html.Table("Every column is in results.csv", results["rows"], experiment.columns)
-    more = [html.Table(caption, results[name], columns) for name, (caption, columns) in experiment.others.items()]
+    others = [(name, rest) for name, rest in experiment.others.items() if results[name]]
+    more = [html.Table(caption, results[name], columns) for name, (caption, columns) in others]
     settings = {"config": results["config"], "environment": results["environment"]}
     folded = html.Code(json.dumps(settings, indent=2), "every setting and version")
     title = experiment.title + (f": {results['config']['dataset']}" if experiment.has_dataset else "")
@@ -256,7 +267,8 @@ def show(experiment: Experiment, finished: Finished) -> None:
     """Prints a run's tables, and where the rest is."""
     workdir, results = finished
     for name, (_, columns) in experiment.others.items():
-        launch.show(tables.text(results[name], columns), "")
+        if results[name]:
+            launch.show(tables.text(results[name], columns), "")
     launch.show(tables.text(results["rows"], list(experiment.columns)))
     launch.show(f"\n{verdicts(results['claims'])}")
     launch.show(f"results, figures and {experiment.file(REPORT)}: {workdir}")
