@@ -30,8 +30,15 @@ def stack(replicas: Sequence[Any]):
 
 
 def concatenate(stacks: Sequence[Any]):
-    """Joins stacks of equal structure into one."""
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *stacks)
+    """Joins stacks of equal structure into one; where they lie on different devices, on the first."""
+
+    def join(*leaves) -> Array:
+        held = [leaf for leaf in leaves if isinstance(leaf, Array) and leaf.committed]
+        if len({frozenset(leaf.sharding.device_set) for leaf in held}) > 1:
+            leaves = tuple(jax.device_put(leaf, jax.local_devices()[0]) for leaf in leaves)
+        return jnp.concatenate(leaves)
+
+    return jax.tree.map(join, *stacks)
 
 
 def replica(stacked, index: int):

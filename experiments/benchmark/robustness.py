@@ -159,7 +159,7 @@ def by_torch(library: str, arrays: Arrays, spec: Mapping[str, Any]) -> Callable[
 
         adversary = AutoAttack(model, norm="Linf", eps=spec["epsilon"], seed=0, device=device)
         adversary.verbose = False
-        return adversary.run_standard_evaluation(some, classes, batch_size=250)
+        return adversary.run_standard_evaluation(some, classes, batch_size=250)[0]
 
     def evaluate(count: int) -> list[float]:
         right = lambda some: (model(some).argmax(1) == labels[:count]).float().mean().item()  # noqa: E731

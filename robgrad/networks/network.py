@@ -7,7 +7,7 @@ functions from any library.
 import inspect
 import sys
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
@@ -95,11 +95,10 @@ def init(network: nn.Module | Network, key: Array, image_shape: Sequence[int]) -
     return of_module(network).init(key, image_shape)
 
 
-@lru_cache
-def intensity(network: nn.Module | Network, image_shape: tuple[int, ...]) -> float:
+def intensity(network: nn.Module | Network, image_shape: Sequence[int]) -> float:
     """Operations for each parameter in a pass over one image, for `stacking.device_mesh`."""
     variables = jax.eval_shape(lambda: init(network, jax.random.key(0), image_shape))
-    image = jax.ShapeDtypeStruct(image_shape, jnp.float32)
+    image = jax.ShapeDtypeStruct(tuple(image_shape), jnp.float32)
     return stacking.intensity(lambda variables, image: logits_fn(network, variables)(image), variables, image)
 
 
