@@ -66,10 +66,10 @@ TRAINING: Mapping[str, Mapping[str, Values]] = {
 }
 
 # AutoAttack's short version on few images at quick size, else the defaults: the standard one on 1,000.
-_SHORT: Values = {"auto_attack": "short", "attacked_examples": 100}
+_SHORT: Values = {"auto_attack": "short", "attacked_examples": 50}
 AUTO_ATTACK: Mapping[str, Mapping[str, Values]] = {
     "paper": {},
-    "quick": {name: _SHORT for name in TRAINING["quick"]},
+    "quick": {name: _SHORT for name in TRAINING["quick"]} | {"digits": _SHORT | {"attacked_examples": 100}},
 }
 # Accuracies beside other measurements, at the weakest l2 radius.
 _WEAKEST = {
