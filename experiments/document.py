@@ -31,6 +31,7 @@ RECORDS, README, SPEED = ROOT / "results", ROOT.parent / "README.md", ROOT / "be
 COLUMNS = {
     "": "digits (2.1: three seeds, else one), the toy",
     "digits-quick": "digits (2.1: three seeds, else one), the toy",
+    "shapes-16-quick": "rendered shapes, one seed",
     "fashion_mnist-quick": "Fashion-MNIST, small, one seed",
     "mnist-quick": "MNIST, small, one seed",
     "mnist-paper": "MNIST, paper's size, one seed",

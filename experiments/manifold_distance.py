@@ -1,11 +1,13 @@
 r"""Section 2.1: adversarial training confines loss gradients to the image manifold.
 
-Trains a standard and several adversarially trained networks and fits a manifold (the paper's VAE-GAN, or PCA),
-attacks the test images, and measures how far the attacked images lie from the manifold and how much of each loss
-gradient lies along it.
+Trains a standard and several adversarially trained networks and fits one manifold or several (the paper's VAE-GAN, PCA
+of all images or of neighbours, a denoiser, the exact one where it is known), attacks the test images, and measures how
+far the attacked images lie from each manifold and how much of each loss gradient lies along it, beside what other
+directions and other images' tangent spaces give.
 
     python -m experiments.manifold_distance                                   # digits, minutes on 2 cores
     python -m experiments.manifold_distance --manifold=pca --network_seeds=3
+    python -m experiments.manifold_distance --dataset=shapes --manifold=all
     python -m experiments.manifold_distance --dataset=fashion_mnist --preset=quick
     python -m experiments.manifold_distance --dataset=mnist --preset=paper    # a large GPU
 
@@ -16,22 +18,24 @@ MNIST 0.63 (standard), 0.60, 0.50, 0.42; Fashion-MNIST 0.62, 0.59, 0.53, 0.43; C
 """
 
 import dataclasses
+import itertools
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments.harness import analysed, claims, densities, estimate, evaluated, experiment, figures, presets, trained
-from experiments.harness.config import EvaluatedConfig, setting, subsets
+from experiments.harness.analysed import AnalysedConfig, fields_of
+from experiments.harness.config import EvaluatedConfig, subsets
 from experiments.harness.options import Options
 from experiments.harness.tables import Row
 from experiments.harness.trained import Recipe, Run
-from robgrad import attacks, data, intervals, manifolds, networks, stacking
+from robgrad import data, intervals, manifolds
 
 # Successful attacks below which no interval is given.
 FEWEST = 20
@@ -45,28 +49,8 @@ PUBLISHED_MODES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ManifoldConfig(EvaluatedConfig):
-    """Section 2.1: the manifold and the analysis attack too."""
-
-    manifold: str = setting("Estimate of the image manifold.", "vae-gan", choices=lambda: tuple(manifolds.KINDS))
-    vae_gan_epochs: int = setting("Epochs of the VAE-GAN.")
-    vae_gan_batch_size: int = setting("Batch of the VAE-GAN.", 100)
-    vae_gan_learning_rate: float = setting("Learning rate of the three Adams of the VAE-GAN.", 5e-4)
-    reconstruction_weight: float = setting("Weight lambda of the reconstruction in the decoder's loss.")
-    discriminator_steps: int = setting("Discriminator steps a step of the VAE-GAN.", 1)
-    pca_dimensions: int = setting("Dimensions of the PCA manifold.", 10)
-    analysis_attack: str = setting("Analysis attack.", "pgd", choices=lambda: tuple(attacks.ATTACKS))
-    analysis_epsilon: float = setting(
-        "Radius of the l2 attack whose distance to the manifold is measured.", 12.0, zero=True
-    )
-    analysis_losses: tuple[str, ...] = setting(
-        "Losses of the analysis attacks.", ("xent", "cw"), choices=lambda: tuple(attacks.LOSSES)
-    )
-    analysis_step_size: float = setting("Step of the analysis attack.", 2.0)
-    analysis_steps: int = setting("Steps of the analysis attack.", 40)
-    sampled_projection: bool = setting(
-        "Sample the code when projecting instead of taking its mean, as the paper's code.", False
-    )
+class ManifoldConfig(AnalysedConfig, EvaluatedConfig):
+    """Section 2.1: manifolds, the analysis attack, and accuracies."""
 
 
 _MNIST: dict[str, Any] = {"vae_gan_epochs": 30, "reconstruction_weight": 5e-3}
@@ -110,74 +94,53 @@ def measure(run: Run) -> experiment.Arrays:
     recipes = trained.recipes_of(config)
     network = trained.network_of(config, run.dataset)
     variables = trained.train_networks(run, recipes, train)
-    arrays = trained.fit_manifold(run, config.manifold, train)
+    arrays = analysed.fitted(run, train)
     keys = jax.random.split(trained.key_of(config.seed, "manifold_distance"), 3)
-    measured = shown_of_manifold(config, run.image_shape, arrays, test, keys[0])
+    measured = analysed.pictures(run, arrays, test, keys[0]) | analysed.qualities(run, arrays, train, test)
     measured |= evaluated.hits_of(run, recipes, variables, test, keys[1])
-    for loss, fields in analysed.fields_of(run, network, variables, arrays, test, keys[2]).items():
-        # The same for all networks.
-        shared = {field: fields.pop(field)[0] for field in ("distance", "chance")}
-        # A certain network's gradients are below what half precision can hold.
-        pictures = {f"shown/{loss}/attacked": fields.pop("attacked").astype(np.float16)}
-        pictures |= {f"shown/{loss}/gradient": fields.pop("gradient")}
-        measured |= {f"{loss}/{field}": values for field, values in (fields | shared).items()} | pictures
-    return measured
-
-
-def shown_of_manifold(config: ManifoldConfig, image_shape, arrays, test: data.Split, key) -> experiment.Arrays:
-    """Some test images, their projections, and images sampled from the manifold where it can."""
-    kind = manifolds.KINDS[config.manifold]
-    images = data.scale(jnp.asarray(test.images[: analysed.SHOWN]))
-    surface = kind.manifold(image_shape, arrays, None)
-    shown = {"shown/test": images, "shown/projected": jax.jit(jax.vmap(surface.project))(images)}
-    if sample := kind.sample:
-        keys = jax.random.split(key, 2 * analysed.SHOWN)
-        shown["shown/samples"] = jax.jit(lambda keys: sample(image_shape, arrays, keys))(keys)
-    return {name: np.asarray(values, np.float16) for name, values in shown.items()}
-
-
-def fields_of(arrays: experiment.Arrays, loss: str) -> experiment.Arrays:
-    """What was measured under one analysis loss, by field."""
-    return {name.removeprefix(f"{loss}/"): values for name, values in arrays.items() if name.startswith(f"{loss}/")}
+    return measured | analysed.measured(run, network, variables, arrays, train, test, keys[2])
 
 
 def tabulate(config: ManifoldConfig, arrays: experiment.Arrays) -> experiment.Tables:
-    """One row a kind of network and analysis loss: accuracies, distances and alignment, averaged over its seeds."""
+    """One row a kind of network, manifold and analysis loss, averaged over its seeds; one a manifold."""
     recipes, rows = trained.recipes_of(config), []
-    for loss in config.analysis_losses:
-        fields = fields_of(arrays, loss)
+    for name, loss in itertools.product(config.manifold, config.analysis_losses):
+        fields = fields_of(arrays, loss, name)
         for members in trained.kinds_of(recipes).values():
-            own = {name: values[members] if values.ndim == 2 else values for name, values in fields.items()}
+            own = {field: values[members] if values.ndim == 2 else values for field, values in fields.items()}
+            about = {"network_seeds": len(members), "manifold": name, "analysis_loss": loss}
+            accuracy = evaluated.accuracies(config, arrays, members)
             rows.append(
-                {
-                    **recipes[members[0]].row,
-                    "network_seeds": len(members),
-                    "analysis_loss": loss,
-                    **evaluated.accuracies(config, arrays, members),
-                    **_of_kind(own),
-                }
+                {**recipes[members[0]].row, **about, **accuracy, **_of_kind(own, arrays["clean_hits"][members])}
             )
-    return {"rows": rows, "notes": evaluated.notes_of(recipes, "l2", arrays)}
+    notes = evaluated.notes_of(recipes, "l2", arrays)
+    return {"rows": rows, "manifolds": analysed.rows_of_manifolds(config, arrays), "notes": notes}
 
 
-def _of_kind(own: experiment.Arrays) -> Row:
-    """What a row says of the distances and gradients of one kind of network, `[seed, image]`."""
-    row: Row = {}
+def _of_kind(own: experiment.Arrays, right: np.ndarray) -> Row:
+    """What a row says of one kind of network, `[seed, image]`; `right` says which images were before the attack."""
+    row: Row = {"attack_success": np.mean(np.sum(own["own"] & right, axis=1) / np.maximum(right.sum(axis=1), 1))}
+    row["transfer_attack_success"] = np.mean(own["transfer"])
     clean = own["distance"]
     for prefix, success in (("", own["own"]), ("transfer_", own["transfer"])):
         kept = np.where(success, own["attacked_distance"], np.nan)
         modes = [densities.mode(rescaled(one[np.isfinite(one)], clean)) for one in kept]
         row |= {
-            f"{prefix}attack_success": np.mean(success),
             **_bounded(f"{prefix}median_distance", kept, _median),
             f"{prefix}mean_distance": np.nanmean(kept) if success.any() else np.nan,
             f"{prefix}rescaled_mode": np.mean(modes),
         }
+    kept = np.where(own["own"], own["attacked_distance"], np.nan)
+    most = max(densities.peaks(rescaled(one[np.isfinite(one)], clean)) for one in kept)
     fractions = own["tangent_fraction"]
     return row | {
+        "mode_is": "unstable" if most > 1 else "stable",
         "clean_median_distance": np.median(clean),
         "clean_rescaled_mode": densities.mode(rescaled(clean, clean)),
         **_bounded("tangent_fraction", fractions, _mean),
+        "root_fraction": np.mean(_mean(np.sqrt(fractions.T))),
+        **{name: np.mean(_mean(own[name].T)) for name in analysed.FRACTIONS[1:] if name in own},
+        "tangent_fraction_covariance": np.mean(own["covariance_chance"]) if "covariance_chance" in own else np.nan,
         "tangent_fraction_chance": np.mean(own["chance"]),
         "gradient_norm": np.median(own["gradient_norm"]),
         "zero_gradients": int(np.sum(~np.isfinite(fractions))),
@@ -225,29 +188,42 @@ def groups_of(recipes: Sequence[Recipe]) -> dict[tuple, list[str]]:
 
 
 def claim(config: ManifoldConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> Iterator[Row]:
-    """The order of distances and tangent fractions in each group, and the published modes."""
+    """The order of distances and tangent fractions in each group and by each manifold, and the published modes."""
     del tables
     recipes = trained.recipes_of(config)
     places = trained.kinds_of(recipes)
-    for analysis_loss in config.analysis_losses:
-        fields = fields_of(arrays, analysis_loss)
+    for name, loss in itertools.product(config.manifold, config.analysis_losses):
+        fields = fields_of(arrays, loss, name)
         clean = np.broadcast_to(fields["distance"], (config.network_seeds, len(fields["distance"])))
-        for (norm, loss), kinds in groups_of(recipes).items():
-            group, images = f"{norm}, {loss}; {analysis_loss} analysis", clean.shape[1]
-            over = claims.spread(config.network_seeds, f"{images} images")
+        for (norm, train_loss), kinds in groups_of(recipes).items():
+            over = claims.spread(config.network_seeds, f"{clean.shape[1]} images")
+            group = f"{norm}, {train_loss}; {loss} analysis"
+            group += "" if name == "vae-gan" else f"; {manifolds.KINDS[name].title}"
+            of = partial(claims.Claim, "2.1", group=group, over=over)
             kept = {
                 kind: np.where(fields["own"][places[kind]], fields["attacked_distance"][places[kind]], np.nan)
                 for kind in kinds
             }
-            text = "median distance to the manifold falls with strength"
             columns = np.stack([*kept.values(), clean], axis=2)
-            one = claims.Claim("2.1", text, group, "standard > ... > test data", over)
-            yield claims.ordered(one, columns, _median)
+            theirs = "standard > ... > test data" if name == "vae-gan" else "-"
+            yield claims.ordered(of(text=texts_of(name)[0], published=theirs), columns, _median)
             fractions = np.stack([fields["tangent_fraction"][places[kind]] for kind in kinds], axis=2)
-            text = "share of the loss gradient along the manifold rises with strength (our measure)"
-            yield claims.ordered(claims.Claim("2.1", text, group, "-", over), fractions, _mean, rises=True)
-            if (norm, loss, analysis_loss) == ("l2", "xent", "xent"):
+            yield claims.ordered(of(text=texts_of(name)[1], published="-"), fractions, _mean, rises=True)
+            if (name, norm, train_loss, loss) == ("vae-gan", "l2", "xent", "xent"):
                 yield from _modes(config, clean, kept)
+
+
+def texts_of(manifold: str) -> tuple[str, str]:
+    """What is claimed of distances and of fractions: of the paper's manifold, the VAE-GAN, or of another."""
+    if manifold == "vae-gan":
+        return (
+            "median distance to the manifold falls with strength",
+            "share of the loss gradient along the manifold rises with strength (our measure)",
+        )
+    return (
+        "median distance falls with strength, by other manifolds than the paper's (our test)",
+        "share of the loss gradient along it rises with strength, by other manifolds than the paper's (our test)",
+    )
 
 
 def _modes(config: ManifoldConfig, clean: np.ndarray, kept: Mapping[str, np.ndarray]) -> Iterator[Row]:
@@ -279,18 +255,19 @@ def is_paper_size(config: ManifoldConfig) -> bool:
     if paper is None:
         return False
     free = {"dataset", "preset", "seed", "matmul_precision", "chunk", "norms", "train_losses", "analysis_losses"}
-    free |= {"robust_epsilon", "shuffle", "zero_mask", "sampled_projection", "network_seeds", "pca_dimensions", "radii"}
+    free |= {"robust_epsilon", "shuffle", "zero_mask", "sampled_projection", "network_seeds", "radii", "manifold"}
+    free |= {field.name for field in dataclasses.fields(config) if field.name.startswith(("pca", "neigh", "denoiser"))}
     fields = [field for field in dataclasses.fields(config) if field.name not in free]
     same_radii = config.radii["l2"] == paper["radii"]["l2"]
     return same_radii and all(getattr(config, field.name) == paper.get(field.name, field.default) for field in fields)
 
 
 def draw(workdir: Path, config: ManifoldConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> None:
-    """Of each analysis attack densities, attacked images, tangent fractions; loss gradients; the manifold."""
+    """Of each analysis attack densities, attacked images, tangent fractions; loss gradients; the manifolds."""
     recipes = trained.recipes_of(config)
     places, images = trained.kinds_of(recipes), arrays["shown/test"]
-    for loss in config.analysis_losses:
-        fields = fields_of(arrays, loss)
+    for index, (name, loss) in enumerate(itertools.product(config.manifold, config.analysis_losses)):
+        fields, title = fields_of(arrays, loss, name), manifolds.KINDS[name].title
         clean, panels = fields["distance"], {}
         for (norm, train_loss), kinds in groups_of(recipes).items():
             curves = {"test data": rescaled(clean, clean)}
@@ -298,67 +275,43 @@ def draw(workdir: Path, config: ManifoldConfig, arrays: experiment.Arrays, table
                 own = fields["own"][places[kind]]
                 curves[kind] = rescaled(fields["attacked_distance"][places[kind]][own], clean)
             panels[f"{norm}, {train_loss}"] = curves
-        xlabel = f"distance to the manifold, rescaled ({loss} analysis)"
-        figures.density_figure(workdir / f"densities_{loss}.png", panels, xlabel)
-        shown = {kind: arrays[f"shown/{loss}/attacked"][members[0]] for kind, members in places.items()}
-        figures.image_grid(workdir / f"attacked_{loss}.png", {"test image": images, **shown})
-        rows = [row for row in tables["rows"] if row["analysis_loss"] == loss]
-        figures.bar_figure(
-            workdir / f"tangent_fraction_{loss}.png",
-            [row["network"] for row in rows],
-            [row["tangent_fraction"] for row in rows],
-            ("random direction", rows[0]["tangent_fraction_chance"]),
-            "fraction of the loss gradient's squared norm along the manifold",
-        )
+        # The first manifold's files are named as they were when there was one.
+        of = f"{loss}" if name == config.manifold[0] else f"{name}_{loss}"
+        xlabel = f"distance to the manifold, rescaled ({title}, {loss} analysis)"
+        figures.density_figure(workdir / f"densities_{of}.png", panels, xlabel)
+        _draw_fractions(workdir / f"tangent_fraction_{of}.png", title, tables["rows"], name, loss)
+        if index < len(config.analysis_losses):
+            shown = {kind: arrays[f"shown/{loss}/attacked"][members[0]] for kind, members in places.items()}
+            figures.image_grid(workdir / f"attacked_{loss}.png", {"test image": images, **shown})
     first = arrays[f"shown/{config.analysis_losses[0]}/gradient"]
     slopes = {kind: first[members[0]] for kind, members in places.items()}
     figures.image_grid(workdir / "loss_gradients.png", {"test image": images}, slopes)
-    rows_of_images = {"test image": images, "projection": arrays["shown/projected"]}
-    if "shown/samples" in arrays:
-        samples = arrays["shown/samples"]
-        rows_of_images |= {"sample": samples[: analysed.SHOWN], "sample ": samples[analysed.SHOWN :]}
-    figures.image_grid(workdir / "manifold.png", rows_of_images)
+    figures.image_grid(workdir / "manifold.png", {"test image": images, **analysed.rows_of_pictures(config, arrays)})
+
+
+def _draw_fractions(path: Path, title: str, rows: Sequence[Row], name: str, loss: str) -> None:
+    """Tangent fractions of all networks beside their baselines."""
+    rows = [row for row in rows if (row["manifold"], row["analysis_loss"]) == (name, loss)]
+    ends = ("tangent_fraction", "tangent_fraction_low", "tangent_fraction_high")
+    series = {"the image's own tangent space": [tuple(row[end] for end in ends) for row in rows]}
+    known = {"of another image of its class": "fraction_same_class", "of another image": "fraction_elsewhere"}
+    for text, field in known.items():
+        if field in rows[0]:
+            series[text] = [(row[field],) * 3 for row in rows]
+    references = {"random direction": rows[0]["tangent_fraction_chance"]}
+    if np.isfinite(rows[0]["tangent_fraction_covariance"]):
+        references["direction with the data's covariance"] = rows[0]["tangent_fraction_covariance"]
+    names = [row["network"] for row in rows]
+    figures.marks_figure(path, names, series, references, f"share of the loss gradient along the manifold ({title})")
 
 
 def estimated(config: ManifoldConfig, dataset: data.Dataset, options: Options, others: Sequence) -> Iterator[Row]:
-    """Stacks of networks, the manifold, the analysis of all test images."""
+    """Stacks of networks, the manifolds, accuracies, the analysis of all test images."""
     train, test = subsets(config, dataset)
-    recipes, shape = trained.recipes_of(config), dataset.train.images.shape[1:]
+    recipes = trained.recipes_of(config)
     yield from estimate.classifiers(config, estimate.missing(config, others), dataset, train, options)
-    kind = manifolds.KINDS[config.manifold]
-    if kind.fit:
-        arrays = kind.fit(train.images, trained.manifold_settings(config, config.manifold))
-    else:
-        plan = trained.manifold_plan(config, config.manifold, shape)
-        # Copied, since measuring the plan gives its buffers away.
-        arrays = jax.tree.map(jnp.copy, stacking.replica(plan.states.variables, 0))
-        yield estimate.row_of(dataset.name, plan, train, options, 1)
     yield evaluated.estimated(config, dataset, test, "l2", len(recipes))
-    spaces, each, compilation = _costs_of_a_chunk(config, dataset, test, arrays)
-    chunks = len(test.labels) / min(config.chunk, len(test.labels))
-    seconds = chunks * (spaces + each * len(recipes) * len(config.analysis_losses))
-    yield {
-        **estimate.empty(dataset.name, f"analysis of {len(test.labels)} images"),
-        "networks": len(recipes),
-        "compile_seconds": compilation,
-        "minutes": (seconds + compilation) / 60,
-    }
-
-
-def _costs_of_a_chunk(config: ManifoldConfig, dataset, test, arrays) -> tuple[float, float, float]:
-    """Seconds of one chunk of images: their tangent spaces, their analysis on one network; and of compiling both."""
-    network, shape = trained.network_of(config, dataset), dataset.train.images.shape[1:]
-    variables = stacking.stack([networks.init(network, jax.random.key(0), shape)])
-    loss = next(iter(analysed.losses_of_analysis(config).values()))
-    tangents = analysed.tangent_spaces(config, shape)
-    analyse = analysed.analyser(config, network, shape, loss, stacking.device_mesh(1, config.chunk))
-    images = data.Split(*(leaf[: config.chunk] for leaf in test))
-    keys = jax.random.split(jax.random.key(0), len(images.labels))
-    shared = (arrays, stacking.replica(variables, 0), config.analysis_epsilon, config.analysis_step_size)
-    spaces, compiling_spaces = estimate.warm_and_cold(lambda: tangents(arrays, images.images))
-    tangent = tangents(arrays, images.images)
-    each, compiling = estimate.warm_and_cold(lambda: analyse(shared, variables, ((keys, images), tangent)))
-    return spaces, each, compiling_spaces + compiling
+    yield from analysed.estimated(config, dataset, options, len(recipes))
 
 
 EXPERIMENT = experiment.Experiment(
@@ -374,27 +327,33 @@ EXPERIMENT = experiment.Experiment(
     draw=draw,
     columns={
         "network": "network",
+        "manifold": "manifold",
         "analysis_loss": "analysis",
         **evaluated.COLUMNS,
         "attack_success": "attack success",
         "median_distance": "median distance",
         "clean_median_distance": "of clean images",
         "rescaled_mode": "rescaled mode",
+        "mode_is": "which is",
         "transfer_median_distance": "median distance, paper's success",
         "tangent_fraction": "tangent fraction",
+        "root_fraction": "its root",
+        "fraction_same_class": "along another image's tangent space, same class",
+        "fraction_elsewhere": "any class",
+        "tangent_fraction_covariance": "of a direction with the data's covariance",
         "tangent_fraction_chance": "of a random direction",
     },
-    others={"notes": evaluated.NOTES},
+    others={"manifolds": analysed.MANIFOLDS, "notes": evaluated.NOTES},
     captions={
         "loss_gradients.png": "Test images, and gradients of the negative loss at the predicted label, from blue to "
         "red; with growing epsilon noise should give way to shapes.",
         "densities_*.png": "Distance of attacked images to the manifold, where clean images span 0 to 1 ({} analysis); "
         "the stronger a network's training, the farther left its curve should lie.",
         "tangent_fraction_*.png": "Share of the loss gradient along the manifold ({} analysis); it should grow with "
-        "epsilon and lie above what a random direction gets (dashed).",
+        "epsilon, lie above what other directions get (lines), and above what other images' tangent spaces hold of it.",
         "attacked_*.png": "Test images and what the {} analysis attack makes of them; those of robust networks should "
         "look like other classes, not like noise.",
-        "manifold.png": "The manifold itself: projections should resemble the test images, samples other such images.",
+        "manifold.png": "Projections on the manifold should resemble the test images, samples other such images.",
     },
     estimate=estimated,
     paper_datasets=("mnist", "fashion_mnist", "cifar10"),

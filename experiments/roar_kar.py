@@ -16,6 +16,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,11 @@ def grid_of(config: RetrainingConfig, with_random: bool) -> list[Retraining]:
     return faithfulness.grid(methods, config.percentiles, config.retraining_seeds)
 
 
+def methods_of(config: RetrainingConfig) -> dict[str, gradients.Attribution]:
+    """The attributions of a run by name."""
+    return {name: gradients.ATTRIBUTIONS[name] for name in config.attributions}
+
+
 def measure(run: Run) -> experiment.Arrays:
     """Whether each network is right on each test image, and each retrained one `[retraining, image]`, with its name."""
     config, splits = run.config, subsets(run.config, run.dataset)
@@ -118,6 +124,12 @@ def measure(run: Run) -> experiment.Arrays:
     variables = trained.train_networks(run, recipes, splits[0])
     key = trained.key_of(config.seed, "roar_kar")
     accuracies = evaluated.hits_of(run, recipes, variables, splits[1], key)
+    return accuracies | retrained_of(run, recipes, network, variables, splits, methods_of(config))
+
+
+def retrained_of(run: Run, recipes, network, variables, splits, methods) -> experiment.Arrays:
+    """The hits of all retrainings of some networks and attributions, with their names."""
+    config = run.config
     size, pixels = retrained.kept_stack_size(run, network), math.prod(run.image_shape[:2])
     images = sum(len(split.labels) for split in splits)
     maps = (len(config.attributions) + config.retraining_seeds) * pixels * (1 if pixels <= 256 else 2) * images
@@ -125,17 +137,14 @@ def measure(run: Run) -> experiment.Arrays:
         f"{retrainings_of(config)} retrainings of {len(recipes)} networks, at most {size} in a stack; "
         f"rank maps of a network: {maps / 2**20:.0f} MiB"
     )
-    tools = retrained.tools_of(config, network, splits[0], size)
+    tools = retrained.tools_of(config, network, splits[0], size, methods)
     hits: dict[str, np.ndarray] = {}
     for index, recipe in enumerate(recipes):
         grid, own = grid_of(config, not index), stacking.replica(variables, index)
-        own_hits = retrained.hits_of(run, recipe.name, own, grid, tools, splits)
+        occluded = partial(retrained.occluded_examples, config, recipe.name, own, tools, grid, splits)
+        own_hits = retrained.hits_of(run, recipe.name, grid, tools, occluded)
         hits |= {f"{recipe.name}: {name}": right for name, right in own_hits.items()}
-    return {
-        **accuracies,
-        "retrainings": np.array(list(hits)),
-        "retrained_hits": np.stack(list(hits.values())),
-    }
+    return {"retrainings": np.array(list(hits)), "retrained_hits": np.stack(list(hits.values()))}
 
 
 def retrainings_of(config: RetrainingConfig) -> int:
@@ -245,7 +254,8 @@ def estimated(config: RetrainingConfig, dataset: data.Dataset, options: Options,
     shape, network = dataset.train.images.shape[1:], trained.network_of(config, dataset)
     size = options.stack_size or retrained.stack_size(network, shape, config.retraining_batch_size)
     part = grid_of(config, with_random=False)[:size]
-    tools = retrained.tools_of(config, network, train, len(part))
+    # Nothing is attributed: ranks are made up below.
+    tools = retrained.tools_of(config, network, train, len(part), {})
     plan = retrained.plan_of(config, "retraining", part, tools, shape)
     kind = np.uint8 if math.prod(shape[:2]) <= 256 else np.uint16
     maps = len(config.attributions) + config.retraining_seeds

@@ -17,7 +17,7 @@ REPRODUCE = [
     *("--train_examples=200", "--test_examples=40", "--epochs=1", "--standard_epochs=2", "--attack_steps=2"),
     *("--pgd_steps=2", "--analysis_steps=2", "--vae_gan_epochs=1", "--norms=l2", "--train_losses=xent"),
     *("--l2_epsilons=1,2", "--percentiles=50", "--retraining_seeds=2", "--retraining_epochs=1"),
-    *("--repeats=2", "--points=500", "--attacked_examples=20", "--l2_evaluated=1", "--linf_evaluated=0.1"),
+    *("--repeats=2", "--points=500", "--attacked_examples=3", "--l2_evaluated=1", "--linf_evaluated=0.1"),
 ]
 
 

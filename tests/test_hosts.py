@@ -9,7 +9,7 @@ import pytest
 RUN = [
     *("--norms=l2", "--train_losses=xent", "--l2_epsilons=0.5,1,2", "--analysis_losses=xent", "--chunk=16"),
     *("--train_examples=200", "--test_examples=20", "--epochs=2", "--standard_epochs=2", "--attack_steps=2"),
-    *("--vae_gan_epochs=1", "--analysis_steps=2", "--pgd_steps=2", "--attacked_examples=8"),
+    *("--vae_gan_epochs=1", "--analysis_steps=2", "--pgd_steps=2", "--attacked_examples=3"),
 ]
 
 

@@ -19,7 +19,7 @@ SMALL = [
     *(
         "--analysis_steps=3",
         "--pgd_steps=2",
-        "--attacked_examples=8",
+        "--attacked_examples=3",
         "--l2_epsilons=0.5,1",
         "--linf_epsilons=0.1",
         "--chunk=16",
@@ -41,7 +41,17 @@ def finished(tmp_path_factory, run):
 def test_leaves_results_and_figures(finished):
     workdir, printed = finished
     results = json.loads((workdir / "results.json").read_text())
-    assert set(results) == {"experiment", "config", "environment", "rows", "notes", "seconds", "claims", "figures"}
+    assert set(results) == {
+        "experiment",
+        "config",
+        "environment",
+        "rows",
+        "manifolds",
+        "notes",
+        "seconds",
+        "claims",
+        "figures",
+    }
     assert results["experiment"] == "manifold_distance"
     rows = results["rows"]
     names = ["standard", "l2-xent-0.5", "l2-xent-1", "l2-cw-0.5", "l2-cw-1", "linf-xent-0.1", "linf-cw-0.1"]
@@ -123,7 +133,10 @@ def curves(directory):
         (["--attack_steps=0"], "--attack_steps=0"),
         (["--epochs=many"], "--epochs=many"),
         (["--epochz=3"], "Did you mean: epochs"),
-        (["--manifold=plane"], "value should be one of <vae-gan|pca>"),
+        (["--manifold=plane"], "expected some of vae-gan, pca, local-pca, denoiser, exact, all"),
+        (["--manifold=exact"], "--manifold=exact: expected a data set that was generated"),
+        (["--manifold=all,pca"], "--manifold: expected 'all' by itself"),
+        (["--manifold=local-pca", "--neighbours=5"], "--pca_dimensions=10: expected at most 4"),
         (["--network=vgg"], "value should be one of <paper|preact-resnet-18"),
         (["--dataset=digit"], "did you mean 'digits'?"),
         (["--norms=l2,l7"], "expected some of l2, linf"),

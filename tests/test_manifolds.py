@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from robgrad import attacks, gradients, manifolds, stacking
+from robgrad import attacks, gradients, manifolds, stacking, training
 from robgrad import data as data_sets
 from robgrad.manifolds import generators
 from robgrad.networks import layers
@@ -146,26 +146,87 @@ def test_pca_equals_scikit_learns(digits):
         manifolds.fit_pca(digits.train.images, 64)
 
 
+@pytest.fixture(scope="module")
+def rendered():
+    """Shapes as small as digits, whose manifold is known."""
+    whole = data_sets.load("shapes-16")
+    return whole._replace(train=data_sets.Split(*(leaf[:40] for leaf in whole.train)), test=whole.test)
+
+
 @pytest.mark.parametrize("kind", manifolds.KINDS)
-def test_every_kind_of_manifold_plays_its_role(kind, digits):
+def test_every_kind_of_manifold_plays_its_role(kind, rendered):
     """Fitted or started, of the shapes it says, projecting to images and spanning orthonormal tangents there."""
-    shape, kind = (8, 8, 1), manifolds.KINDS[kind]
-    settings = {name: 1 for name in kind.settings} | {"pca_dimensions": 3, "discriminator_steps": 1}
+    shape, kind = (16, 16, 1), manifolds.KINDS[kind]
+    settings = {name: 1 for name in kind.settings} | {"pca_dimensions": 3, "neighbours": 5, "dataset": "shapes-16"}
+    settings |= {"train_examples": 40, "test_examples": 1000, "denoiser_noise": 0.3, "denoiser_dimensions": 6}
     if kind.fit:
-        arrays = kind.fit(digits.train.images, settings)
+        arrays = kind.fit(rendered, settings)
     else:
         fitting = kind.fitting(shape, KEY, settings)
         arrays = stacking.replica(fitting.states.variables, 0)
     shapes = kind.shapes(shape, settings)
     assert jax.tree.map(lambda leaf: leaf.shape, arrays) == jax.tree.map(lambda leaf: leaf.shape, shapes)
-    surface = kind.manifold(shape, arrays, None)
-    image = data_sets.scale(digits.test.images[0])
+    surface = kind.manifold(shape, arrays, None, settings)
+    image = jnp.asarray(rendered.test.images[0])
     assert surface.project(image).shape == shape
     basis, rank = surface.tangent_space(image)
     kept = basis[:, : int(rank)]
     np.testing.assert_allclose(kept.T @ kept, np.eye(int(rank)), atol=1e-4)
     if kind.sample:
         assert kind.sample(shape, arrays, jax.random.split(KEY, 2)).shape == (2, *shape)
+
+
+def test_leading_directions_are_eigenvectors():
+    """Of a symmetric matrix with a gap: the space that NumPy's eigenvectors span, and their eigenvalues."""
+    vectors = np.linalg.qr(np.random.default_rng(0).normal(size=(30, 30)))[0]
+    values = np.concatenate([[5.0, 4.0, 3.5, 2.0], np.linspace(0.3, -0.3, 26)])
+    matrix = jnp.asarray(vectors * values @ vectors.T, jnp.float32)
+    found, quotients = manifolds.leading_directions(lambda block: matrix @ block, 30, 4, 15)
+    np.testing.assert_allclose(quotients, values[:4], rtol=1e-3)
+    np.testing.assert_allclose(found @ found.T, vectors[:, :4] @ vectors[:, :4].T, atol=1e-4)
+
+
+def test_neighbours_planes_follow_a_sphere():
+    """On a sphere in a space of 3 of 20 dimensions: planes that touch it, where one plane for all is of no use."""
+    generator = np.random.default_rng(0)
+    points = generator.normal(size=(4000, 3))
+    frame = np.linalg.qr(generator.normal(size=(20, 3)))[0]
+    points = 0.9 * points / np.linalg.norm(points, axis=1, keepdims=True)
+    images = (points @ frame.T).astype(np.float32).reshape(-1, 4, 5, 1)
+    surface = manifolds.local_pca(images, neighbours=30, dimensions=2)
+    for index in range(3):
+        basis, rank = surface.tangent_space(jnp.asarray(images[index]))
+        assert rank == 2
+        normal = frame @ points[index] / 0.9
+        np.testing.assert_allclose(basis.T @ normal, 0, atol=0.1)
+        np.testing.assert_allclose(basis.T @ frame @ frame.T, basis.T, atol=1e-4)
+    outside = 1.2 * images[0]
+    assert manifolds.distance(surface, outside) == pytest.approx(0.18, abs=0.03)
+    with pytest.raises(ValueError, match="expected 1 <= dimensions < neighbours <= 4000 images, got 30 and 30"):
+        manifolds.local_pca(images, neighbours=30, dimensions=30)
+
+
+def test_a_denoiser_finds_the_plane_that_the_data_lie_in():
+    """Trained on a plane of 3 dimensions: tangent spaces are the plane, and projection goes to it."""
+    generator = np.random.default_rng(0)
+    frame = np.linalg.qr(generator.normal(size=(64, 3)))[0]
+    images = np.clip(generator.uniform(-2.5, 2.5, (2000, 3)) @ frame.T, -1, 1).astype(np.float32).reshape(-1, 8, 8, 1)
+    network = manifolds.Denoiser()
+    states = stacking.stack([manifolds.init_denoiser(network, (8, 8, 1), KEY)])
+    data = data_sets.Split(images, np.zeros(2000, np.int32))
+    options = {"mesh": stacking.device_mesh(1, 100), "batch_size": 100, "epochs": 20}
+    sizes = manifolds.DenoiserSizes(jnp.array([2e-3]))
+    trained = training.fit(manifolds.denoiser_step(network), states, sizes, data, **options)
+    surface = manifolds.from_denoiser(network, stacking.replica(trained.variables, 0), dimensions=8)
+    shared = []
+    for image in jnp.asarray(images[:10]):
+        basis, rank = surface.tangent_space(image)
+        assert 2 <= rank <= 4
+        shared.append(np.sum((np.asarray(basis).T @ frame) ** 2) / 3)
+    assert np.mean(shared) > 0.9
+    noisy = images[:20] + 0.2 * generator.normal(size=(20, 8, 8, 1)).astype(np.float32)
+    off = lambda x: np.linalg.norm(x.reshape(20, -1) @ (np.eye(64) - frame @ frame.T), axis=1)  # noqa: E731
+    assert np.median(off(np.asarray(jax.vmap(surface.project)(noisy)))) < 0.35 * np.median(off(noisy))
 
 
 @pytest.mark.parametrize(

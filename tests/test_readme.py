@@ -20,7 +20,7 @@ SMALL = [
         "--vae_gan_epochs=1",
         "--analysis_steps=1",
         "--pgd_steps=1",
-        "--attacked_examples=8",
+        "--attacked_examples=3",
         "--norms=l2",
         "--train_losses=xent",
     ),
@@ -65,12 +65,12 @@ def test_the_front_page_runs(capsys):
     for block in blocks(ROOT / "README.md"):
         exec(compile(re.sub(r"epochs=5", "epochs=1", block), "README.md", "exec"), names)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [len(line) for line in lines] == [3, 3, 3, 3, 1, 1, 1, 2]
+    assert [len(line) for line in lines] == [3, 3, 3, 3, 1]
     for fraction, chance, moved in lines[:3]:
         assert float(chance) == pytest.approx(10 / 64)
         assert 0 < float(fraction) < 1
         assert float(moved) > 0
-    assert lines[-1][1] == "5"
+    assert float(lines[-1][0]) > 0
 
 
 def test_the_experiments_page_runs(tmp_path, run, monkeypatch, capsys):

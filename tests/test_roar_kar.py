@@ -11,7 +11,7 @@ SMALL = [
     *("--train_examples=200", "--test_examples=50", "--epochs=1", "--standard_epochs=2", "--attack_steps=2"),
     *(
         "--pgd_steps=2",
-        "--attacked_examples=8",
+        "--attacked_examples=3",
         "--epsilons=3",
         "--norms=l2",
         "--percentiles=30,70",

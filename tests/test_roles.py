@@ -18,7 +18,8 @@ TINY = [
     *("--train_examples=100", "--test_examples=20", "--epochs=1", "--standard_epochs=1", "--attack_steps=2"),
     *("--pgd_steps=2", "--analysis_steps=2", "--train_losses=xent", "--norms=l2", "--l2_epsilons=1,2"),
     *("--percentiles=50", "--retraining_seeds=2", "--retraining_epochs=1", "--repeats=2", "--points=200"),
-    *("--attacked_examples=20", "--l2_evaluated=1", "--linf_evaluated=0.1"),
+    *("--attacked_examples=3", "--l2_evaluated=1", "--linf_evaluated=0.1"),
+    *("--denoiser_epochs=1", "--denoiser_batch_size=25", "--measured_examples=8", "--sensitivity_samples=1"),
     *("--batch_size=25", "--vae_gan_epochs=1", "--vae_gan_batch_size=25", "--retraining_batch_size=25"),
 ]
 
@@ -43,6 +44,8 @@ def test_another_size_through_every_experiment(colour_file, tmp_path, run):
         assert json.loads((path / "results.json").read_text())["rows"]
     assert {path.name for path in (tmp_path / "all").iterdir() if path.is_dir()} == {
         "boundary_tilting",
+        "faithfulness-colour",
+        "known_manifold-colour",
         "manifold_distance-colour",
         "roar_kar-colour",
         "robustness-colour",
@@ -53,15 +56,16 @@ def test_every_other_choice_at_once(colour_file, tmp_path, run):
     """Batch norm, TRADES, PCA, another attack and attribution, two seeds: in 2.1 and, from its networks, in 3.2."""
     chosen = ["--network=wide-resnet-10-1", "--objective=trades", "--network_seeds=2"]
     first = tmp_path / "first"
-    manifold = ["--manifold=pca", "--analysis_attack=pgd-restarts", f"--workdir={first}"]
+    manifold = ["--manifold=pca,local-pca,denoiser", "--analysis_attack=pgd-restarts", f"--workdir={first}"]
     _, said = run("manifold_distance", f"--dataset={colour_file}", *chosen, *manifold, *known(TINY, "manifold"))
     results = json.loads((first / "results.json").read_text())
-    assert [row["network_seeds"] for row in results["rows"]] == [2] * 6
+    assert [row["network_seeds"] for row in results["rows"]] == [2] * 18
     assert all(claim["over"].startswith("2 seeds, 20 images") for claim in results["claims"])
     assert "training l2-xent, 4 networks" in said
     # Its statistics have moved, and are what is loaded.
     about = json.loads((first / "config.json").read_text())["config"]
-    assert (about["network"], about["manifold"], about["objective"]) == ("wide-resnet-10-1", "pca", "trades")
+    assert (about["network"], about["objective"]) == ("wide-resnet-10-1", "trades")
+    assert about["manifold"] == ["pca", "local-pca", "denoiser"]
     stack = runs.load_classifiers(first / "networks" / "l2-xent")
     assert stack.names == ("l2-xent-1", "l2-xent-1-seed1", "l2-xent-2", "l2-xent-2-seed1")
     means = [leaf for path, leaf in jax.tree.leaves_with_path(stack.variables["batch_stats"]) if "mean" in str(path)]
@@ -101,12 +105,12 @@ SMALL = {
     **{"train_examples": 100, "test_examples": 20, "epochs": 1, "standard_epochs": 1, "attack_steps": 2},
     **{
         "pgd_steps": 2,
-        "attacked_examples": 8,
+        "attacked_examples": 3,
         "analysis_steps": 2,
         "train_losses": ("xent",),
         "analysis_losses": ("xent",),
     },
-    **{"manifold": "pca", "batch_size": 25},
+    **{"manifold": ("pca",), "batch_size": 25},
 }
 
 

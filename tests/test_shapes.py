@@ -19,9 +19,8 @@ def drawn():
 
 @pytest.fixture(scope="module")
 def surface(drawn):
-    truth = shapes.truth_of(NAME)
-    bank = manifolds.Bank(drawn.test.labels, truth.test_codes, drawn.test.images)
-    return manifolds.renderer(truth.decode, manifolds.Bank(*map(jnp.asarray, bank)))
+    bank = manifolds.Bank(drawn.test.labels, drawn.truth.test_codes, drawn.test.images)
+    return manifolds.renderer(drawn.truth.decode, manifolds.Bank(*map(jnp.asarray, bank)), drawn.truth.box)
 
 
 def test_the_set_is_the_same_each_time_and_balanced(drawn):
@@ -70,7 +69,7 @@ def test_the_analysers_fraction_is_that_of_finite_differences(drawn, surface):
     network = lambda image: jnp.tanh(image.ravel() / 4) @ weights  # noqa: E731
     images, labels = drawn.test.images[:14], drawn.test.labels[:14]
     found = gradients.analyser(network, surface, true_label=True)(images, labels)
-    codes = shapes.truth_of(NAME).test_codes
+    codes = drawn.truth.test_codes
     for index in range(14):
         slope = np.asarray(gradients.loss_gradient(network, jnp.asarray(images[index]), labels[index]), np.float64)
         basis, _ = np.linalg.qr(in_float64(int(labels[index]), codes[index]))
@@ -94,7 +93,7 @@ def test_a_gradient_inside_the_tangent_space_has_fraction_one_and_outside_zero(d
 
 def test_the_code_of_an_image_off_the_manifold_is_found(drawn, surface):
     """From the nearest other image: what a code near by has made is found again; noise stays off."""
-    truth = shapes.truth_of(NAME)
+    truth = drawn.truth
     generator = np.random.default_rng(0)
     codes = np.clip(truth.test_codes[:20] + generator.normal(0, 0.1, (20, 12)), -1, 1).astype(np.float32)
     images = jax.vmap(truth.decode)(drawn.test.labels[:20], codes)

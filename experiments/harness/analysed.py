@@ -1,87 +1,340 @@
-"""Networks measured against a manifold: attacked images and loss gradients of every test image."""
+"""Networks measured against manifolds: attacked images and loss gradients of every test image."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness.config import blocks, losses_of
+from experiments.harness import estimate, trained
+from experiments.harness.config import TrainingConfig, blocks, losses_of, setting, subsets
+from experiments.harness.options import Options
 from experiments.harness.progress import counted
+from experiments.harness.tables import Row
 from experiments.harness.trained import Run
 from robgrad import attacks, data, gradients, manifolds, networks, runs, stacking
 
+Arrays = dict[str, np.ndarray]
 # Images whose attacked versions and gradients are kept for figures.
 SHOWN = 10
+# Training images that stand for the data's covariance.
+_SPREAD = 1000
 
 
-def analyser(config: Any, network, image_shape: Sequence[int], loss: attacks.Loss, mesh):
-    """Compiles the measurement of one test image on one network, for all of both."""
+@dataclass(frozen=True, kw_only=True)
+class AnalysedConfig(TrainingConfig):
+    """Manifolds, and the analysis attack, too."""
+
+    manifold: tuple[str, ...] = setting(
+        "Estimates of the image manifold; 'all' stands for all that the data set allows.",
+        ("vae-gan",),
+        choices=lambda: (*manifolds.KINDS, "all"),
+    )
+    vae_gan_epochs: int = setting("Epochs of the VAE-GAN.")
+    vae_gan_batch_size: int = setting("Batch of the VAE-GAN.", 100)
+    vae_gan_learning_rate: float = setting("Learning rate of the three Adams of the VAE-GAN.", 5e-4)
+    reconstruction_weight: float = setting("Weight lambda of the reconstruction in the decoder's loss.")
+    discriminator_steps: int = setting("Discriminator steps a step of the VAE-GAN.", 1)
+    pca_dimensions: int = setting("Dimensions of PCA, of all images or of neighbours.", 10)
+    neighbours: int = setting("Neighbours that make a plane.", 50)
+    denoiser_epochs: int = setting("Epochs of the denoiser.", 30)
+    denoiser_batch_size: int = setting("Batch of the denoiser.", 100)
+    denoiser_learning_rate: float = setting("Learning rate of the denoiser's Adam.", 2e-3)
+    denoiser_noise: float = setting("Noise that the denoiser's projection starts at, a standard deviation.", 0.3)
+    denoiser_dimensions: int = setting("Most dimensions of the denoiser's tangent spaces.", 16)
+    analysis_attack: str = setting("Analysis attack.", "pgd", choices=lambda: tuple(attacks.ATTACKS))
+    analysis_epsilon: float = setting(
+        "Radius of the l2 attack whose distance to the manifold is measured.", 12.0, zero=True
+    )
+    analysis_losses: tuple[str, ...] = setting(
+        "Losses of the analysis attacks.", ("xent", "cw"), choices=lambda: tuple(attacks.LOSSES)
+    )
+    analysis_step_size: float = setting("Step of the analysis attack.", 2.0)
+    analysis_steps: int = setting("Steps of the analysis attack.", 40)
+    sampled_projection: bool = setting(
+        "Sample the VAE-GAN's code when projecting instead of taking its mean, as the paper's code.", False
+    )
+
+
+def surface_of(config: AnalysedConfig, name: str, image_shape: Sequence[int], arrays: Any, key=None):
+    """One of a run's manifolds; the key, for those that can sample their projection."""
+    settings = trained.manifold_settings(config, name)
+    return manifolds.KINDS[name].manifold(image_shape, arrays, key if config.sampled_projection else None, settings)
+
+
+def places(config: AnalysedConfig, image_shape: Sequence[int]):
+    """Compiles what is the same for all networks: tangent spaces at each image, and what they say by themselves.
+
+    Of each manifold `distance`, `chance` (a random direction's fraction) and `covariance_chance`; where the exact one
+    is among them also `products`, of its tangent basis with each estimate's.
+    """
+
+    def at(shared, _, example):
+        spread, arrays = shared
+        key, pixels = example
+        image = data.scale(pixels)
+        _, sampling_key = jax.random.split(key)
+        tangents, said = {}, {}
+        for name in config.manifold:
+            surface = surface_of(config, name, image_shape, arrays[name], sampling_key)
+            # A sampled code would move the tangent space too.
+            tangents[name] = surface_of(config, name, image_shape, arrays[name]).tangent_space(image)
+            basis, rank = tangents[name]
+            said[f"{name}/distance"] = manifolds.distance(surface, image)
+            said[f"{name}/chance"] = rank / image.size
+            said[f"{name}/covariance_chance"] = gradients.covariance_chance(basis, spread)
+        for name in config.manifold:
+            if "exact" in config.manifold and name != "exact":
+                said[f"{name}/products"] = tangents[name].basis.T @ tangents["exact"].basis
+        return tangents, said
+
+    run = stacking.per_example(at, stacking.device_mesh(1, config.chunk), config.chunk)
+    return lambda shared, keys, images: stacking.replica(run(shared, jnp.zeros(1), (keys, images)), 0)
+
+
+def analyser(config: AnalysedConfig, network, image_shape: Sequence[int], loss: attacks.Loss, mesh):
+    """Compiles the measurement of one test image on one network, for all of both.
+
+    Shared by all are the manifolds' arrays and the tangent spaces of a block of images; an example says at which
+    places its own stands there, and those of another image and of another one of its class.
+    """
     attack = attacks.ATTACKS[config.analysis_attack](attacks.L2, loss, config.analysis_steps)
-    kind = manifolds.KINDS[config.manifold]
 
     def analyse(shared, variables, example):
-        arrays, standard_variables, epsilon, step_size = shared
-        (key, (pixels, label)), tangent = example
+        arrays, standard_variables, tangents, epsilon, step_size = shared
+        (key, (pixels, label)), at = example
         image = data.scale(pixels)
         attack_key, sampling_key = jax.random.split(key)
         own, standard = (networks.logits_fn(network, given) for given in (variables, standard_variables))
         attacked = attack(attack_key, own, image, label, epsilon, step_size)
-        surface = kind.manifold(image_shape, arrays, sampling_key if config.sampled_projection else None)
-        aligned = gradients.align(own, surface, image, attacked, loss=loss, tangent=tangent)
-        return {
-            **{name: getattr(aligned, name) for name in ("gradient_norm", "tangent_fraction", "chance")},
-            **{name: getattr(aligned, name) for name in ("distance", "attacked_distance")},
+        gradient = gradients.loss_gradient(own, image, loss=loss)
+        said = {
+            "gradient_norm": attacks.length(gradient),
             "own": own(image).argmax() != own(attacked).argmax(),
             "transfer": standard(image).argmax() != standard(attacked).argmax(),
             "attacked": attacked,
             "gradient": -gradients.loss_gradient(own, image),
         }
+        for name, tangent in tangents.items():
+            surface = surface_of(config, name, image_shape, arrays[name], sampling_key)
+            said[f"{name}/attacked_distance"] = manifolds.distance(surface, attacked)
+            for field, place in zip(FRACTIONS, at, strict=True):
+                said[f"{name}/{field}"] = gradients.tangent_fraction(gradient, tangent.basis[place])
+        return said
 
     return stacking.per_example(analyse, mesh, config.chunk)
 
 
-def tangent_spaces(config: Any, image_shape: Sequence[int]):
-    """Compiles the tangent space at each image; they are the same for all networks and losses."""
-    kind = manifolds.KINDS[config.manifold]
-
-    def at(_, arrays, pixels):
-        return kind.manifold(image_shape, arrays, None).tangent_space(data.scale(pixels))
-
-    run = stacking.per_example(at, stacking.device_mesh(1, config.chunk), config.chunk)
-    return lambda arrays, images: stacking.replica(run((), stacking.stack([arrays]), images), 0)
+# Along the image's own tangent space, that of the next image, and that of the next one of its class.
+FRACTIONS = ("tangent_fraction", "fraction_elsewhere", "fraction_same_class")
 
 
-def fields_of(run: Run, network, variables, arrays, test: data.Split, key) -> dict[str, dict[str, np.ndarray]]:
-    """What is measured of all test images on all networks `[network, image]`, for each analysis loss.
+def others_of(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Places of each image, of the next of the first `count`, and of the next of its class (its own if it is alone)."""
+    here = np.arange(len(labels))
+    same = here.copy()
+    for label in np.unique(labels[:count]):
+        members = np.flatnonzero(labels[:count] == label)
+        same[members] = np.roll(members, -1)
+    return here, (here + 1) % count, same
+
+
+def measured(run: Run, network, variables, arrays: Mapping[str, Any], train: data.Split, test: data.Split, key):
+    """What is measured of all test images on all networks, by name; `[image, ...]`, or `[network, image, ...]`.
 
     A block of images comes after another; each is saved in the run's `analysis` and, where it was saved before, read
     from there. Attacked images and gradients are kept of the first images only.
     """
     config, shape = run.config, run.image_shape
     mesh = stacking.device_mesh(stacking.size(variables), config.chunk)
-    tangents = tangent_spaces(config, shape)
+    place = places(config, shape)
     compiled = {name: analyser(config, network, shape, loss, mesh) for name, loss in losses_of_analysis(config).items()}
-    shared = (arrays, stacking.replica(variables, 0), config.analysis_epsilon, config.analysis_step_size)
-    keys = jax.random.split(key, len(test.labels))
-    parts: dict[str, list] = {name: [] for name in compiled}
+    standard, keys = stacking.replica(variables, 0), jax.random.split(key, len(test.labels))
+    spread = spread_of(train)
+    parts: dict[str, list] = {name: [] for name in ("", *compiled)}
     every = list(blocks(len(test.labels), 5 * config.chunk))
     for block, rows in counted(every, f"analysing {len(test.labels)} images, {stacking.size(variables)} networks"):
-        images, tangent = data.Split(*(leaf[rows] for leaf in test)), None
-        for name, analyse in compiled.items():
-            path = run.workdir / "analysis" / f"{name}-{block}.npz"
+        images, tangents = data.Split(*(leaf[rows] for leaf in test)), None
+        for name in ("", *compiled):
+            path = run.workdir / "analysis" / f"{name or 'images'}-{block}.npz"
             part = runs.read_arrays(path)
             if part is None:
-                tangent = tangents(arrays, images.images) if tangent is None else tangent
-                part = jax.device_get(analyse(shared, variables, ((keys[rows], images), tangent)))
-                kept = 0 if block else SHOWN
-                part |= {field: part[field][:, :kept] for field in ("attacked", "gradient")}
+                if tangents is None:
+                    tangents, said = place((spread, arrays), keys[rows], images.images)
+                if not name:
+                    part = jax.device_get(said)
+                else:
+                    shared = (arrays, standard, tangents, config.analysis_epsilon, config.analysis_step_size)
+                    examples = ((keys[rows], images), others_of(images.labels, len(np.unique(rows))))
+                    part = jax.device_get(compiled[name](shared, variables, examples))
+                    part |= {field: part[field][:, : 0 if block else SHOWN] for field in ("attacked", "gradient")}
                 runs.write_arrays(path, part)
             parts[name].append(part)
-    join = lambda *leaves: np.concatenate(leaves, axis=1)[:, : len(test.labels)]  # noqa: E731
-    return {name: jax.tree.map(join, *pieces) for name, pieces in parts.items()}
+
+    def join(name: str, *leaves: np.ndarray) -> np.ndarray:
+        joined = np.concatenate(leaves, axis=1 if name else 0)
+        return joined[:, : len(test.labels)] if name else joined[: len(test.labels)]
+
+    found = {name: {field: join(name, *(one[field] for one in of)) for field in of[0]} for name, of in parts.items()}
+    made = found.pop("")
+    for loss, fields in found.items():
+        # A certain network's gradients are below what half precision can hold.
+        made |= {f"shown/{loss}/attacked": fields.pop("attacked").astype(np.float16)}
+        made |= {f"shown/{loss}/gradient": fields.pop("gradient")}
+        made |= {f"{loss}/{field}": values for field, values in fields.items()}
+    return made
 
 
-def losses_of_analysis(config: Any) -> dict[str, attacks.Loss]:
+def spread_of(train: data.Split) -> jax.Array:
+    """Some training images less their mean, `[N, pixels]`."""
+    some = data.scale(jnp.asarray(train.images[:_SPREAD])).reshape(min(_SPREAD, len(train.images)), -1)
+    return some - some.mean(0)
+
+
+def losses_of_analysis(config: AnalysedConfig) -> dict[str, attacks.Loss]:
     """The losses of the analysis attacks, the margin unbounded."""
     return {name: losses_of(config, bound=np.inf)[name] for name in config.analysis_losses}
+
+
+def fields_of(arrays: Arrays, loss: str, manifold: str) -> Arrays:
+    """What was measured under one analysis loss against one manifold, by field; `[image]` or `[network, image]`."""
+    names = ("gradient_norm", "own", "transfer")
+    found = {name: arrays[f"{loss}/{name}"] for name in names}
+    for prefix in (f"{manifold}/", f"{loss}/{manifold}/"):
+        found |= {name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)}
+    return found
+
+
+def fitted(run: Run, train: data.Split) -> dict[str, Any]:
+    """The run's manifolds, each trained, fitted or loaded: their arrays by name."""
+    return {name: trained.fit_manifold(run, name, train) for name in run.config.manifold}
+
+
+def pictures(run: Run, arrays: Mapping[str, Any], test: data.Split, key) -> Arrays:
+    """Some test images, their projections on each manifold, and images sampled from those that can."""
+    images, shape = data.scale(jnp.asarray(test.images[:SHOWN])), run.image_shape
+    shown = {"shown/test": images}
+    for name in run.config.manifold:
+        project = surface_of(run.config, name, shape, arrays[name]).project
+        shown[f"shown/{name}/projected"] = jax.jit(jax.vmap(project))(images)
+        if sample := manifolds.KINDS[name].sample:
+            keys = jax.random.split(key, 2 * SHOWN)
+            shown[f"shown/{name}/samples"] = jax.jit(lambda keys, at=name: sample(shape, arrays[at], keys))(keys)
+    return {name: np.asarray(values, np.float16) for name, values in shown.items()}
+
+
+def rows_of_pictures(config: AnalysedConfig, arrays: Arrays) -> dict[str, np.ndarray]:
+    """Rows of an image grid: of each manifold projections, and samples where there are some."""
+    rows = {}
+    for name in config.manifold:
+        title = manifolds.KINDS[name].title
+        rows[f"{title}: projection"] = arrays[f"shown/{name}/projected"]
+        if f"shown/{name}/samples" in arrays:
+            samples = arrays[f"shown/{name}/samples"]
+            rows |= {f"{title}: sample": samples[:SHOWN], f"{title}: sample ": samples[SHOWN:]}
+    return rows
+
+
+def qualities(run: Run, arrays: Mapping[str, Any], train: data.Split, test: data.Split) -> Arrays:
+    """How far each manifold lies from what is no image of the set: noise, and images of another set, 100 of each.
+
+    Noise is uniform in the pixel range; the other set is digits, or rendered shapes where the set is digits, resized.
+    Also `class_distance`, of each test image to the nearest training image of another class.
+    """
+    shape, count = run.image_shape, 100
+    noise = jax.random.uniform(jax.random.key(0), (count, *shape), minval=-1.0, maxval=1.0)
+    other = data.load("shapes-16" if run.dataset.name == "digits" else "digits").test.images[:count]
+    strange = jnp.clip(jax.image.resize(data.scale(jnp.asarray(other)), (count, *shape[:2], 1), "linear"), -1, 1)
+    sets = {"noise": noise, "strange": jnp.broadcast_to(strange, (count, *shape))}
+    found = {"class_distance": _between_classes(train, test)}
+    for name in run.config.manifold:
+        surface = surface_of(run.config, name, shape, arrays[name])
+        away = jax.jit(jax.vmap(lambda image, surface=surface: manifolds.distance(surface, image)))
+        found |= {f"{name}/{kind}_distance": np.asarray(away(images)) for kind, images in sets.items()}
+    return found
+
+
+def _between_classes(train: data.Split, test: data.Split) -> np.ndarray:
+    """The l2 distance of each test image to the nearest training image of another class."""
+    flat = lambda images: np.asarray(data.scale(jnp.asarray(images))).reshape(len(images), -1)  # noqa: E731
+    ours, theirs = flat(test.images), flat(train.images)
+    squares = (ours**2).sum(1)[:, None] + (theirs**2).sum(1) - 2 * ours @ theirs.T
+    squares[test.labels[:, None] == train.labels] = np.inf
+    return np.sqrt(np.maximum(squares.min(1), 0))
+
+
+def rows_of_manifolds(config: AnalysedConfig, arrays: Arrays) -> list[Row]:
+    """A row for each manifold: its dimensions, and how far it lies from images of the set, of others, and noise."""
+    rows = []
+    for name in config.manifold:
+        pixels = int(np.prod(arrays["shown/test"].shape[1:]))
+        row: Row = {"manifold": manifolds.KINDS[name].title, "dimensions": pixels * np.mean(arrays[f"{name}/chance"])}
+        for field in ("distance", "strange_distance", "noise_distance"):
+            row[field] = np.median(arrays[f"{name}/{field}"]) if f"{name}/{field}" in arrays else np.nan
+        row["analysis_epsilon"] = config.analysis_epsilon
+        row["half_class_distance"] = np.median(arrays["class_distance"]) / 2 if "class_distance" in arrays else np.nan
+        rows.append(row)
+    return rows
+
+
+MANIFOLDS = (
+    "The manifolds: mean dimensions of their tangent spaces; median distance of test images, of images of another "
+    "set, of noise; the analysis attack's radius beside half the median distance between an image and the nearest of "
+    "another class. The radius is the paper's choice, or its like: beyond that half, so that the attack reaches the "
+    "end of its ball wherever that is, and one asks how far from all images it has arrived",
+    (
+        "manifold",
+        "dimensions",
+        "distance",
+        "strange_distance",
+        "noise_distance",
+        "analysis_epsilon",
+        "half_class_distance",
+    ),
+)
+
+
+def estimated(config: Any, dataset: data.Dataset, options: Options, count: int) -> Iterator[Row]:
+    """What the manifolds and the analysis of so many networks would take."""
+    train, test = subsets(config, dataset)
+    run, arrays = Run(Path(), config, options, dataset), {}
+    for name in config.manifold:
+        kind = manifolds.KINDS[name]
+        if kind.fit:
+            arrays[name] = kind.fit(trained.used(run, train), trained.manifold_settings(config, name))
+        else:
+            plan = trained.manifold_plan(config, name, run.image_shape)
+            # Copied, since measuring the plan gives its buffers away.
+            arrays[name] = jax.tree.map(jnp.copy, stacking.replica(plan.states.variables, 0))
+            yield estimate.row_of(dataset.name, plan, train, options, 1)
+    once, each, compilation = _costs_of_a_chunk(run, train, test, arrays)
+    chunks = len(test.labels) / min(config.chunk, len(test.labels))
+    seconds = chunks * (once + each * count * len(config.analysis_losses))
+    yield {
+        **estimate.empty(dataset.name, f"analysis of {len(test.labels)} images"),
+        "networks": count,
+        "compile_seconds": compilation,
+        "minutes": (seconds + compilation) / 60,
+    }
+
+
+def _costs_of_a_chunk(run: Run, train: data.Split, test: data.Split, arrays: Arrays) -> tuple[float, float, float]:
+    """Seconds of one chunk of images: their tangent spaces, their analysis on one network; and of compiling both."""
+    config, shape = run.config, run.image_shape
+    network = trained.network_of(config, run.dataset)
+    variables = stacking.stack([networks.init(network, jax.random.key(0), shape)])
+    loss = next(iter(losses_of_analysis(config).values()))
+    place = places(config, shape)
+    analyse = analyser(config, network, shape, loss, stacking.device_mesh(1, config.chunk))
+    images = data.Split(*(leaf[: config.chunk] for leaf in test))
+    keys = jax.random.split(jax.random.key(0), len(images.labels))
+    given = ((spread_of(train), arrays), keys, images.images)
+    once, compiling_places = estimate.warm_and_cold(lambda: place(*given))
+    tangents, _ = place(*given)
+    shared = (arrays, stacking.replica(variables, 0), tangents, config.analysis_epsilon, config.analysis_step_size)
+    examples = ((keys, images), others_of(images.labels, len(images.labels)))
+    each, compiling = estimate.warm_and_cold(lambda: analyse(shared, variables, examples))
+    return once, each, compiling_places + compiling

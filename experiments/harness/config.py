@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from robgrad import attacks, data, networks, training
+from robgrad import attacks, data, gradients, manifolds, networks, training
 
 Preset = Mapping[str, Any]
 Presets = Mapping[str, Mapping[str, Preset]]
@@ -132,7 +132,11 @@ def made(kind: type[Config], presets: Presets, common: Mapping[str, Any], given:
             preset[field.name] = {**preset.get(field.name, {}), **given[field.name]}
     alone = {name: value for name, value in given.items() if not isinstance(value, Mapping)}
     named = {} if dataset is None else {"dataset": dataset.name}
-    config = kind(**common, **named, **preset | alone)
+    settings = preset | alone
+    if settings.get("manifold") == ("all",):
+        known = dataset is not None and dataset.truth is not None
+        settings["manifold"] = tuple(name for name in manifolds.KINDS if known or name != "exact")
+    config = kind(**common, **named, **settings)
     if dataset is not None:
         _check_fits(config, dataset)
     return config
@@ -157,7 +161,10 @@ def _preset(kind: type[Config], presets: Presets, name: str, dataset: data.Datas
             f"{height}x{width}x{channels}; use robgrad as a library for others"
         )
     side = max(height, width)
-    preset = table["digits" if side <= 16 else "fashion_mnist" if side <= 28 else "cifar10"]
+    near = "digits" if side <= 16 else "fashion_mnist" if side <= 28 else "cifar10"
+    if dataset.name.startswith("shapes"):
+        near = "shapes-16" if side <= 20 else "shapes"
+    preset = table[near]
     examples, tests = len(dataset.train.labels), len(dataset.test.labels)
     most = {"train_examples": examples, "test_examples": tests, "attacked_examples": tests}
     most |= {field.name: examples for field in settings_of(kind) if field.name.endswith("batch_size")}
@@ -172,9 +179,13 @@ def _check_fits(config: Any, dataset: data.Dataset) -> None:
             f"--train_losses would be the same; give one of {', '.join(config.train_losses)}"
         )
     pixels = int(np.prod(dataset.train.images.shape[1:]))
-    if getattr(config, "manifold", None) == "pca":
-        most = min(config.train_examples, pixels) - 1
-        _check("pca_dimensions", config.pca_dimensions, most, f"{config.train_examples} images of {pixels} pixels")
+    _check_manifolds(config, dataset, pixels)
+    layered = [name for name in getattr(config, "attributions", ()) if name in gradients.LAYERED]
+    if layered and config.network != "paper":
+        raise ConfigError(
+            f"--network={config.network}: expected the paper's network for the attributions {', '.join(layered)}, "
+            "which propagate through layers without batch norm; give --attributions without them"
+        )
     available, tests = len(dataset.train.labels) - config.held_out, len(dataset.test.labels)
     _check("train_examples", config.train_examples, available, f"{dataset.name} has {available} left to train on")
     _check("test_examples", config.test_examples, tests, f"{dataset.name} has {tests}")
@@ -190,6 +201,23 @@ def _check_fits(config: Any, dataset: data.Dataset) -> None:
                 )
 
 
+def _check_manifolds(config: Any, dataset: data.Dataset, pixels: int) -> None:
+    """That the manifolds asked for can be fitted to the images."""
+    chosen = getattr(config, "manifold", ())
+    if "all" in chosen:
+        raise ConfigError("--manifold: expected 'all' by itself, or some manifolds")
+    if "exact" in chosen and dataset.truth is None:
+        raise ConfigError(
+            f"--manifold=exact: expected a data set that was generated (shapes, generated:RUN), got {dataset.name}"
+        )
+    if {"pca", "local-pca"} & {*chosen}:
+        most = min(config.train_examples, pixels) - 1
+        _check("pca_dimensions", config.pca_dimensions, most, f"{config.train_examples} images of {pixels} pixels")
+    if "local-pca" in chosen:
+        _check("neighbours", config.neighbours, config.train_examples, f"--train_examples is {config.train_examples}")
+        _check("pca_dimensions", config.pca_dimensions, config.neighbours - 1, f"--neighbours is {config.neighbours}")
+
+
 def _check(name: str, value: int, most: int, why: str) -> None:
     if value > most:
         raise ConfigError(f"--{name}={value}: expected at most {most} ({why})")
@@ -197,6 +225,8 @@ def _check(name: str, value: int, most: int, why: str) -> None:
 
 def label(dataset: str) -> str:
     """A data set's name as part of a directory's."""
+    if dataset.startswith("generated:"):
+        return f"generated-{Path(dataset).name}"
     return Path(dataset).stem if data.is_file(dataset) else dataset
 
 

@@ -17,15 +17,26 @@ def density(values: np.ndarray) -> Callable[[np.ndarray], np.ndarray] | None:
 
 
 def mode(values: np.ndarray) -> float:
-    """Where `density` of the values is highest, to a thousandth of their range; NaN below two values.
-
-    Counted into 1,000 bins and smoothed, so that intervals by resampling cost seconds.
-    """
-    from scipy.ndimage import gaussian_filter1d
-
+    """Where `density` of the values is highest, to a thousandth of their range; NaN below two values."""
     if len(values) < 2 or np.ptp(values) == 0:
         return math.nan
+    centres, smooth = _counted(values)
+    return float(centres[np.argmax(smooth)])
+
+
+def peaks(values: np.ndarray, share: float = 0.9) -> int:
+    """How many peaks the density has that are at least `share` of the highest; where several, the mode is unstable."""
+    if len(values) < 2 or np.ptp(values) == 0:
+        return 0
+    _, smooth = _counted(values)
+    inner, before, after = smooth[1:-1], smooth[:-2], smooth[2:]
+    return int(np.sum((inner > before) & (inner >= after) & (inner >= share * smooth.max())))
+
+
+def _counted(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The density, not scaled, at 1,000 places: counted into bins and smoothed, so that resampling costs seconds."""
+    from scipy.ndimage import gaussian_filter1d
+
     counts, edges = np.histogram(values, 1000)
     bins = BANDWIDTH_FACTOR * np.std(values, ddof=1) / (edges[1] - edges[0])
-    smooth = gaussian_filter1d(counts.astype(float), bins, mode="constant")
-    return float((edges[:-1] + edges[1:])[np.argmax(smooth)] / 2)
+    return (edges[:-1] + edges[1:]) / 2, gaussian_filter1d(counts.astype(float), bins, mode="constant")

@@ -59,6 +59,7 @@ class Experiment:
       reads: the experiment whose measurements it tells of, where it makes none of its own.
       takes: minutes on two cores, in words.
       picture: the figure to look at first.
+      dataset: its program's default.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Experiment:
     reads: Optional["Experiment"] = None
     takes: str = ""
     picture: str = ""
+    dataset: str = "digits"
 
     @property
     def base(self) -> "Experiment":
@@ -276,7 +278,7 @@ def show(experiment: Experiment, finished: Finished) -> None:
 
 def main(experiment: Experiment, about: str) -> None:
     """The program of one experiment; `about` is its module's docstring."""
-    given = Flags(about, [experiment.config], experiment.presets)
+    given = Flags(about, [experiment.config], experiment.presets, experiment.dataset)
 
     def work(given: Flags) -> None:
         dataset = data.load(given.values.dataset, given.values.data_dir) if experiment.has_dataset else None

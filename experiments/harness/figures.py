@@ -51,6 +51,34 @@ def bar_figure(
     _save(figure, path)
 
 
+def marks_figure(
+    path: Path,
+    names: Sequence[str],
+    series: Mapping[str, Sequence[tuple[float, float, float]]],
+    references: Mapping[str, float],
+    label: str,
+    least: float | None = 0.0,
+) -> None:
+    """A line for each name with a mark for each series, `(value, low, high)`; dashed lines where references lie.
+
+    The axis begins at `least`, or where the marks do.
+    """
+    figure, ((axis,),) = _figure(1, 1, 6.5, 1.0 + 0.32 * len(names))
+    for index, (title, values) in enumerate(series.items()):
+        value, low, high = np.transpose(values)
+        # An interval may leave out its own value, where it is of few.
+        reach = np.nan_to_num(np.maximum([value - low, high - value], 0.0))
+        rows = np.arange(len(names)) + 0.18 * (index - (len(series) - 1) / 2)
+        axis.errorbar(value, rows, xerr=reach, fmt="osD^v"[index % 5], color=f"C{index}", markersize=4, label=title)
+    for style, (title, value) in zip((":", "--", "-."), references.items(), strict=False):
+        axis.axvline(value, color="0.4", linestyle=style, label=title)
+    axis.set_yticks(np.arange(len(names)), names)
+    axis.invert_yaxis()
+    axis.set(xlabel=label, xlim=(least, None))
+    axis.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2)
+    _save(figure, path)
+
+
 def curve_figure(path: Path, panels: Mapping[str, Mapping[str, tuple]], xlabel: str, ylabel: str) -> None:
     """One panel for each title, one line with error bars for each label: `(x, y, deviation)`."""
     figure, axes = _figure(1, len(panels), 4.6, 3.4)
@@ -62,7 +90,13 @@ def curve_figure(path: Path, panels: Mapping[str, Mapping[str, tuple]], xlabel: 
     _save(figure, path)
 
 
-def scatter_figure(path: Path, series: Mapping[str, tuple[np.ndarray, np.ndarray]], xlabel: str, ylabel: str) -> None:
+def scatter_figure(
+    path: Path,
+    series: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    xlabel: str,
+    ylabel: str,
+    legend: str = "(linear, rank correlation)",
+) -> None:
     """Points and a least-squares line for each label."""
     figure, ((axis,),) = _figure(1, 1, 6.0, 4.2)
     for index, (label, (x, y)) in enumerate(series.items()):
@@ -72,7 +106,7 @@ def scatter_figure(path: Path, series: Mapping[str, tuple[np.ndarray, np.ndarray
             axis.plot(ends, np.polyval(np.polyfit(x, y, 1), ends), color=f"C{index}", linewidth=1)
     axis.axhline(0.0, color="0.7", linewidth=0.8)
     axis.set(xlabel=xlabel, ylabel=ylabel)
-    axis.legend(fontsize=8, frameon=False, title="(linear, rank correlation)", title_fontsize=8)
+    axis.legend(fontsize=8, frameon=False, title=legend, title_fontsize=8)
     _save(figure, path)
 
 
@@ -105,11 +139,16 @@ def plane_figure(path: Path, panels: Mapping[str, Plane]) -> None:
     _save(figure, path)
 
 
-def image_grid(path: Path, images: Mapping[str, np.ndarray], gradients: Mapping[str, np.ndarray] | None = None) -> None:
+def image_grid(
+    path: Path,
+    images: Mapping[str, np.ndarray],
+    gradients: Mapping[str, np.ndarray] | None = None,
+    headings: Sequence[str] = (),
+) -> None:
     """One labelled row of images `[n, H, W, C]` in [-1, 1] for each name, and below them one of gradients.
 
     Gradients are summed over channels, clipped to their 0.5 and 99.5 percentiles, and drawn from blue over white at
-    zero to red.
+    zero to red. Headings, where there are some, stand above the columns of gradients.
     """
     rows = [(name, values, False) for name, values in images.items()]
     rows += [(name, values, True) for name, values in (gradients or {}).items()]
@@ -129,6 +168,8 @@ def image_grid(path: Path, images: Mapping[str, np.ndarray], gradients: Mapping[
             for side in axis.spines.values():
                 side.set_visible(False)
         line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+    for axis, heading in zip(axes[len(images)] if headings else (), headings, strict=False):
+        axis.set_title(heading, fontsize=7, rotation=45, ha="left")
     _save(figure, path)
 
 

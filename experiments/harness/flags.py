@@ -34,18 +34,23 @@ class Flags:
       values: absl's flag values, one attribute a flag.
     """
 
-    def __init__(self, about: str, kinds: Sequence[type[Config]] = (), presets: Presets | None = None):
+    def __init__(
+        self, about: str, kinds: Sequence[type[Config]] = (), presets: Presets | None = None, dataset: str = "digits"
+    ):
         """Defines what every program has, and the settings of some kinds of configuration.
 
         Args:
           about: the program's docstring, shown by `--help`.
           kinds: configurations whose settings become flags.
           presets: of the first kind, to show values from.
+          dataset: the default.
         """
         self.values, self.about, self.presets = flags.FlagValues(), about, presets or {}
         self._names: dict[str, list[str]] = collections.defaultdict(list)
         self._by_norm: dict[str, Callable[[Mapping[str, Any]], Any]] = {}
-        self._define_run(any("dataset" in {field.name for field in dataclasses.fields(kind)} for kind in kinds))
+        if any("dataset" in {field.name for field in dataclasses.fields(kind)} for kind in kinds):
+            self._define_dataset(dataset)
+        self._define_run()
         self._define_options()
         for kind in kinds:
             hints = get_type_hints(kind)
@@ -82,7 +87,7 @@ class Flags:
     def help(self) -> str:
         """What the program is, and all its flags by group with their defaults."""
         read = self.values.is_parsed()
-        name = self.values.dataset if read and "dataset" in self.values else "digits"
+        name = str(self.values["dataset"].value) if "dataset" in self.values else ""
         preset = self.presets.get(self.values.preset if read else "quick", {}).get(name, {})
         lines = [self.about.strip(), ""]
         for group, title in _GROUPS.items():
@@ -129,12 +134,16 @@ class Flags:
             return value
         return tuple(sorted(map(float, value)) if kind is float else value)
 
-    def _define_run(self, with_dataset: bool) -> None:
-        if with_dataset:
-            text = "'digits' (embedded), the TFDS name of an image set, or the path of an .npz file."
-            self.add("run", "string", "dataset", "digits", text)
-            text = "TFDS data directory. Default: $TFDS_DATA_DIR, then ~/tensorflow_datasets."
-            self.add("run", "string", "data_dir", None, text)
+    def _define_dataset(self, default: str) -> None:
+        text = (
+            "'digits' (embedded), 'shapes' (rendered; 'shapes-16', 'shapes-32x3'), 'generated:RUN' (by the VAE-GAN of "
+            "a run's directory), the TFDS name of an image set, or the path of an .npz file."
+        )
+        self.add("run", "string", "dataset", default, text)
+        text = "TFDS data directory. Default: $TFDS_DATA_DIR, then ~/tensorflow_datasets."
+        self.add("run", "string", "data_dir", None, text)
+
+    def _define_run(self) -> None:
         sizes = "Sizes: 'quick' for two CPU cores, or the paper's."
         self.add("run", "enum", "preset", "quick", sizes, ["quick", "paper"])
         self.add("run", "integer", "seed", 0, "Seed of everything random.", lower_bound=0)

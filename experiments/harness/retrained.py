@@ -62,14 +62,16 @@ class Tools(NamedTuple):
     stack: int
 
 
-def tools_of(config: Any, network: nn.Module, train: data.Split, count: int) -> Tools:
+def tools_of(
+    config: Any, network: nn.Module, train: data.Split, count: int, methods: Mapping[str, gradients.Attribution]
+) -> Tools:
     """Builds them for stacks of `count`; networks attributed and retrained are of one architecture."""
     work = networks.intensity(network, train.images.shape[1:])
     fill = None if config.own_mean else faithfulness.mean_colour(train.images)
     maps = partial(
         faithfulness.rank_maps,
         lambda variables: networks.logits_fn(network, variables),
-        {name: gradients.ATTRIBUTIONS[name] for name in config.attributions},
+        methods,
         stacking.device_mesh(1, config.chunk, intensity=work),
         coin=not config.random_ranking,
         chunk=config.chunk,
@@ -102,24 +104,28 @@ def plan_of(config: Any, name: str, part: Sequence[Retraining], tools: Tools, im
 
 
 def hits_of(
-    run: Run, name: str, variables, grid: Sequence[Retraining], tools: Tools, splits: Sequence[data.Split]
+    run: Run,
+    name: str,
+    grid: Sequence[Retraining],
+    tools: Tools,
+    occluded: Callable[[], Sequence[faithfulness.Examples]],
 ) -> dict[str, np.ndarray]:
     """Whether each retrained network of a source network is right on each test image, by the retraining's name.
 
-    A stack that has finished is kept with the names of its retrainings, and so is its file.
+    A stack that has finished is kept with the names of its retrainings, and so is its file; the occluded examples,
+    training and test, are asked for where one has not.
     """
     config = run.config
     hits: dict[str, np.ndarray] = {}
     parts = [grid[first : first + tools.stack] for first in range(0, len(grid), tools.stack)]
-    examples: list[faithfulness.Examples] = []
-    maps = tools.maps[any(one.method == faithfulness.RANDOM for one in grid)]
+    examples: Sequence[faithfulness.Examples] = ()
     for part in parts:
         names = [named(one) for one in part]
         stage = f"retraining-{name}-{zlib.crc32('/'.join(names).encode()):08x}"
         path = run.workdir / "retraining" / f"{stage}.npz"
         kept = runs.read_arrays(path)
         if kept is None or kept["names"].tolist() != names:
-            examples = examples or occluded_examples(config, name, variables, maps, splits)
+            examples = examples or occluded()
             plan = plan_of(config, stage, part, tools, run.image_shape)
             states = trained.fit(run, plan, examples[0])
             right = np.asarray(tools.hits(states.variables, plan.numbers, examples[1]))
@@ -130,8 +136,11 @@ def hits_of(
     return hits
 
 
-def occluded_examples(config, name: str, variables, maps: Callable, splits) -> list[faithfulness.Examples]:
-    """The training and the test images with a network's rank maps."""
+def occluded_examples(
+    config, name: str, variables, tools: Tools, grid: Sequence[Retraining], splits: Sequence[data.Split]
+) -> list[faithfulness.Examples]:
+    """The training and the test images with a network's rank maps, Random's among them where the grid has it."""
+    maps = tools.maps[any(one.method == faithfulness.RANDOM for one in grid)]
     keys = jax.random.split(trained.key_of(config.seed, f"ranks of {name}"))
     return [
         faithfulness.Examples(split.images, split.labels, maps(variables, split.images, key))

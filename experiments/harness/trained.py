@@ -227,7 +227,7 @@ def fit_manifold(run: Run, name: str, train: data.Split) -> Any:
     if run.source and other and _equal(runs.read_about(other), wanted, other, run.source.strict):
         arrays = runs.load_arrays(other)[1]
     elif kind.fit:
-        arrays = kind.fit(train.images, wanted)
+        arrays = kind.fit(used(run, train), wanted)
     else:
         arrays = stacking.replica(fit(run, manifold_plan(run.config, name, run.image_shape), train).variables, 0)
     runs.save_stack(path, stacking.stack([arrays]), about)
@@ -235,12 +235,23 @@ def fit_manifold(run: Run, name: str, train: data.Split) -> Any:
     return arrays
 
 
+def used(run: Run, train: data.Split) -> data.Dataset:
+    """What a run uses of its data set, for manifolds that are not trained."""
+    config, truth = run.config, run.dataset.truth
+    test = data.Split(*(leaf[: config.test_examples] for leaf in run.dataset.test))
+    if truth is not None:
+        codes = truth.train_codes[config.held_out :][: len(train.labels)], truth.test_codes[: len(test.labels)]
+        truth = truth._replace(train_codes=codes[0], test_codes=codes[1])
+    return run.dataset._replace(train=train, test=test, truth=truth)
+
+
 def manifold_plan(config: Any, name: str, image_shape: Sequence[int]) -> Plan:
     """How a manifold that is trained is trained."""
     kind = manifolds.KINDS[name]
     assert kind.fitting is not None
-    fitting = kind.fitting(image_shape, key_of(config.seed, name), manifold_settings(config, name))
-    project = lambda arrays, image: kind.manifold(image_shape, arrays, None).project(image)  # noqa: E731
+    settings = manifold_settings(config, name)
+    fitting = kind.fitting(image_shape, key_of(config.seed, name), settings)
+    project = lambda arrays, image: kind.manifold(image_shape, arrays, None, settings).project(image)  # noqa: E731
     work = stacking.intensity(project, stacking.replica(fitting.states.variables, 0), jnp.zeros(image_shape))
     return Plan(
         name, fitting.step, fitting.states, fitting.numbers, [kind.title], fitting.batch_size, fitting.epochs,

@@ -5,8 +5,7 @@ labels `[N]`. Everything downstream works in the pixel range [-1, 1] of the pape
 place that knows it.
 """
 
-from robgrad.data.images import PIXEL_RANGE, DataError, Dataset, Split, check, scale
-from robgrad.data.shapes import Truth, truth_of
+from robgrad.data.images import PIXEL_RANGE, DataError, Dataset, Split, Truth, check, scale
 from robgrad.data.sources import EMBEDDED, is_file, load
 from robgrad.data.toy import two_gaussians
 
@@ -21,6 +20,5 @@ __all__ = [
     "is_file",
     "load",
     "scale",
-    "truth_of",
     "two_gaussians",
 ]

@@ -1,6 +1,7 @@
 """What a data set is: images as bytes, integer labels, and the checks that all else relies on."""
 
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +22,33 @@ class Split(NamedTuple):
     labels: np.ndarray
 
 
+class Truth(NamedTuple):
+    """What is known of a data set that was generated from codes: its image manifold.
+
+    Attributes:
+      decode: `(label, code)` to an image `[H, W, C]` in [-1, 1], differentiable twice in the code by reverse mode.
+      train_codes, test_codes: `[N, z]`, those of the images.
+      box: largest absolute value of a code's components; infinity where there is none.
+      mask: `(label, code)` to `[H, W]`, whether a pixel is the object's; None where there is no object.
+      variables: of the decoder, where it is a trained network.
+    """
+
+    decode: Callable[[Array, Array], Array]
+    train_codes: np.ndarray
+    test_codes: np.ndarray
+    box: float = np.inf
+    mask: Callable[[Array, Array], Array] | None = None
+    variables: Mapping[str, Any] = {}
+
+
 class Dataset(NamedTuple):
-    """A named data set with its class names and its two splits."""
+    """A named data set with its class names and its two splits, and where it is known the truth about its manifold."""
 
     name: str
     classes: tuple[str, ...]
     train: Split
     test: Split
+    truth: Truth | None = None
 
 
 def scale(images: Array) -> Array:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from robgrad.data.images import DataError, Dataset, Split
+from robgrad.data.images import DataError, Dataset, Split, Truth
 
 CLASSES = ("disc", "ring", "square", "triangle", "cross", "star", "crescent")
 # Components of a code: those of the geometry, then two slopes each of ground and shape, then levels by channel.
@@ -138,42 +138,20 @@ def _cover(canvas: Canvas, label: Array | int, code: Array) -> tuple[Array, Arra
     return jax.nn.sigmoid(-distance / edge), across, down
 
 
-class Truth(NamedTuple):
-    """What is known of a generated data set.
-
-    Attributes:
-      decode: `(label, code)` to an image in [-1, 1], differentiable in the code.
-      train_codes, test_codes: `[N, z]`, those of the images.
-      mask: `(label, code)` to `[H, W]`, whether a pixel is the object's; None where there is no object.
-    """
-
-    decode: Callable[[Array, Array], Array]
-    train_codes: np.ndarray
-    test_codes: np.ndarray
-    mask: Callable[[Array, Array], Array] | None = None
-
-
-def truth_of(name: str) -> Truth | None:
-    """What is known of a data set by its name; None where nothing is."""
-    canvas = canvas_of(name)
-    if canvas is None:
-        return None
-    codes = np.random.default_rng(0).uniform(-1, 1, (TRAIN + TEST, canvas.dimensions)).astype(np.float32)
-    return Truth(partial(render, canvas), codes[:TRAIN], codes[TRAIN:], partial(mask, canvas))
-
-
 @lru_cache
 def shapes(name: str) -> Dataset:
     """The data set of a name that `canvas_of` knows: float32 images in [-1, 1], as exact as that is.
 
     6,000 training and 1,000 test images, classes in equal shares, codes uniform in their box; always the same.
     """
-    truth = truth_of(name)
-    assert truth is not None
+    canvas = canvas_of(name)
+    assert canvas is not None
+    codes = np.random.default_rng(0).uniform(-1, 1, (TRAIN + TEST, canvas.dimensions)).astype(np.float32)
+    truth = Truth(partial(render, canvas), codes[:TRAIN], codes[TRAIN:], 1.0, partial(mask, canvas))
     draw = jax.jit(lambda labels, codes: lax.map(lambda one: truth.decode(*one), (labels, codes), batch_size=100))
 
     def split(codes: np.ndarray) -> Split:
         labels = (np.arange(len(codes)) % len(CLASSES)).astype(np.int32)
         return Split(np.asarray(draw(labels, codes)), labels)
 
-    return Dataset(name, CLASSES, split(truth.train_codes), split(truth.test_codes))
+    return Dataset(name, CLASSES, split(truth.train_codes), split(truth.test_codes), truth)

@@ -20,19 +20,26 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
     Args:
       name: `"digits"` for scikit-learn's 8x8 digits, embedded, with a fixed stratified fifth held
         out; `"shapes"`, rendered shapes of 28x28 pixels, or another size, for instance `"shapes-16"` or
-        `"shapes-32x3"` (colour); or a path that ends in `.npz`, a file of the arrays `train_images`, `train_labels`,
+        `"shapes-32x3"` (colour); `"generated:RUN"`, what the VAE-GAN in a run's directory makes, labelled by the run's
+        standard network; or a path that ends in `.npz`, a file of the arrays `train_images`, `train_labels`,
         `test_images`, `test_labels` and, where wanted, `classes` (names); or the TFDS name of any image
         classification set with splits `train` and `test`. Its images are decoded once and cached as a
         plain `.npz` beside the data, or in the user's cache directory where the data are read-only.
       data_dir: TFDS data directory; default `$TFDS_DATA_DIR`, then `~/tensorflow_datasets`.
 
     Raises:
+      RunError: if a run has no such networks.
       DataError: if the set is unknown, missing or unreadable, or is not of labelled images of one shape.
     """
     if name in EMBEDDED:
         dataset = EMBEDDED[name]()
     elif canvas_of(name):
         dataset = shapes(name)
+    elif name.startswith("generated:"):
+        # The only set that needs trained networks, which stand on data sets.
+        from robgrad.runs.generated import generated
+
+        dataset = generated(name.removeprefix("generated:"))
     elif is_file(name):
         dataset = _from_file(Path(name).expanduser())
     else:

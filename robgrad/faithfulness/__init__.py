@@ -1,6 +1,20 @@
 """How faithful attributions are: remove and retrain (ROAR), keep and retrain (KAR)."""
 
+from robgrad.faithfulness.imputation import impute
 from robgrad.faithfulness.occlusion import Occlusion, fill_of, mean_colour, occlude, rank_maps
+from robgrad.faithfulness.perturbation import (
+    Agreement,
+    Game,
+    Road,
+    agreement,
+    deletion_and_insertion,
+    infidelity,
+    max_sensitivity,
+    randomisation,
+    rank_correlation,
+    removed_of,
+    road,
+)
 from robgrad.faithfulness.retraining import (
     Examples,
     Retraining,
@@ -13,31 +27,44 @@ from robgrad.faithfulness.retraining import (
     retraining_step,
     roar,
 )
-from robgrad.faithfulness.scores import KAR, PERCENTILES, RANDOM, ROAR, Curve, areas, bounds, curve, score
+from robgrad.faithfulness.scores import KAR, PERCENTILES, RANDOM, ROAR, Curve, areas, bounds, curve, diff_roar, score
 
 __all__ = [
     "KAR",
     "PERCENTILES",
     "RANDOM",
     "ROAR",
+    "Agreement",
     "Curve",
     "Examples",
+    "Game",
     "Occlusion",
     "Retraining",
     "RetrainingSizes",
+    "Road",
+    "agreement",
     "areas",
     "bounds",
     "curve",
+    "deletion_and_insertion",
+    "diff_roar",
     "evaluate",
     "fill_of",
     "grid",
+    "impute",
+    "infidelity",
     "initial_states",
     "kar",
+    "max_sensitivity",
     "mean_colour",
     "numbers_of",
     "occlude",
+    "randomisation",
+    "rank_correlation",
     "rank_maps",
+    "removed_of",
     "retraining_step",
+    "road",
     "roar",
     "score",
 ]

@@ -53,6 +53,28 @@ def areas(benchmark: str, percentiles: Sequence[float], hits: np.ndarray, random
     return score(benchmark, percentiles, np.moveaxis(hits, 0, -1) * 1.0, np.moveaxis(random_hits, 0, -1) * 1.0)
 
 
+def diff_roar(percentiles: Sequence[float], kar_hits: np.ndarray, roar_hits: np.ndarray) -> np.ndarray:
+    """DiffROAR (Shah, Jain and Netrapalli, 2021) of each test image and seed, `[seeds, N]`; see `bounds`.
+
+    Accuracy retrained on the k% of highest value alone, less that on the k% of lowest, averaged over k: the second is
+    ROAR with the 100 - k% of highest value removed, so that nothing more is trained. Above zero the order of pixels is
+    better than its reverse; random orders give zero.
+
+    Args:
+      percentiles: that hits are of, with 100 - k for every k.
+      kar_hits, roar_hits: `[Q, seeds, N]` (bool).
+
+    Raises:
+      ValueError: if a k has no counterpart.
+    """
+    places = {value: place for place, value in enumerate(percentiles)}
+    missing = [value for value in percentiles if 100 - value not in places]
+    if missing:
+        raise ValueError(f"expected 100 - k for every percentile k, got {missing[0]:g} without {100 - missing[0]:g}")
+    reverse = [places[100 - value] for value in percentiles]
+    return (kar_hits * 1.0 - roar_hits[reverse]).mean(0)
+
+
 def bounds(areas: np.ndarray) -> intervals.Bounds:
     """The 95% interval of the mean of areas `[seeds, N]`: over seeds and images, or over images of one seed.
 

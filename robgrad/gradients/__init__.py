@@ -1,8 +1,8 @@
 """What input gradients say: attributions of one image, and how far they lie along a manifold."""
 
+from robgrad.gradients import controls, outputs
 from robgrad.gradients.alignment import Alignment, align, analyser
 from robgrad.gradients.attributions import (
-    ATTRIBUTIONS,
     Attribution,
     coin_map,
     gradient,
@@ -10,30 +10,56 @@ from robgrad.gradients.attributions import (
     gradient_times_input,
     key_named,
     loss_gradient,
+    of_gradient,
     random,
     rank_map,
     tangent_projected,
 )
+from robgrad.gradients.averages import (
+    completeness_error,
+    expected_gradients,
+    gradient_shap,
+    integrated_gradients,
+    sliding_occlusion,
+    smoothgrad,
+)
 from robgrad.gradients.measures import Sensitivity, covariance_chance, image_alignment, sensitivity, tangent_fraction
+from robgrad.gradients.named import ATTRIBUTIONS, CONTROLS, LAYERED
+from robgrad.gradients.propagation import deep_lift, grad_cam, guided_backpropagation, lrp
 
 __all__ = [
     "ATTRIBUTIONS",
+    "CONTROLS",
+    "LAYERED",
     "Alignment",
     "Attribution",
     "Sensitivity",
     "align",
     "analyser",
     "coin_map",
+    "completeness_error",
+    "controls",
     "covariance_chance",
+    "deep_lift",
+    "expected_gradients",
+    "grad_cam",
     "gradient",
     "gradient_random_projection",
+    "gradient_shap",
     "gradient_times_input",
+    "guided_backpropagation",
     "image_alignment",
+    "integrated_gradients",
     "key_named",
     "loss_gradient",
+    "lrp",
+    "of_gradient",
+    "outputs",
     "random",
     "rank_map",
     "sensitivity",
+    "sliding_occlusion",
+    "smoothgrad",
     "tangent_fraction",
     "tangent_projected",
 ]

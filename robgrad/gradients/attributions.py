@@ -1,7 +1,7 @@
 """Attributions of one image: which of its pixels a network's decision rests on, one value a pixel.
 
 An attribution is `(key, logits_fn, image) -> values`, `[H, W, C]` to `[H, W]`; `jax.vmap` makes batches. To
-add one is to write such a function and, for the experiments' flags, to name it in `ATTRIBUTIONS`.
+add one is to write such a function and, for the experiments' flags, to name it in `named.ATTRIBUTIONS`.
 """
 
 import zlib
@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from robgrad.attacks import Loss, cross_entropy
-from robgrad.data.images import DataError, checked_example
+from robgrad.data.images import checked_example
+from robgrad.gradients.outputs import Output, Pixels, absolute, loss_of_prediction, one_image
 from robgrad.manifolds import Manifold
 from robgrad.networks import LogitsFn
 
@@ -30,19 +31,40 @@ def loss_gradient(logits_fn: LogitsFn, image: Array, label: Array | None = None,
 def gradient(key: Array, logits_fn: LogitsFn, image: Array) -> Array:
     """|dL/dx| of the cross-entropy at the predicted label, summed over channels (Simonyan et al., 2014)."""
     del key
-    return _per_pixel(loss_gradient(logits_fn, image))
+    return absolute(loss_gradient(logits_fn, image))
 
 
 def gradient_times_input(key: Array, logits_fn: LogitsFn, image: Array) -> Array:
     """|x * dL/dx| of the cross-entropy at the predicted label, summed over channels; x in [-1, 1]."""
     del key
-    return _per_pixel(image * loss_gradient(logits_fn, image))
+    return absolute(image * loss_gradient(logits_fn, image))
+
+
+def of_gradient(
+    output: Output = loss_of_prediction, pixels: Pixels = absolute, times_input: bool = False, origin: float = 0.0
+) -> Attribution:
+    """Gradient or Gradient * Input with other choices than the paper's.
+
+    Args:
+      output: what is differentiated.
+      pixels: how channels become one value.
+      times_input: multiply by x - origin.
+      origin: of the pixel scale; 0 is the middle of [-1, 1], the paper's, and -1 makes of it what works with pixels in
+        [0, 1] have: black pixels get nothing. The two rank pixels very differently.
+    """
+
+    def attribution(key: Array, logits_fn: LogitsFn, image: Array) -> Array:
+        del key
+        image = checked_example(logits_fn, image)
+        slope = jax.grad(output(logits_fn, image))(image)
+        return pixels((image - origin) * slope if times_input else slope)
+
+    return attribution
 
 
 def random(key: Array, logits_fn: LogitsFn, image: Array) -> Array:
     """Uniform noise: a ranking of the pixels at random, the baseline that spends the same budget on every image."""
-    del logits_fn
-    return jax.random.uniform(key, image.shape[:-1])
+    return jax.random.uniform(key, one_image(checked_example(logits_fn, image)).shape[:-1])
 
 
 def gradient_random_projection(key: Array, logits_fn: LogitsFn, image: Array, directions: int = 10) -> Array:
@@ -53,7 +75,7 @@ def gradient_random_projection(key: Array, logits_fn: LogitsFn, image: Array, di
     """
     random_directions = jax.random.normal(key, (directions, image.size))
     projected = random_directions.T @ (random_directions @ jnp.ravel(loss_gradient(logits_fn, image))) / directions
-    return _per_pixel(projected.reshape(image.shape))
+    return absolute(projected.reshape(image.shape))
 
 
 def tangent_projected(attribution: Attribution, manifold: Manifold) -> Attribution:
@@ -73,21 +95,6 @@ def tangent_projected(attribution: Attribution, manifold: Manifold) -> Attributi
         return attribution(key, along, image)
 
     return projected
-
-
-def _per_pixel(values: Array) -> Array:
-    """Absolute values `[H, W, C]` summed over channels."""
-    if values.ndim != 3:
-        raise DataError(f"expected one image [H, W, C], got {list(values.shape)}; map a batch by jax.vmap")
-    return jnp.abs(values).sum(-1)
-
-
-# What experiments offer by flag.
-ATTRIBUTIONS: dict[str, Attribution] = {
-    "gradient": gradient,
-    "gradient_times_input": gradient_times_input,
-    "gradient_random_projection": gradient_random_projection,
-}
 
 
 def key_named(key: Array, name: str) -> Array:

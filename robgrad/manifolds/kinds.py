@@ -4,6 +4,7 @@ To add one is to write a `Kind` and name it in `KINDS`; the experiments' `--mani
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,13 +13,20 @@ import numpy as np
 from jax import Array
 
 from robgrad import stacking
+from robgrad.data import Dataset, scale
+from robgrad.data.shapes import Canvas, render
+from robgrad.manifolds.denoiser import Denoiser, DenoiserSizes, denoiser_step, from_denoiser, init_denoiser
 from robgrad.manifolds.generators import vae_gan_for
 from robgrad.manifolds.geometry import Manifold
+from robgrad.manifolds.neighbours import local_pca
 from robgrad.manifolds.pca import Plane, fit_pca, pca
+from robgrad.manifolds.renderer import Bank, renderer
 from robgrad.manifolds.vae_gan import VaeGanSizes, from_vae_gan, init_vae_gan, vae_gan_step
 from robgrad.training import Step, TrainState
 
 Settings = Mapping[str, Any]
+# Training images that neighbours are looked for among.
+_COMPARED = 10_000
 
 
 class Fitting(NamedTuple):
@@ -38,19 +46,19 @@ class Kind(NamedTuple):
       title: what a person calls it.
       settings: names of the settings that it depends on.
       fitting: `(image_shape, key, settings)` to how it is trained; None where `fit` does it.
-      fit: `(images, settings)` to its arrays, where nothing is trained.
+      fit: `(dataset, settings)` to its arrays, where nothing is trained; the set holds what the run uses of it.
       shapes: `(image_shape, settings)` to the shapes of its arrays, for loading.
-      manifold: `(image_shape, arrays, sampling_key)` to the manifold; the key, where there is one, is for kinds that
-        can sample their projection.
+      manifold: `(image_shape, arrays, sampling_key, settings)` to the manifold; the key, where there is one, is for
+        kinds that can sample their projection.
       sample: `(image_shape, arrays, keys)` to images, one a key; None where it has none.
     """
 
     title: str
     settings: Sequence[str]
     fitting: Callable[[Sequence[int], Array, Settings], Fitting] | None
-    fit: Callable[[np.ndarray, Settings], Any] | None
+    fit: Callable[[Dataset, Settings], Any] | None
     shapes: Callable[[Sequence[int], Settings], Any]
-    manifold: Callable[[Sequence[int], Any, Array | None], Manifold]
+    manifold: Callable[[Sequence[int], Any, Array | None, Settings], Manifold]
     sample: Callable[[Sequence[int], Any, Array], Array] | None
 
 
@@ -77,6 +85,58 @@ def _plane_shapes(image_shape: Sequence[int], settings: Settings) -> Plane:
     return Plane(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (tuple(image_shape), directions)))  # type: ignore[arg-type]
 
 
+def _denoiser_fitting(image_shape: Sequence[int], key: Array, settings: Settings) -> Fitting:
+    states = stacking.stack([init_denoiser(Denoiser(), image_shape, key)])
+    sizes = DenoiserSizes(jnp.array([settings["denoiser_learning_rate"]]))
+    return Fitting(
+        denoiser_step(Denoiser()), states, sizes, settings["denoiser_batch_size"], settings["denoiser_epochs"]
+    )
+
+
+def _denoiser_shapes(image_shape: Sequence[int], settings: Settings) -> Any:
+    del settings
+    return jax.eval_shape(lambda: init_denoiser(Denoiser(), image_shape, jax.random.key(0)).variables)
+
+
+def _denoiser(image_shape: Sequence[int], variables, key: Array | None, settings: Settings) -> Manifold:
+    del image_shape, key
+    return from_denoiser(Denoiser(), variables, settings["denoiser_noise"], dimensions=settings["denoiser_dimensions"])
+
+
+def _bank(dataset: Dataset, settings: Settings) -> dict[str, Any]:
+    """All images whose codes are known, and the decoder's variables where it is a VAE-GAN's."""
+    del settings
+    truth = dataset.truth
+    assert truth is not None
+    join = lambda one, two: jnp.concatenate([jnp.asarray(one), jnp.asarray(two)])  # noqa: E731
+    labels = join(dataset.train.labels, dataset.test.labels)
+    images = join(scale(jnp.asarray(dataset.train.images)), scale(jnp.asarray(dataset.test.images)))
+    codes = join(truth.train_codes[: len(dataset.train.labels)], truth.test_codes[: len(dataset.test.labels)])
+    decoder = {"decoder": truth.variables} if truth.variables else {}
+    return {"labels": labels, "codes": codes, "images": images, **decoder}
+
+
+def _bank_shapes(image_shape: Sequence[int], settings: Settings) -> Any:
+    count = settings["train_examples"] + settings["test_examples"]
+    decoder: dict[str, Any] = {}
+    size = Canvas(image_shape[0], image_shape[2]).dimensions
+    if settings["dataset"].startswith("generated"):
+        decoder = {"decoder": _vae_gan_shapes(image_shape, settings)["decoder"]}
+        size = vae_gan_for(image_shape).latent
+    shape = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+    labels = jax.ShapeDtypeStruct((count,), jnp.int32)
+    return {"labels": labels, "codes": shape((count, size)), "images": shape((count, *image_shape)), **decoder}
+
+
+def _exact(image_shape: Sequence[int], arrays, key: Array | None, settings: Settings) -> Manifold:
+    del key, settings
+    bank = Bank(arrays["labels"], arrays["codes"], arrays["images"])
+    if "decoder" not in arrays:
+        return renderer(partial(render, Canvas(image_shape[0], image_shape[2])), bank)
+    decoder = vae_gan_for(image_shape).decoder
+    return renderer(lambda label, code: decoder.apply(arrays["decoder"], code[None])[0], bank, np.inf)
+
+
 VAE_GAN = Kind(
     "VAE-GAN",
     (
@@ -86,16 +146,47 @@ VAE_GAN = Kind(
     _vae_gan_fitting,
     None,
     _vae_gan_shapes,
-    lambda image_shape, variables, key: from_vae_gan(vae_gan_for(image_shape), variables, key),
+    lambda image_shape, variables, key, settings: from_vae_gan(vae_gan_for(image_shape), variables, key),
     _vae_gan_samples,
 )
 PCA = Kind(
     "PCA",
     ("pca_dimensions",),
     None,
-    lambda images, settings: fit_pca(images, settings["pca_dimensions"]),
+    lambda dataset, settings: fit_pca(dataset.train.images, settings["pca_dimensions"]),
     _plane_shapes,
-    lambda image_shape, plane, key: pca(Plane(*plane)),
+    lambda image_shape, plane, key, settings: pca(Plane(*plane)),
     None,
 )
-KINDS: dict[str, Kind] = {"vae-gan": VAE_GAN, "pca": PCA}
+LOCAL_PCA = Kind(
+    "PCA of neighbours",
+    ("pca_dimensions", "neighbours"),
+    None,
+    lambda dataset, settings: scale(jnp.asarray(dataset.train.images[:_COMPARED])),
+    lambda image_shape, settings: jax.ShapeDtypeStruct(
+        (min(settings["train_examples"], _COMPARED), *image_shape), jnp.float32
+    ),
+    lambda image_shape, images, key, settings: local_pca(images, settings["neighbours"], settings["pca_dimensions"]),
+    None,
+)
+DENOISER = Kind(
+    "denoiser",
+    (
+        *("denoiser_epochs", "denoiser_batch_size", "denoiser_learning_rate"),
+        *("denoiser_noise", "denoiser_dimensions"),
+    ),
+    _denoiser_fitting,
+    None,
+    _denoiser_shapes,
+    _denoiser,
+    None,
+)
+# Of a data set that was generated from codes; it is no estimate.
+EXACT = Kind("exact", ("test_examples",), None, _bank, _bank_shapes, _exact, None)
+KINDS: dict[str, Kind] = {
+    "vae-gan": VAE_GAN,
+    "pca": PCA,
+    "local-pca": LOCAL_PCA,
+    "denoiser": DENOISER,
+    "exact": EXACT,
+}

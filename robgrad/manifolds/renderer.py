@@ -1,15 +1,15 @@
-"""The exact manifold of rendered images: all that a renderer makes of its codes."""
+"""The exact manifold of generated images: all that a decoder, for instance a renderer, makes of its codes."""
 
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.scipy.sparse.linalg import cg
 
-from robgrad.manifolds.geometry import Manifold, TangentSpace, column_space
+from robgrad.manifolds.geometry import Manifold, TangentSpace, column_space, decoder_jacobian
+from robgrad.manifolds.neighbours import nearest
 
 Decode = Callable[[Array, Array], Array]
 
@@ -22,53 +22,58 @@ class Bank(NamedTuple):
     images: Array
 
 
-def nearest_code(decode: Decode, bank: Bank, image: Array, steps: int = 20) -> tuple[Array, Array]:
-    """Label and code of the rendered image nearest to an image, at least locally.
+def nearest_code(decode: Decode, bank: Bank, image: Array, box: float = 1.0, steps: int = 10) -> tuple[Array, Array]:
+    """Label and code of the generated image nearest to an image, at least locally.
 
     From the bank's nearest image Levenberg and Marquardt's steps on ||decode(label, z) - x||^2, within the bank's class
-    and the box [-1, 1] of codes; a step that does not bring the image nearer is not taken.
+    and the box of codes; a step that does not bring the image nearer is not taken.
 
     Args:
-      decode: `(label, code)` to an image, differentiable in the code by forward mode.
+      decode: `(label, code)` to an image, differentiable twice in the code by reverse mode.
       bank: where to start.
       image: `[H, W, C]`.
+      box: largest absolute value of a code's components.
       steps: at most so many.
     """
-    distances = jnp.sum((bank.images - image).reshape(len(bank.images), -1) ** 2, axis=1)
-    start = jnp.argmin(distances)
+    start = nearest(bank.images, image, 1)[0]
     label, own = bank.labels[start], partial(decode, bank.labels[start])
     residual = lambda code: jnp.ravel(image - own(code))  # noqa: E731
 
-    def step(_, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        code, error, damping = carry
-        jacobian = jax.jacfwd(lambda z: jnp.ravel(own(z)))(code)
+    def unfinished(carry: tuple[Array, Array, Array, Array]) -> Array:
+        _, error, damping, step = carry
+        # An image of the bank is there from the start; where damping has grown so far, no step brings it nearer.
+        return (step < steps) & (error > 1e-10 * image.size) & (damping < 1e3)
+
+    def turn(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+        code, error, damping, step = carry
+        jacobian = decoder_jacobian(own, code)
         normal, towards = jacobian.T @ jacobian, jacobian.T @ residual(code)
         scale = jnp.trace(normal) / code.size
         # Conjugate gradients, as LAPACK's batched solvers share XLA:CPU's threads with the programs that call them.
         move, _ = cg(lambda v: normal @ v + damping * scale * v, towards, maxiter=2 * code.size)
-        moved = jnp.clip(code + move, -1.0, 1.0)
+        moved = jnp.clip(code + move, -box, box)
         new = jnp.sum(residual(moved) ** 2)
         nearer = new < error
         pick = lambda a, b: jnp.where(nearer, a, b)  # noqa: E731
-        return pick(moved, code), pick(new, error), damping * jnp.where(nearer, 0.3, 10.0)
+        return pick(moved, code), pick(new, error), damping * jnp.where(nearer, 0.3, 10.0), step + 1
 
     code = bank.codes[start]
-    code, _, _ = lax.fori_loop(0, steps, step, (code, jnp.sum(residual(code) ** 2), jnp.float32(1e-3)))
-    return label, code
+    carry = (code, jnp.sum(residual(code) ** 2), jnp.float32(1e-3), jnp.int32(0))
+    return label, lax.while_loop(unfinished, turn, carry)[0]
 
 
-def renderer(decode: Decode, bank: Bank, steps: int = 20) -> Manifold:
-    """The renderer's manifold: an image is projected to the nearest one that it can make, see `nearest_code`.
+def renderer(decode: Decode, bank: Bank, box: float = 1.0, steps: int = 10) -> Manifold:
+    """The manifold of a renderer, or of another decoder: an image is projected to the nearest one that it can make.
 
-    The tangent space there is the column space of its Jacobian by the code, exact at images of the bank.
+    See `nearest_code`. The tangent space there is the column space of the Jacobian by the code, exact at images of the
+    bank.
     """
 
     def project(image: Array) -> Array:
-        return decode(*nearest_code(decode, bank, image, steps))
+        return decode(*nearest_code(decode, bank, image, box, steps))
 
     def tangent(image: Array) -> TangentSpace:
-        label, code = nearest_code(decode, bank, image, steps)
-        jacobian = jax.jacfwd(lambda z: decode(label, z).ravel())(code)
-        return column_space(jacobian)
+        label, code = nearest_code(decode, bank, image, box, steps)
+        return column_space(decoder_jacobian(partial(decode, label), code))
 
     return Manifold(project, tangent)

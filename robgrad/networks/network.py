@@ -7,6 +7,7 @@ functions from any library.
 import inspect
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -79,15 +80,29 @@ def of_module(module: nn.Module | Network) -> Network:
     return Network(init, evaluate, train)
 
 
+@dataclass(frozen=True, eq=False)
+class OfOne:
+    """A network as a function of one image, that says what it is made of."""
+
+    network: nn.Module | Network
+    variables: Variables
+
+    def __call__(self, image: Array) -> Array:
+        """Logits `[classes]` of an image `[H, W, C]`."""
+        return of_module(self.network).evaluate(self.variables, image[None])[0]
+
+
 def logits(network: nn.Module | Network, variables: Variables, images: Array) -> Array:
     """The network's logits `[B, classes]` in evaluation for a batch of images `[B, H, W, C]` in [-1, 1]."""
     return of_module(network).evaluate(variables, images)
 
 
 def logits_fn(network: nn.Module | Network, variables: Variables) -> LogitsFn:
-    """The network in evaluation as a function of one image `[H, W, C]`, as attacks and attributions take it."""
-    evaluate = of_module(network).evaluate
-    return lambda image: evaluate(variables, image[None])[0]
+    """The network in evaluation as a function of one image `[H, W, C]`, as attacks and attributions take it.
+
+    It is an `OfOne`, whose layers an attribution may look at.
+    """
+    return OfOne(network, variables)
 
 
 def init(network: nn.Module | Network, key: Array, image_shape: Sequence[int]) -> Variables:

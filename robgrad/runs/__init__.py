@@ -25,6 +25,7 @@ from robgrad.runs.directory import (
     write_arrays,
     writing,
 )
+from robgrad.runs.generated import generated
 
 __all__ = [
     "Classifiers",
@@ -34,6 +35,7 @@ __all__ = [
     "check_run",
     "exists",
     "finished",
+    "generated",
     "load_arrays",
     "load_classifiers",
     "load_manifold",

@@ -212,7 +212,9 @@ def load_manifold(run: str | os.PathLike, kind: str | None = None) -> Manifold:
     """
     for path in stages(run):
         if (about := read_about(path))["kind"] == "manifold" and kind in (None, about["manifold"]):
-            return KINDS[about["manifold"]].manifold(about["image_shape"], load_arrays(path)[1], None)
+            return KINDS[about["manifold"]].manifold(
+                about["image_shape"], load_arrays(path)[1], None, about["training"]
+            )
     raise RunError(f"{run}: expected a run that has fitted a manifold{f' {kind}' if kind else ''}, found none")
 
 

@@ -1,0 +1,420 @@
+r"""Which attributions are faithful, on which networks, and which measures can be believed.
+
+Every attribution of every network, beside controls that know nothing of the network or of the image, by measures that
+retrain (ROAR, KAR, DiffROAR) and measures that do not (ROAD, deletion, insertion, infidelity, sensitivity, parameter
+randomisation); on rendered shapes the true mask is among the attributions, so that the measures are judged too.
+
+    python -m experiments.faithfulness                      # digits, ten minutes on 2 cores
+    python -m experiments.faithfulness --dataset=shapes-16
+    python -m experiments.faithfulness --attributions=gradient,integrated_gradients,noise_blurred
+
+It asks what the paper leaves open: whether other attributions on robust networks do better than Gradient * Input, and
+whether l-inf training keeps its gain; and what it does not ask: whether robust gradients do better than blurred ones.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import roar_kar
+from experiments.harness import claims, evaluated, experiment, figures, presets, retrained, trained
+from experiments.harness.config import setting, subsets
+from experiments.harness.progress import counted
+from experiments.harness.tables import Row
+from experiments.harness.trained import Recipe, Run
+from experiments.roar_kar import RetrainingConfig
+from robgrad import data, faithfulness, gradients, networks, runs, stacking
+from robgrad.faithfulness import KAR, RANDOM, ROAR
+from robgrad.gradients import controls
+
+# Attributions that need more than a network and an image: the training images, an untrained network, the truth.
+BACKGROUND = ("expected_gradients", "gradient_untrained", "gradient_elsewhere", "true_mask")
+CONTROLS = (*gradients.CONTROLS, "gradient_untrained", "gradient_elsewhere")
+# Measures of one image, by whether higher is better.
+MEASURES = {
+    "road": True,
+    "deletion": False,
+    "insertion": True,
+    "infidelity": False,
+    "sensitivity": False,
+    "randomisation": False,
+    "smoothness": True,
+    "pointing": True,
+    "mass": True,
+    "overlap": True,
+}
+SHOWN = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaithfulnessConfig(RetrainingConfig):
+    """Attributions with controls, retrained and measured."""
+
+    attributions: tuple[str, ...] = setting(
+        "Attributions and controls; true_mask where the data set has one.",
+        (
+            *("gradient", "gradient_times_input", "integrated_gradients", "smoothgrad", "deep_lift", "lrp"),
+            *("gradient_blurred", "noise_blurred", "edges", "gradient_untrained", "gradient_elsewhere"),
+        ),
+        choices=lambda: (*gradients.ATTRIBUTIONS, *BACKGROUND),
+    )
+    measured_examples: int = setting("Test images of the measures without retraining, the first ones.", 200)
+    sensitivity_samples: int = setting("Moved images of the sensitivity.", 5)
+
+
+_QUICK = {"epsilons": 2, "percentiles": (10.0, 50.0, 90.0), "retraining_seeds": 2, "train_losses": ("xent",)}
+_BIG = {"measured_examples": 50, "sensitivity_samples": 2, "epsilons": 1, "retraining_seeds": 1}
+PRESETS = presets.extended(
+    presets.AUTO_ATTACK,
+    presets.EVALUATION,
+    {
+        "paper": {name: {"retraining_epochs": 20} for name in presets.TRAINING["paper"]},
+        "quick": {
+            "digits": _QUICK | {"retraining_epochs": 12},
+            "shapes-16": _QUICK | {"retraining_epochs": 6, "attacked_examples": 100},
+            **{name: _QUICK | _BIG | {"retraining_epochs": 2} for name in ("mnist", "fashion_mnist", "cifar10")},
+        },
+    },
+)
+
+
+def methods_of(run: Run, train: data.Split, test: data.Split) -> dict[str, gradients.Attribution]:
+    """The attributions of a run by name, the true mask last where it is known."""
+    config, truth = run.config, run.dataset.truth
+    images = data.scale(jnp.asarray(train.images[:500]))
+    network = trained.network_of(config, run.dataset)
+    fresh = networks.init(network, trained.key_of(config.seed, "untrained"), run.image_shape)
+    known = dict(gradients.ATTRIBUTIONS) | {
+        "expected_gradients": gradients.expected_gradients(images),
+        "gradient_untrained": controls.of_network(gradients.gradient, networks.logits_fn(network, fresh)),
+        "gradient_elsewhere": controls.of_another_image(gradients.gradient, images),
+    }
+    if truth is not None and truth.mask is not None:
+        whole = trained.used(run, train)
+        every = [jnp.concatenate([jnp.asarray(one), jnp.asarray(two)]) for one, two in zip(train, test, strict=True)]
+        assert whole.truth is not None
+        codes = jnp.concatenate([whole.truth.train_codes, whole.truth.test_codes])
+        known["true_mask"] = controls.known_maps(data.scale(every[0]), jax.jit(jax.vmap(truth.mask))(every[1], codes))
+    return {name: known[name] for name in attributions_of(config, run.dataset)}
+
+
+def attributions_of(config: FaithfulnessConfig, dataset: data.Dataset) -> tuple[str, ...]:
+    """Those of the configuration, and the true mask wherever there is one."""
+    given = [name for name in config.attributions if name != "true_mask"]
+    return (*given, *(["true_mask"] if dataset.truth is not None and dataset.truth.mask is not None else []))
+
+
+def measure(run: Run) -> experiment.Arrays:
+    """Hits of networks and retrainings, as in 3.2; measures of each test image `[network, attribution, image]`."""
+    config = replace(run.config, attributions=attributions_of(run.config, run.dataset))
+    run = run._replace(config=config)
+    splits = subsets(config, run.dataset)
+    methods = methods_of(run, *splits)
+    recipes, network = roar_kar.recipes_of(config), trained.network_of(config, run.dataset)
+    variables = trained.train_networks(run, recipes, splits[0])
+    found = roar_kar.retrained_of(run, recipes, network, variables, splits, methods)
+    found |= evaluated.hits_of(run, recipes, variables, splits[1], trained.key_of(config.seed, "faithfulness"))
+    found |= masks_alone(run, network, stacking.replica(variables, 0), splits, methods)
+    return found | measured_of(run, recipes, network, variables, splits[1], methods)
+
+
+def masks_alone(run: Run, network, variables, splits: Sequence[data.Split], methods) -> experiment.Arrays:
+    """Retrainings on the occluding masks of the standard network, white on the mean colour, without any image."""
+    config = run.config
+    grid = [one for one in faithfulness.grid([*methods], config.percentiles, 1) if one.benchmark == KAR]
+    size = retrained.kept_stack_size(run, network)
+    tools = retrained.tools_of(config, network, splits[0], size, methods)
+
+    def occluded() -> list[faithfulness.Examples]:
+        whole = retrained.occluded_examples(config, "standard", variables, tools, grid, splits)
+        white = 255 if splits[0].images.dtype == np.uint8 else 1
+        return [one._replace(images=np.full_like(np.asarray(one.images), white)) for one in whole]
+
+    hits = retrained.hits_of(run, "masks", grid, tools, occluded)
+    return {"masks": np.array(list(hits)), "mask_hits": np.stack(list(hits.values()))}
+
+
+def measured_of(run: Run, recipes, network, variables, test: data.Split, methods) -> experiment.Arrays:
+    """The measures that need no retraining, and some maps for the gallery; one network after another is kept."""
+    config, shape = run.config, run.image_shape
+    some = data.Split(*(leaf[: config.measured_examples] for leaf in test))
+    fresh = networks.init(network, trained.key_of(config.seed, "randomised"), shape)
+    masks = methods.get("true_mask")
+
+    def of_image(_, variables, example):
+        key, (pixels, label) = example
+        image, own = data.scale(pixels), networks.logits_fn(network, variables)
+        other = networks.logits_fn(network, fresh)
+        found = []
+        for name, attribution in methods.items():
+            one = gradients.key_named(key, name)
+            values = attribution(one, own, image)
+            game = faithfulness.deletion_and_insertion(one, own, image, values)
+            said = {
+                "road": faithfulness.road(one, own, image, label, values).score,
+                "deletion": game.deletion,
+                "insertion": game.insertion,
+                "infidelity": faithfulness.infidelity(one, own, image, values),
+                "sensitivity": faithfulness.max_sensitivity(
+                    one, own, image, attribution, samples=config.sensitivity_samples
+                ),
+                "randomisation": faithfulness.randomisation(one, own, other, image, attribution),
+                "smoothness": controls.smoothness(values),
+                "map": values,
+            }
+            if masks is not None:
+                agreed = faithfulness.agreement(one, values, masks(one, own, image) > 0.5)
+                said |= {field: getattr(agreed, field) * 1.0 for field in ("pointing", "mass", "overlap")}
+            found.append(said)
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
+
+    compiled = stacking.per_example(of_image, stacking.device_mesh(1, config.chunk), config.chunk)
+    keys = jax.random.split(trained.key_of(config.seed, "measures"), len(some.labels))
+    parts = []
+    for index, recipe in counted(recipes, f"measuring {len(methods)} attributions of {len(recipes)} networks"):
+        path = run.workdir / "analysis" / f"measures-{recipe.name}.npz"
+        part = runs.read_arrays(path)
+        if part is None:
+            own = stacking.stack([stacking.replica(variables, index)])
+            part = jax.device_get(stacking.replica(compiled((), own, (keys, some)), 0))
+            part["map"] = part["map"][:SHOWN].astype(np.float16)
+            runs.write_arrays(path, part)
+        parts.append(part)
+    made = {f"measure/{name}": np.stack([one[name].swapaxes(0, 1) for one in parts]) for name in parts[0]}
+    made["shown/maps"] = made.pop("measure/map")
+    made["shown/test"] = np.asarray(data.scale(jnp.asarray(some.images[:SHOWN])), np.float16)
+    return made | {"attributions": np.array(list(methods))}
+
+
+def with_recorded(config: FaithfulnessConfig, arrays: experiment.Arrays) -> FaithfulnessConfig:
+    """The configuration with the attributions that were measured, by name."""
+    return replace(config, attributions=tuple(arrays["attributions"].tolist()))
+
+
+def tabulate(config: FaithfulnessConfig, arrays: experiment.Arrays) -> experiment.Tables:
+    """A row for each network and attribution; one for each measure: whether it can be believed."""
+    config = with_recorded(config, arrays)
+    hits, rows = roar_kar.hits_of(config, arrays), []
+    masks = dict(zip(arrays["masks"].tolist(), arrays["mask_hits"].mean(1), strict=True))
+    for place, recipe in enumerate(roar_kar.recipes_of(config)):
+        accuracies = evaluated.accuracies(config, arrays, [place])
+        for index, name in enumerate(config.attributions):
+            row = {**recipe.row, **accuracies, "attribution": name.replace("_", " ")}
+            for benchmark in (ROAR, KAR):
+                random = hits(Recipe(), benchmark, RANDOM)
+                curve = faithfulness.curve(benchmark, config.percentiles, hits(recipe, benchmark, name), random)
+                row |= {benchmark: curve.score, f"{benchmark}_low": curve.low, f"{benchmark}_high": curve.high}
+            own = faithfulness.diff_roar(config.percentiles, hits(recipe, KAR, name), hits(recipe, ROAR, name))
+            row["diff_roar"] = own.mean()
+            for measure in MEASURES:
+                if f"measure/{measure}" in arrays:
+                    row[measure] = np.nanmean(arrays[f"measure/{measure}"][place, index])
+            if not place:
+                given = [retrained.named(faithfulness.Retraining(KAR, name, q, 0)) for q in config.percentiles]
+                row["mask_alone"] = max(masks[one] for one in given)
+            rows.append(row)
+    return {
+        "rows": rows,
+        "measures": measures_table(config, arrays),
+        "notes": evaluated.notes_of(roar_kar.recipes_of(config), "l2", arrays),
+    }
+
+
+Values = Mapping[tuple[int, str], np.ndarray]
+
+
+def values_of(config: FaithfulnessConfig, arrays: experiment.Arrays, measure: str) -> Values:
+    """A measure's values `[seed, image]`, higher better, by network's place and attribution."""
+    recipes = roar_kar.recipes_of(config)
+    pairs = list(itertools.product(range(len(recipes)), enumerate(config.attributions)))
+    if measure not in (ROAR, KAR, "diff_roar"):
+        sign = 1 if MEASURES[measure] else -1
+        return {
+            (place, name): sign * arrays[f"measure/{measure}"][place, index][None] for place, (index, name) in pairs
+        }
+    hits = roar_kar.hits_of(config, arrays)
+    if measure == "diff_roar":
+        own = partial(faithfulness.diff_roar, config.percentiles)
+        return {(at, name): own(hits(recipes[at], KAR, name), hits(recipes[at], ROAR, name)) for at, (_, name) in pairs}
+    random = hits(Recipe(), measure, RANDOM)
+    areas = partial(faithfulness.areas, measure, config.percentiles)
+    return {(at, name): areas(hits(recipes[at], measure, name), random) for at, (_, name) in pairs}
+
+
+def measures_table(config: FaithfulnessConfig, arrays: experiment.Arrays) -> list[Row]:
+    """Of each measure its rank correlation with smoothness over attributions and networks, and the truth's place."""
+    rows = []
+    smooth = values_of(config, arrays, "smoothness")
+    real = [name for name in config.attributions if name not in CONTROLS and name != "true_mask"]
+    for measure in measures_of(arrays):
+        values = values_of(config, arrays, measure)
+        means = {pair: np.nanmean(of) for pair, of in values.items()}
+        pairs = [pair for pair in values if pair[1] in real]
+        found = np.array([[means[pair], np.nanmean(smooth[pair])] for pair in pairs])
+        row: Row = {"measure": measure.replace("_", " "), "with_smoothness": _rank(found)}
+        if "true_mask" in config.attributions:
+            others = [means[0, name] for name in config.attributions if name != "true_mask"]
+            row["above_true_mask"] = int(np.sum(np.array(others) > means[0, "true_mask"]))
+        rows.append(row)
+    return rows
+
+
+def measures_of(arrays: experiment.Arrays) -> list[str]:
+    """The measures of faithfulness that a run has; smoothness is none."""
+    return [
+        ROAR,
+        KAR,
+        "diff_roar",
+        *(name for name in MEASURES if name != "smoothness" and f"measure/{name}" in arrays),
+    ]
+
+
+def _rank(pairs: np.ndarray) -> float:
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(*pairs.T).statistic)
+
+
+def difference(one: np.ndarray, two: np.ndarray) -> tuple[float, float, float]:
+    """The mean of paired differences `[seed, image]` and its interval."""
+    gaps = one - two
+    gaps = gaps[:, np.isfinite(gaps).all(axis=0)]
+    low, high = faithfulness.bounds(gaps)
+    return float(gaps.mean()), float(low), float(high)
+
+
+def claim(config: FaithfulnessConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> Iterator[Row]:
+    """Whether attributions beat chance and controls, the paper's open questions, and which measures hold up."""
+    del tables
+    config = with_recorded(config, arrays)
+    recipes = roar_kar.recipes_of(config)
+    robust = {norm: max((r.epsilon, at) for at, r in enumerate(recipes) if r.norm == norm)[1] for norm in config.norms}
+    named = {name: name.replace("_", " ") for name in config.attributions}
+    for measure in (ROAR, KAR, "diff_roar", "road"):
+        values = values_of(config, arrays, measure)
+        title = measure.upper().replace("DIFF_ROAR", "DiffROAR")
+        seeds, images = next(iter(values.values())).shape
+        over = f"{seeds} retrainings, {images} images; one network each" if seeds > 1 else f"{images} images"
+        of = partial(_judged, values, over)
+        for at in robust.values():
+            kind = recipes[at].kind
+            if {"gradient", "gradient_blurred"} <= {*named}:
+                text = "robust gradients beat blurred standard ones (our test)"
+                yield of(text, f"{title}; {kind}", (at, "gradient"), (0, "gradient_blurred"))
+            for name in ("integrated_gradients", "deep_lift", "lrp"):
+                if {name, "gradient_times_input"} <= {*named}:
+                    text = f"on a robust network {named[name]} beats Gradient * Input (open question a)"
+                    yield of(text, f"{title}; {kind}", (at, name), (at, "gradient_times_input"))
+        if {"l2", "linf"} <= {*robust}:
+            for name in config.attributions:
+                if name not in CONTROLS and name != "true_mask":
+                    text = "l-inf training scores above l2 training, strongest networks (open question b)"
+                    yield of(text, f"{title}; {named[name]}", (robust["linf"], name), (robust["l2"], name))
+        if "noise_blurred" in named and measure in (ROAR, KAR):
+            nothing = {**values, (0, RANDOM): np.zeros_like(values[0, "noise_blurred"])}
+            text = "blurred noise, which knows nothing, scores no higher than noise (our test)"
+            yield _judged(nothing, over, text, title, (0, RANDOM), (0, "noise_blurred"))
+    if "true_mask" in named:
+        yield from _truth(config, arrays)
+
+
+def _judged(values: Values, over: str, text: str, group: str, one, two) -> Row:
+    ours, low, high = difference(values[one], values[two])
+    claimed = claims.Claim("3.3", text, group, "-", over)
+    return claims.row(claimed, f"{ours:.3g}", low, high, claims.verdict(low, high))
+
+
+def _truth(config: FaithfulnessConfig, arrays: experiment.Arrays) -> Iterator[Row]:
+    """Whether a measure puts the true mask above every attribution and control of the standard network."""
+    for measure in measures_of(arrays):
+        if measure in ("pointing", "mass", "overlap", "sensitivity", "randomisation"):
+            # By definition, or not about what is right.
+            continue
+        values = values_of(config, arrays, measure)
+        gaps = [
+            (*difference(values[0, "true_mask"], values[0, name]), name)
+            for name in config.attributions
+            if name != "true_mask"
+        ]
+        ours, low, high, nearest = min(gaps, key=lambda one: one[1])
+        text = "the measure puts the true mask above every attribution of the standard network (our test)"
+        claimed = claims.Claim("3.3", text, measure.replace("_", " "), "-", f"{len(gaps)} attributions, the nearest")
+        judged = claims.verdict([one[1] for one in gaps], [one[2] for one in gaps])
+        yield claims.row(claimed, f"{ours:.3g}, {nearest.replace('_', ' ')}", low, high, judged)
+
+
+def draw(workdir: Path, config: FaithfulnessConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> None:
+    """Scores with intervals by attribution, fronts against both accuracies, a gallery."""
+    config = with_recorded(config, arrays)
+    recipes, rows = roar_kar.recipes_of(config), tables["rows"]
+    kinds = [recipes[0].kind, *{recipe.norm: recipe.kind for recipe in recipes if recipe.norm}.values()]
+    names = [name.replace("_", " ") for name in config.attributions]
+    for benchmark in (ROAR, KAR):
+        ends = (benchmark, f"{benchmark}_low", f"{benchmark}_high")
+        series = {kind: [tuple(row[e] for e in ends) for row in rows if row["network"] == kind] for kind in kinds}
+        label = f"{benchmark.upper()} score, above 0 better than random pixels"
+        figures.marks_figure(workdir / f"scores_{benchmark}.png", names, series, {"random": 0.0}, label, least=None)
+    for against in ("test_accuracy", "robust_accuracy"):
+        points = {}
+        for name in [name for name in names if name.replace(" ", "_") not in (*CONTROLS, "true_mask")]:
+            mine = [row for row in rows if row["attribution"] == name]
+            points[name] = (np.array([row[against] for row in mine]), np.array([row[ROAR] for row in mine]))
+        file = workdir / f"front_{against.split('_')[0]}.png"
+        figures.scatter_figure(file, points, against.replace("_", " "), "ROAR score", legend="attribution")
+    maps = arrays["shown/maps"].astype(np.float32)
+    for image in range(min(2, maps.shape[2])):
+        grid = {recipe.kind: maps[at, :, image, :, :, None] for at, recipe in enumerate(recipes)}
+        path = workdir / f"gallery_{image + 1}.png"
+        figures.image_grid(path, {"test image": arrays["shown/test"][image : image + 1]}, grid, headings=names)
+
+
+EXPERIMENT = experiment.Experiment(
+    name="faithfulness",
+    title="3.3 Which attributions are faithful, and which measures",
+    question="Do attributions beat controls that know nothing? Do others than the paper's do better on robust "
+    "networks, and does l-inf training keep its gain? A measure is worth believing if the truth scores best by it.",
+    config=FaithfulnessConfig,
+    presets=PRESETS,
+    measure=measure,
+    tabulate=tabulate,
+    claim=claim,
+    draw=draw,
+    columns={
+        "network": "network",
+        "attribution": "attribution",
+        **{name: evaluated.COLUMNS[name] for name in ("test_accuracy", "robust_accuracy", "auto_attack")},
+        **{"roar": "ROAR", "roar_low": "95% from", "roar_high": "to"},
+        **{"kar": "KAR", "kar_low": "KAR, 95% from", "kar_high": "KAR, to"},
+        **{"diff_roar": "DiffROAR", "road": "ROAD", "deletion": "deletion (lower is better)"},
+        **{"insertion": "insertion", "infidelity": "infidelity (lower is better)"},
+        **{"sensitivity": "sensitivity (lower is better)", "randomisation": "rank correlation, randomised network"},
+        **{"smoothness": "smoothness", "pointing": "pointing game", "mass": "mass in the mask", "overlap": "overlap"},
+        "mask_alone": "accuracy from the mask alone",
+    },
+    others={
+        "measures": (
+            "The measures: rank correlation with the maps' smoothness over attributions and networks; how many "
+            "attributions and controls of the standard network stand above the true mask, where it is known",
+            ("measure", "with_smoothness", "above_true_mask"),
+        ),
+        "notes": evaluated.NOTES,
+    },
+    captions={
+        "gallery_*.png": "Test image {}: each attribution's map (columns) for each network (rows).",
+        "scores_*.png": "Scores of each attribution and control by {}, of the standard and the strongest networks.",
+        "front_*.png": "ROAR score against {} accuracy, one point a network; the paper's pairs are gradient and "
+        "gradient times input.",
+    },
+    estimate=roar_kar.estimated,
+    takes="ten minutes",
+    picture="scores_roar.png",
+)
+
+if __name__ == "__main__":
+    experiment.main(EXPERIMENT, __doc__)

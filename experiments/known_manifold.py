@@ -1,0 +1,369 @@
+r"""Where the manifold is known: does training raise the true share of gradients along it, and which estimate sees it.
+
+On a data set that was generated from codes the tangent space at each image is exact. Standard and robust networks are
+trained there, and the true share of their loss gradients along the manifold is set against that by each estimate of it.
+
+    python -m experiments.known_manifold                      # rendered shapes, minutes on 2 cores
+    python -m experiments.known_manifold --dataset=digits     # digits as a VAE-GAN makes them
+    python -m experiments.known_manifold --dataset=generated:runs/manifold_distance-mnist-quick
+
+On a set whose manifold is not known, the run first trains a VAE-GAN and a standard network, and goes on with what the
+one generates and the other labels (Bordt et al., 2022, did so for MNIST: mean roots of the fraction 0.0962 for a random
+direction, 0.3118 for a standard and 0.6754 for a robust network, with another generator).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+import numpy as np
+from scipy import stats
+
+from experiments.harness import analysed, claims, estimate, experiment, figures, presets, trained
+from experiments.harness.analysed import AnalysedConfig, fields_of
+from experiments.harness.config import setting, subsets
+from experiments.harness.options import Options
+from experiments.harness.tables import Row
+from experiments.harness.trained import Recipe, Run
+from robgrad import attacks, data, gradients, intervals, manifolds, networks, runs, stacking, training
+
+EXACT = "exact"
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownConfig(AnalysedConfig):
+    """Networks and estimates on a set whose manifold is known, and sensitivity along and across it."""
+
+    sensitivity_radius: float = setting("Length of the noise along and across the manifold, in pixel units.", 0.5)
+    sensitivity_samples: int = setting("Draws of that noise, of each.", 20)
+
+
+# One training loss, one analysis loss and a short attack: what is asked is not about them.
+_ALL = {
+    **{"manifold": ("all",), "train_losses": ("xent",), "analysis_losses": ("xent",), "analysis_steps": 10},
+    **{"vae_gan_epochs": 30, "reconstruction_weight": 5e-3},
+}
+_SMALL = _ALL | {"vae_gan_epochs": 10, "vae_gan_batch_size": 50}
+PRESETS = presets.extended(
+    {
+        "paper": {name: _ALL for name in presets.TRAINING["paper"]},
+        "quick": {name: _SMALL for name in presets.TRAINING["quick"]}
+        | {
+            "digits": _SMALL | {"vae_gan_epochs": 80, "analysis_epsilon": 3.0},
+            "shapes-16": _SMALL | {"vae_gan_epochs": 20, "analysis_epsilon": 2.0, "denoiser_epochs": 20},
+        },
+    },
+)
+
+
+def known(run: Run) -> Run:
+    """The run on a set whose manifold is known: its own, or what its generator makes of it."""
+    if run.dataset.truth is not None:
+        return run
+    config, below = run.config, run.workdir / "generator"
+    base = run._replace(workdir=below, config=replace(config, manifold=("vae-gan",)))
+    train, _ = subsets(config, run.dataset)
+    trained.train_networks(base, [Recipe()], train)
+    trained.fit_manifold(base, "vae-gan", train)
+    made = runs.generated(below, config.train_examples, config.test_examples)
+    return Run(run.workdir, replace(config, dataset=made.name, held_out=0), run.options, made)
+
+
+def measure(run: Run) -> experiment.Arrays:
+    """Fractions and distances against the exact manifold and every estimate, of each image and network."""
+    run = known(run)
+    run = run._replace(config=with_exact(run.config))
+    config = run.config
+    train, test = subsets(config, run.dataset)
+    recipes = trained.recipes_of(config)
+    network = trained.network_of(config, run.dataset)
+    variables = trained.train_networks(run, recipes, train)
+    arrays = analysed.fitted(run, train)
+    keys = jax.random.split(trained.key_of(config.seed, "known_manifold"), 3)
+    measured = analysed.pictures(run, arrays, test, keys[0]) | analysed.qualities(run, arrays, train, test)
+    mesh = stacking.device_mesh(stacking.size(variables), config.chunk)
+    predict = training.evaluate(network, attacks.no_attack, mesh, chunk=config.chunk)
+    measured["clean_hits"] = np.asarray(predict(variables, test, keys[1])) == test.labels
+    measured |= sensitivities(run, network, variables, arrays[EXACT], test, keys[1])
+    return measured | analysed.measured(run, network, variables, arrays, train, test, keys[2])
+
+
+def sensitivities(run: Run, network, variables, bank, test: data.Split, key) -> experiment.Arrays:
+    """Change of each network's softmax under noise along and across the exact manifold; and Etmann's alignment."""
+    config, shape = run.config, run.image_shape
+
+    def of_image(shared, variables, example):
+        key, pixels = example
+        image, own = data.scale(pixels), networks.logits_fn(network, variables)
+        tangent = analysed.surface_of(config, EXACT, shape, shared).tangent_space(image)
+        radius, samples = config.sensitivity_radius, config.sensitivity_samples
+        found = gradients.sensitivity(key, own, image, tangent, radius, samples=samples)
+        return {"on": found.on, "off": found.off, "image_alignment": gradients.image_alignment(own, image)}
+
+    mesh = stacking.device_mesh(stacking.size(variables), config.chunk)
+    keys = jax.random.split(key, len(test.labels))
+    return jax.device_get(stacking.per_example(of_image, mesh, config.chunk)(bank, variables, (keys, test.images)))
+
+
+def with_exact(config: KnownConfig) -> KnownConfig:
+    """The configuration with the exact manifold among the others, last."""
+    return replace(config, manifold=(*(name for name in config.manifold if name != EXACT), EXACT))
+
+
+def estimates_of(config: KnownConfig) -> list[str]:
+    """The manifolds that are estimates."""
+    return [name for name in config.manifold if name not in (EXACT, "all")]
+
+
+def tabulate(config: KnownConfig, arrays: experiment.Arrays) -> experiment.Tables:
+    """One row a kind of network; one an estimate; one a manifold."""
+    recipes, rows = trained.recipes_of(config), []
+    (loss,) = config.analysis_losses[:1]
+    for members in trained.kinds_of(recipes).values():
+        truth = fields_of(arrays, loss, EXACT)
+        fraction, low, high = intervals.of_seeds_and_rows(truth["tangent_fraction"][members], _mean)
+        rows.append(
+            {
+                **recipes[members[0]].row,
+                "network_seeds": len(members),
+                "test_accuracy": np.mean(arrays["clean_hits"][members]),
+                "tangent_fraction": fraction,
+                "tangent_fraction_low": low,
+                "tangent_fraction_high": high,
+                "root_fraction": np.nanmean(np.sqrt(truth["tangent_fraction"][members])),
+                "fraction_same_class": np.nanmean(truth["fraction_same_class"][members]),
+                "fraction_elsewhere": np.nanmean(truth["fraction_elsewhere"][members]),
+                "covariance_chance": np.mean(truth["covariance_chance"]),
+                "chance": np.mean(truth["chance"]),
+                **{
+                    f"by_{name}": np.nanmean(fields_of(arrays, loss, name)["tangent_fraction"][members])
+                    for name in estimates_of(config)
+                },
+                "attacked_distance": np.median(truth["attacked_distance"][members]),
+                "off_over_on": np.median(arrays["off"][members] / np.maximum(arrays["on"][members], 1e-12)),
+                "image_alignment": np.nanmedian(arrays["image_alignment"][members]),
+            }
+        )
+    judged = [_of_estimate(config, arrays, recipes, name) for name in estimates_of(config)]
+    return {"rows": rows, "estimates": judged, "manifolds": analysed.rows_of_manifolds(with_exact(config), arrays)}
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    return np.nanmean(values, axis=0)
+
+
+def _of_estimate(config: KnownConfig, arrays: experiment.Arrays, recipes: Sequence[Recipe], name: str) -> Row:
+    """How an estimate's fractions and tangent spaces compare with the true ones."""
+    by_image, by_network = correlations(config, arrays, recipes, name)
+    pairs = _pairs(config, arrays, name)
+    bias, low, high = _over_images(pairs, lambda some: np.nanmean(some[..., 0] - some[..., 1]))
+    angles = principal_angles(arrays[f"{name}/products"])
+    return {
+        "estimate": manifolds.KINDS[name].title,
+        "bias": bias,
+        "bias_low": low,
+        "bias_high": high,
+        "rank_over_images": by_image[0],
+        "rank_over_images_low": by_image[1],
+        "rank_over_images_high": by_image[2],
+        "rank_over_networks": by_network[0],
+        "rank_over_networks_low": by_network[1],
+        "rank_over_networks_high": by_network[2],
+        "shared": np.mean(np.cos(angles) ** 2),
+        "smallest_angle": np.degrees(np.median(angles.min(axis=1))),
+        "median_angle": np.degrees(np.median(angles)),
+    }
+
+
+def principal_angles(products: np.ndarray) -> np.ndarray:
+    """Angles between two subspaces (Björck and Golub, 1973) from products `[N, k, z]` of their orthonormal bases.
+
+    `[N, z]`, from small to large; a right angle for each dimension of the second that the first is short of.
+    """
+    cosines = np.linalg.svd(products.astype(np.float64), compute_uv=False)
+    missing = products.shape[2] - cosines.shape[1]
+    return np.arccos(np.clip(np.pad(cosines, ((0, 0), (0, max(missing, 0)))), 0, 1))
+
+
+def _pairs(config: KnownConfig, arrays: experiment.Arrays, name: str) -> np.ndarray:
+    """An estimate's fractions and the true ones, `[image, network, 2]`."""
+    loss = config.analysis_losses[0]
+    both = (fields_of(arrays, loss, one)["tangent_fraction"] for one in (name, EXACT))
+    return np.stack([*both], axis=-1).swapaxes(0, 1)
+
+
+def _over_images(values: np.ndarray, statistic: Callable[[np.ndarray], float]) -> tuple[float, float, float]:
+    """A statistic of rows and its interval, over images."""
+    return statistic(values), *intervals.of_many(values, statistic)
+
+
+def _rank_correlation(pairs: np.ndarray) -> float:
+    """Spearman's correlation of `[n, 2]`; rows that are not finite are left out."""
+    kept = pairs[np.isfinite(pairs).all(axis=1)]
+    if len(kept) < 2:
+        return np.nan
+    one, two = (stats.rankdata(column) for column in kept.T)
+    return float(np.corrcoef(one, two)[0, 1]) if min(np.ptp(one), np.ptp(two)) > 0 else np.nan
+
+
+def correlations(config: KnownConfig, arrays: experiment.Arrays, recipes: Sequence[Recipe], name: str):
+    """An estimate's rank correlations with the truth, each with its interval.
+
+    Over images within a network, averaged over networks; over kinds of networks, of their mean fractions.
+    """
+    pairs = _pairs(config, arrays, name)
+
+    def within(some: np.ndarray) -> float:
+        return float(np.nanmean([_rank_correlation(one) for one in some.swapaxes(0, 1)]))
+
+    kinds = trained.kinds_of(recipes).values()
+    means = np.stack([np.nanmean(pairs[:, members], axis=(0, 1)) for members in kinds])
+    value = _rank_correlation(means)
+    return _over_images(pairs, within), (value, *intervals.of_correlation(value, len(means), rank=True))
+
+
+def groups_of(recipes: Sequence[Recipe]) -> dict[str, list[str]]:
+    """The kinds of network of each norm of training, the standard one first."""
+    norms = dict.fromkeys(one.norm for one in recipes if one.norm)
+    kinds = {one.kind: one.norm for one in recipes}
+    return {norm: [kind for kind, of in kinds.items() if of in (norm, None)] for norm in norms}
+
+
+def claim(config: KnownConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> Iterator[Row]:
+    """What is true of the gradients, and which estimate says so."""
+    recipes, loss = trained.recipes_of(config), config.analysis_losses[0]
+    places, truth = trained.kinds_of(recipes), fields_of(arrays, loss, EXACT)
+    images = truth["tangent_fraction"].shape[1]
+    over = claims.spread(config.network_seeds, f"{images} images")
+    for norm, kinds in groups_of(recipes).items():
+        mine = np.stack([truth["tangent_fraction"][places[kind]] for kind in kinds], axis=2)
+        text = "true share of the loss gradient along the manifold rises with strength"
+        yield claims.ordered(claims.Claim("2.1", text, norm, "-", over), mine, _mean, rises=True)
+        there = np.stack([truth["fraction_same_class"][places[kind]] for kind in kinds], axis=2)
+        text = "the rise is local: it is larger at the image itself than by another image of its class"
+        both = np.concatenate([mine, there], axis=2)
+        value, low, high = intervals.of_seeds_and_rows(both, _difference_of_rises)
+        ours = f"{float(value):.3g}"
+        yield claims.row(
+            claims.Claim("2.1", text, norm, "-", over), ours, float(low), float(high), claims.verdict(low, high)
+        )
+        distances = np.stack([truth["attacked_distance"][places[kind]] for kind in kinds], axis=2)
+        text = "median true distance of attacked images to the manifold falls with strength"
+        yield claims.ordered(claims.Claim("2.1", text, norm, "-", over), distances, _median)
+    for row in tables["estimates"]:
+        for name, what, of in (("images", "images of one network", f"{images} images"), ("networks", "networks", "")):
+            text = f"an estimate of the manifold ranks {what} as the truth does"
+            value, low, high = (row[f"rank_over_{name}{end}"] for end in ("", "_low", "_high"))
+            spread = of or f"{len(places)} kinds of network"
+            one = claims.Claim("2.1", text, row["estimate"], "-", spread)
+            ours = f"rank correlation {value:.3g}"
+            yield (
+                claims.row(one, ours, low, high, claims.verdict(low, high))
+                if np.isfinite(low)
+                else claims.untested(one)
+            )
+
+
+def _median(values: np.ndarray) -> np.ndarray:
+    return np.nanmedian(values, axis=0)
+
+
+def _difference_of_rises(values: np.ndarray) -> float:
+    """From first to last network, at the image and by another image; `[image, both]`."""
+    here, there = np.split(np.nanmean(values, axis=0), 2)
+    return (here[-1] - here[0]) - (there[-1] - there[0])
+
+
+def draw(workdir: Path, config: KnownConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> None:
+    """True fractions with baselines, estimates against the truth, gradients, projections."""
+    rows, loss = tables["rows"], config.analysis_losses[0]
+    names = [row["network"] for row in rows]
+    series = {
+        "the image's own tangent space": [
+            tuple(row[f"tangent_fraction{end}"] for end in ("", "_low", "_high")) for row in rows
+        ]
+    }
+    for text, field in (("of another image of its class", "fraction_same_class"), ("of another", "fraction_elsewhere")):
+        series[text] = [(row[field],) * 3 for row in rows]
+    references = {"random direction": rows[0]["chance"]}
+    references["direction with the data's covariance"] = rows[0]["covariance_chance"]
+    label = "true share of the loss gradient along the manifold"
+    figures.marks_figure(workdir / "true_fraction.png", names, series, references, label)
+    against = {}
+    for name, row in zip(estimates_of(config), tables["estimates"], strict=True):
+        xs, ys = (np.array([one[field] for one in rows]) for field in ("tangent_fraction", f"by_{name}"))
+        against[f"{row['estimate']} ({row['rank_over_networks']:.2f})"] = (xs, ys)
+    ylabel = "the same by an estimate"
+    figures.scatter_figure(workdir / "estimates.png", against, label, ylabel, legend="rank correlation over networks")
+    images, members = arrays["shown/test"], trained.kinds_of(trained.recipes_of(config))
+    slopes = {kind: arrays[f"shown/{loss}/gradient"][of[0]] for kind, of in members.items()}
+    figures.image_grid(workdir / "loss_gradients.png", {"test image": images}, slopes)
+    figures.image_grid(
+        workdir / "manifold.png", {"test image": images, **analysed.rows_of_pictures(with_exact(config), arrays)}
+    )
+
+
+def estimated(config: KnownConfig, dataset: data.Dataset, options: Options, others: Sequence) -> Iterator[Row]:
+    """Networks, manifolds and analysis on the known set; where there is none yet, as on the set it is made from."""
+    train, _ = subsets(config, dataset)
+    yield from estimate.classifiers(config, estimate.missing(config, others), dataset, train, options)
+    yield from analysed.estimated(config, dataset, options, len(trained.recipes_of(config)))
+
+
+EXPERIMENT = experiment.Experiment(
+    name="known_manifold",
+    title="2.1 Where the manifold is known",
+    question="On images made from codes the manifold is known. Does adversarial training raise the true share of the "
+    "loss gradient along it, and which estimate of the manifold would have told?",
+    config=KnownConfig,
+    presets=PRESETS,
+    measure=measure,
+    tabulate=tabulate,
+    claim=claim,
+    draw=draw,
+    columns={
+        "network": "network",
+        "test_accuracy": "test accuracy",
+        "tangent_fraction": "true fraction",
+        "tangent_fraction_low": "95% from",
+        "tangent_fraction_high": "to",
+        "root_fraction": "its root",
+        "fraction_same_class": "by another image's tangent space, same class",
+        "fraction_elsewhere": "any class",
+        "covariance_chance": "direction with the data's covariance",
+        "chance": "random direction",
+        **{f"by_{name}": f"by {kind.title}" for name, kind in manifolds.KINDS.items() if name != EXACT},
+        "attacked_distance": "median true distance, attacked",
+        "off_over_on": "sensitivity across, over that along",
+        "image_alignment": "image alignment",
+    },
+    others={
+        "estimates": (
+            "The estimates: bias of the fraction; rank correlation with the true one over images of a network and over "
+            "networks; share of the true tangent space in the estimate's, and principal angles in degrees",
+            (
+                *("estimate", "bias", "bias_low", "bias_high"),
+                *("rank_over_images", "rank_over_images_low", "rank_over_images_high"),
+                *("rank_over_networks", "rank_over_networks_low", "rank_over_networks_high"),
+                *("shared", "smallest_angle", "median_angle"),
+            ),
+        ),
+        "manifolds": analysed.MANIFOLDS,
+    },
+    captions={
+        "true_fraction.png": "Share of the loss gradient along the exact manifold; it should grow with epsilon, and "
+        "more so in the image's own tangent space than in another image's.",
+        "estimates.png": "The same share by each estimate against the true one, one point a kind of network; a good "
+        "estimate rises with the truth, whatever its level.",
+        "loss_gradients.png": "Test images, and gradients of the negative loss at the predicted label.",
+        "manifold.png": "Projections on each manifold, and samples of those that have them.",
+    },
+    estimate=estimated,
+    takes="six minutes",
+    picture="true_fraction.png",
+    dataset="shapes-16",
+)
+
+if __name__ == "__main__":
+    experiment.main(EXPERIMENT, __doc__)

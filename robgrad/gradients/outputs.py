@@ -1,0 +1,63 @@
+"""What an attribution explains, and how its values become one a pixel: choices that every attribution shares."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jax import Array
+
+from robgrad.attacks import cross_entropy
+from robgrad.data.images import DataError
+from robgrad.networks import LogitsFn
+
+# `(logits_fn, image)` to the scalar function of an image that is explained.
+Output = Callable[[LogitsFn, Array], Callable[[Array], Array]]
+# `[H, W, C]` to `[H, W]`.
+Pixels = Callable[[Array], Array]
+
+
+def loss_of_prediction(logits_fn: LogitsFn, image: Array) -> Callable[[Array], Array]:
+    """The cross-entropy at the class that the network predicts for the image: the paper's."""
+    label = jnp.argmax(logits_fn(image))
+    return lambda x: cross_entropy(logits_fn(x), label)
+
+
+def logit_of_prediction(logits_fn: LogitsFn, image: Array) -> Callable[[Array], Array]:
+    """The logit of the class that the network predicts for the image: most other works'."""
+    label = jnp.argmax(logits_fn(image))
+    return lambda x: logits_fn(x)[label]
+
+
+def loss_of(label: Array | int) -> Output:
+    """The cross-entropy at a given class, for instance the true one."""
+    return lambda logits_fn, image: lambda x: cross_entropy(logits_fn(x), jnp.asarray(label))
+
+
+def logit_of(label: Array | int) -> Output:
+    """The logit of a given class."""
+    return lambda logits_fn, image: lambda x: logits_fn(x)[label]
+
+
+def absolute(values: Array) -> Array:
+    """Sum of absolute values over channels: how much a pixel matters, whichever way."""
+    return jnp.abs(one_image(values)).sum(-1)
+
+
+def signed(values: Array) -> Array:
+    """Sum over channels: positive where a pixel speaks for what is explained."""
+    return one_image(values).sum(-1)
+
+
+def squared(values: Array) -> Array:
+    """Sum of squares over channels."""
+    return (one_image(values) ** 2).sum(-1)
+
+
+def one_image(values: Array) -> Array:
+    """What is given, if it is of one image `[H, W, C]`.
+
+    Raises:
+      DataError: if it is not.
+    """
+    if values.ndim != 3:
+        raise DataError(f"expected one image [H, W, C], got {list(values.shape)}; map a batch by jax.vmap")
+    return values

@@ -1,0 +1,65 @@
+"""Data sets that a run's generator has made: images whose manifold is known, since a decoder made them of codes."""
+
+import os
+import zlib
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from robgrad.data.images import Dataset, Split, Truth
+from robgrad.manifolds import vae_gan_for
+from robgrad.runs.checkpoints import load_arrays, load_network, read_about, stages
+from robgrad.runs.directory import RunError
+
+
+def generated(
+    run: str | os.PathLike, train_examples: int = 6000, test_examples: int = 1000, labelled_by: str = "standard"
+) -> Dataset:
+    """A data set decoded by a run's VAE-GAN and labelled by one of its networks (Bordt et al., 2022); always the same.
+
+    Codes are drawn from the prior N(0, I). Images are float32 in [-1, 1], as exact as that is; classes are the run's.
+
+    Args:
+      run: directory of a run that has trained a VAE-GAN and the network.
+      train_examples, test_examples: how many images.
+      labelled_by: the network, whose prediction is the label.
+
+    Raises:
+      RunError: if the run has no such network or no VAE-GAN, or cannot be read.
+    """
+    path = next((one for one in stages(run) if read_about(one).get("manifold") == "vae-gan"), None)
+    if path is None:
+        raise RunError(
+            f"{run}: expected a run that has trained a VAE-GAN, found none; start one with --manifold=vae-gan"
+        )
+    about, arrays = load_arrays(path)
+    classify = load_network(run, labelled_by)
+    model, variables = vae_gan_for(about["image_shape"]), arrays["decoder"]
+    codes = np.random.default_rng(0).normal(size=(train_examples + test_examples, model.latent)).astype(np.float32)
+    decode = partial(_decoded, model.decoder, variables)
+
+    @jax.jit
+    def draw(codes):
+        def one(code: Array) -> tuple[Array, Array]:
+            image = decode(0, code)
+            return image, jnp.argmax(classify(image))
+
+        return lax.map(one, codes, batch_size=100)
+
+    images, labels = (np.asarray(values) for values in draw(codes))
+    classes = tuple(map(str, range(jax.eval_shape(classify, images[0]).shape[0])))
+    labels = labels.astype(np.int32)
+    train, test = (Split(images[rows], labels[rows]) for rows in (slice(train_examples), slice(train_examples, None)))
+    digest = zlib.crc32(images.tobytes(), zlib.crc32(labels.tobytes()))
+    truth = Truth(decode, codes[:train_examples], codes[train_examples:], variables=variables)
+    return Dataset(f"generated-{Path(run).expanduser().resolve().name}-{digest:08x}", classes, train, test, truth)
+
+
+def _decoded(decoder: Any, variables: Any, label: Array | int, code: Array) -> Array:
+    del label
+    return decoder.apply(variables, code[None])[0]
