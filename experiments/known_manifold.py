@@ -307,7 +307,9 @@ def draw(workdir: Path, config: KnownConfig, arrays: experiment.Arrays, tables: 
 def estimated(config: KnownConfig, dataset: data.Dataset, options: Options, others: Sequence) -> Iterator[Row]:
     """Networks, manifolds and analysis on the known set; where there is none yet, as on the set it is made from."""
     train, _ = subsets(config, dataset)
-    yield from estimate.classifiers(config, estimate.missing(config, others), dataset, train, options)
+    # On a generated set they are trained anew.
+    shared = others if dataset.truth is not None else ()
+    yield from estimate.classifiers(config, estimate.missing(config, shared), dataset, train, options)
     yield from analysed.estimated(config, dataset, options, len(trained.recipes_of(config)))
 
 

@@ -17,6 +17,8 @@ REPRODUCE = [
     *("--train_examples=200", "--test_examples=40", "--epochs=1", "--standard_epochs=2", "--attack_steps=2"),
     *("--pgd_steps=2", "--analysis_steps=2", "--vae_gan_epochs=1", "--norms=l2", "--train_losses=xent"),
     *("--l2_epsilons=1,2", "--percentiles=50", "--retraining_seeds=2", "--retraining_epochs=1"),
+    *("--manifold=vae-gan,pca", "--attributions=gradient,gradient_times_input", "--measured_examples=5"),
+    *("--sensitivity_samples=1", "--sensitivity_radius=0.2"),
     *("--repeats=2", "--points=500", "--attacked_examples=3", "--l2_evaluated=1", "--linf_evaluated=0.1"),
 ]
 
@@ -210,16 +212,17 @@ def test_modes_are_those_of_the_density():
 def test_the_whole_paper_on_shared_networks(tmp_path, run):
     arguments = [f"--workdir={tmp_path / 'all'}", *REPRODUCE]
     printed, said = run("reproduce", *arguments)
-    assert said.count("training l2-xent") == said.count("training standard") == 1
+    assert said.count("training l2-xent") == said.count("training standard") == 2
     text = (tmp_path / "all" / "report.html").read_text()
     reader = Reader()
     reader.feed(text)
     assert all(f"{section} " in text for section in ("2.1", "2.2", "3.2", "3.3"))
-    for name in ("boundary_tilting", "manifold_distance-digits", "roar_kar-digits", "robustness-digits"):
+    named = ("known_manifold", "manifold_distance", "faithfulness", "roar_kar", "robustness")
+    for name in ("boundary_tilting", *(f"{name}-digits" for name in named)):
         assert json.loads((tmp_path / "all" / name / "results.json").read_text())["rows"]
-    assert printed.count("claims") == 5
+    assert printed.count("claims") == 7
     again, said = run("reproduce", *arguments)
-    assert again.count("finished already") == 5
+    assert again.count("finished already") == 7
     assert "training" not in said
     # What is refused is refused before anything is touched.
     page = (tmp_path / "all" / "report.html").stat().st_mtime_ns
@@ -230,9 +233,9 @@ def test_the_whole_paper_on_shared_networks(tmp_path, run):
 
 def test_a_dry_run_counts_what_would_be_done(tmp_path, run):
     printed, _ = run("reproduce", f"--workdir={tmp_path / 'all'}", "--dry_run", *REPRODUCE)
-    # The toy's 3 networks twice, standard and two robust ones, the VAE-GAN; 2 benchmarks, 1 percentile, 2 seeds,
-    # 2 attributions of 3 networks and Random.
-    assert "10 networks and 28 retrainings" in printed
+    # The toy's 3 networks twice, standard and two robust ones, the VAE-GAN, and those four again where the manifold is
+    # known; twice 2 benchmarks, 1 percentile, 2 seeds, 2 attributions of 3 networks and Random.
+    assert "14 networks and 56 retrainings" in printed
     assert "GiB" in printed
     assert not (tmp_path / "all").exists()
 

@@ -39,7 +39,7 @@ def colour_file(tmp_path_factory):
 
 def test_another_size_through_every_experiment(colour_file, tmp_path, run):
     arguments = [f"--dataset={colour_file}", f"--workdir={tmp_path / 'all'}", *TINY]
-    run("reproduce", *arguments)
+    run("reproduce", *arguments, "--attributions=gradient,deep_lift,noise_blurred", "--manifold=vae-gan,local-pca")
     for path in (tmp_path / "all").glob("*-colour"):
         assert json.loads((path / "results.json").read_text())["rows"]
     assert {path.name for path in (tmp_path / "all").iterdir() if path.is_dir()} == {
