@@ -7,7 +7,7 @@ import experiments
 from experiments.harness import registry, tables
 
 _OTHERS = {
-    "reproduce": ("every experiment on shared networks, and one page", "seventeen minutes", "report.html"),
+    "reproduce": ("every experiment on shared networks, and one page", "35 minutes", "report.html"),
     "benchmark": ("what robgrad costs against what one would use instead", "most of an hour", "speed.png"),
     "document": ("the result tables of the documentation, from the recorded runs", "seconds", "-"),
 }

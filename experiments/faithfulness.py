@@ -68,8 +68,8 @@ class FaithfulnessConfig(RetrainingConfig):
     sensitivity_samples: int = setting("Moved images of the sensitivity.", 5)
 
 
-_QUICK = {"epsilons": 2, "percentiles": (10.0, 50.0, 90.0), "retraining_seeds": 2, "train_losses": ("xent",)}
-_BIG = {"measured_examples": 50, "sensitivity_samples": 2, "epsilons": 1, "retraining_seeds": 1}
+_QUICK = {"epsilons": 1, "percentiles": (10.0, 50.0, 90.0), "retraining_seeds": 2, "train_losses": ("xent",)}
+_BIG = {"measured_examples": 50, "sensitivity_samples": 2, "retraining_seeds": 1}
 PRESETS = presets.extended(
     presets.AUTO_ATTACK,
     presets.EVALUATION,
@@ -77,7 +77,7 @@ PRESETS = presets.extended(
         "paper": {name: {"retraining_epochs": 20} for name in presets.TRAINING["paper"]},
         "quick": {
             "digits": _QUICK | {"retraining_epochs": 12},
-            "shapes-16": _QUICK | {"retraining_epochs": 6, "attacked_examples": 100},
+            "shapes-16": _QUICK | {"retraining_epochs": 4, "percentiles": (50.0,), "attacked_examples": 100},
             **{name: _QUICK | _BIG | {"retraining_epochs": 2} for name in ("mnist", "fashion_mnist", "cifar10")},
         },
     },

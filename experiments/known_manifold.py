@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from scipy import stats
 
-from experiments.harness import analysed, claims, estimate, experiment, figures, presets, trained
+from experiments.harness import analysed, claims, estimate, experiment, figures, presets, surfaces, trained
 from experiments.harness.analysed import AnalysedConfig, fields_of
 from experiments.harness.config import setting, subsets
 from experiments.harness.options import Options
@@ -79,9 +79,9 @@ def measure(run: Run) -> experiment.Arrays:
     recipes = trained.recipes_of(config)
     network = trained.network_of(config, run.dataset)
     variables = trained.train_networks(run, recipes, train)
-    arrays = analysed.fitted(run, train)
+    arrays = surfaces.fitted(run, train)
     keys = jax.random.split(trained.key_of(config.seed, "known_manifold"), 3)
-    measured = analysed.pictures(run, arrays, test, keys[0]) | analysed.qualities(run, arrays, train, test)
+    measured = surfaces.pictures(run, arrays, test, keys[0]) | surfaces.qualities(run, arrays, train, test)
     mesh = stacking.device_mesh(stacking.size(variables), config.chunk)
     predict = training.evaluate(network, attacks.no_attack, mesh, chunk=config.chunk)
     measured["clean_hits"] = np.asarray(predict(variables, test, keys[1])) == test.labels
@@ -96,7 +96,7 @@ def sensitivities(run: Run, network, variables, bank, test: data.Split, key) -> 
     def of_image(shared, variables, example):
         key, pixels = example
         image, own = data.scale(pixels), networks.logits_fn(network, variables)
-        tangent = analysed.surface_of(config, EXACT, shape, shared).tangent_space(image)
+        tangent = surfaces.surface_of(config, EXACT, shape, shared).tangent_space(image)
         radius, samples = config.sensitivity_radius, config.sensitivity_samples
         found = gradients.sensitivity(key, own, image, tangent, radius, samples=samples)
         return {"on": found.on, "off": found.off, "image_alignment": gradients.image_alignment(own, image)}
@@ -146,7 +146,7 @@ def tabulate(config: KnownConfig, arrays: experiment.Arrays) -> experiment.Table
             }
         )
     judged = [_of_estimate(config, arrays, recipes, name) for name in estimates_of(config)]
-    return {"rows": rows, "estimates": judged, "manifolds": analysed.rows_of_manifolds(with_exact(config), arrays)}
+    return {"rows": rows, "estimates": judged, "manifolds": surfaces.rows_of_manifolds(with_exact(config), arrays)}
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
@@ -300,7 +300,7 @@ def draw(workdir: Path, config: KnownConfig, arrays: experiment.Arrays, tables: 
     slopes = {kind: arrays[f"shown/{loss}/gradient"][of[0]] for kind, of in members.items()}
     figures.image_grid(workdir / "loss_gradients.png", {"test image": images}, slopes)
     figures.image_grid(
-        workdir / "manifold.png", {"test image": images, **analysed.rows_of_pictures(with_exact(config), arrays)}
+        workdir / "manifold.png", {"test image": images, **surfaces.rows_of_pictures(with_exact(config), arrays)}
     )
 
 
@@ -351,7 +351,7 @@ EXPERIMENT = experiment.Experiment(
                 *("shared", "smallest_angle", "median_angle"),
             ),
         ),
-        "manifolds": analysed.MANIFOLDS,
+        "manifolds": surfaces.MANIFOLDS,
     },
     captions={
         "true_fraction.png": "Share of the loss gradient along the exact manifold; it should grow with epsilon, and "

@@ -29,7 +29,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.harness import analysed, claims, densities, estimate, evaluated, experiment, figures, presets, trained
+from experiments.harness import (
+    analysed,
+    claims,
+    densities,
+    estimate,
+    evaluated,
+    experiment,
+    figures,
+    presets,
+    surfaces,
+    trained,
+)
 from experiments.harness.analysed import AnalysedConfig, fields_of
 from experiments.harness.config import EvaluatedConfig, subsets
 from experiments.harness.options import Options
@@ -94,9 +105,9 @@ def measure(run: Run) -> experiment.Arrays:
     recipes = trained.recipes_of(config)
     network = trained.network_of(config, run.dataset)
     variables = trained.train_networks(run, recipes, train)
-    arrays = analysed.fitted(run, train)
+    arrays = surfaces.fitted(run, train)
     keys = jax.random.split(trained.key_of(config.seed, "manifold_distance"), 3)
-    measured = analysed.pictures(run, arrays, test, keys[0]) | analysed.qualities(run, arrays, train, test)
+    measured = surfaces.pictures(run, arrays, test, keys[0]) | surfaces.qualities(run, arrays, train, test)
     measured |= evaluated.hits_of(run, recipes, variables, test, keys[1])
     return measured | analysed.measured(run, network, variables, arrays, train, test, keys[2])
 
@@ -114,7 +125,7 @@ def tabulate(config: ManifoldConfig, arrays: experiment.Arrays) -> experiment.Ta
                 {**recipes[members[0]].row, **about, **accuracy, **_of_kind(own, arrays["clean_hits"][members])}
             )
     notes = evaluated.notes_of(recipes, "l2", arrays)
-    return {"rows": rows, "manifolds": analysed.rows_of_manifolds(config, arrays), "notes": notes}
+    return {"rows": rows, "manifolds": surfaces.rows_of_manifolds(config, arrays), "notes": notes}
 
 
 def _of_kind(own: experiment.Arrays, right: np.ndarray) -> Row:
@@ -286,7 +297,7 @@ def draw(workdir: Path, config: ManifoldConfig, arrays: experiment.Arrays, table
     first = arrays[f"shown/{config.analysis_losses[0]}/gradient"]
     slopes = {kind: first[members[0]] for kind, members in places.items()}
     figures.image_grid(workdir / "loss_gradients.png", {"test image": images}, slopes)
-    figures.image_grid(workdir / "manifold.png", {"test image": images, **analysed.rows_of_pictures(config, arrays)})
+    figures.image_grid(workdir / "manifold.png", {"test image": images, **surfaces.rows_of_pictures(config, arrays)})
 
 
 def _draw_fractions(path: Path, title: str, rows: Sequence[Row], name: str, loss: str) -> None:
@@ -343,7 +354,7 @@ EXPERIMENT = experiment.Experiment(
         "tangent_fraction_covariance": "of a direction with the data's covariance",
         "tangent_fraction_chance": "of a random direction",
     },
-    others={"manifolds": analysed.MANIFOLDS, "notes": evaluated.NOTES},
+    others={"manifolds": surfaces.MANIFOLDS, "notes": evaluated.NOTES},
     captions={
         "loss_gradients.png": "Test images, and gradients of the negative loss at the predicted label, from blue to "
         "red; with growing epsilon noise should give way to shapes.",

@@ -1,6 +1,6 @@
 r"""The whole paper from one command: every experiment, on shared networks, and one page about all of it.
 
-    python -m experiments.reproduce                       # digits, seventeen minutes on 2 cores
+    python -m experiments.reproduce                       # digits, some 35 minutes on 2 cores
     python -m experiments.reproduce --dry_run             # what it would take here
     python -m experiments.reproduce --preset=paper        # mnist, fashion_mnist, cifar10: a large GPU, a day
 

@@ -4,14 +4,14 @@ Families, in the order in which data passes; each imports only from those before
 
     intervals     95% confidence intervals that keep their word for few values
     stacking      many networks, examples and devices at once: the one place that maps over all three
-    data          labelled images: digits, TFDS sets, files, the two-Gaussian toy
+    data          labelled images: digits, rendered shapes, TFDS sets, files, the two-Gaussian toy
     networks      layers and classifiers, batch norm included
-    attacks       losses, norms, projected gradient attacks
+    attacks       losses, norms, PGD, APGD, FAB, Square, AutoAttack
     training      objectives, compiled training of a stack of networks, evaluation
-    manifolds     estimates of the image manifold: VAE-GAN, PCA, any encoder and decoder
-    gradients     attributions of one image, and how far loss gradients lie along a manifold
-    faithfulness  remove-and-retrain (ROAR), keep-and-retrain (KAR)
-    runs          run directories, checkpoints, trained networks
+    manifolds     the image manifold: VAE-GAN, PCA, neighbours, a denoiser, a renderer, any encoder and decoder
+    gradients     attributions of one image and controls; how far loss gradients lie along a manifold
+    faithfulness  retraining (ROAR, KAR), imputation (ROAD), deletion, infidelity, agreement with a mask
+    runs          run directories, checkpoints, trained networks, sets that a run's generator makes
 
 A family is imported when it is first named, so that `import robgrad` costs next to nothing. The one call that says how
 robust a network is stands here, too: `robgrad.robust_accuracy` is `attacks.robust_accuracy`.

@@ -284,7 +284,7 @@ def against_the_best(rows: Sequence[Row]) -> list[Row]:
             **dict(zip(("suite", "network", "task"), place, strict=True)),
             "best_peer": row["variant"],
             "ratio": row["ratio"],
-            "target": 5.0 if row["task"] == "alignment" else suites.TARGETS.get(place[:2]),
+            "target": suites.target(*place),
         }
         for place, row in best.items()
     ]

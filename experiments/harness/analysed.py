@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import estimate, trained
+from experiments.harness import estimate, surfaces, trained
 from experiments.harness.config import TrainingConfig, blocks, losses_of, setting, subsets
 from experiments.harness.options import Options
 from experiments.harness.progress import counted
@@ -18,8 +18,6 @@ from experiments.harness.trained import Run
 from robgrad import attacks, data, gradients, manifolds, networks, runs, stacking
 
 Arrays = dict[str, np.ndarray]
-# Images whose attacked versions and gradients are kept for figures.
-SHOWN = 10
 # Training images that stand for the data's covariance.
 _SPREAD = 1000
 
@@ -59,12 +57,6 @@ class AnalysedConfig(TrainingConfig):
     )
 
 
-def surface_of(config: AnalysedConfig, name: str, image_shape: Sequence[int], arrays: Any, key=None):
-    """One of a run's manifolds; the key, for those that can sample their projection."""
-    settings = trained.manifold_settings(config, name)
-    return manifolds.KINDS[name].manifold(image_shape, arrays, key if config.sampled_projection else None, settings)
-
-
 def places(config: AnalysedConfig, image_shape: Sequence[int]):
     """Compiles what is the same for all networks: tangent spaces at each image, and what they say by themselves.
 
@@ -79,9 +71,9 @@ def places(config: AnalysedConfig, image_shape: Sequence[int]):
         _, sampling_key = jax.random.split(key)
         tangents, said = {}, {}
         for name in config.manifold:
-            surface = surface_of(config, name, image_shape, arrays[name], sampling_key)
+            surface = surfaces.surface_of(config, name, image_shape, arrays[name], sampling_key)
             # A sampled code would move the tangent space too.
-            tangents[name] = surface_of(config, name, image_shape, arrays[name]).tangent_space(image)
+            tangents[name] = surfaces.surface_of(config, name, image_shape, arrays[name]).tangent_space(image)
             basis, rank = tangents[name]
             said[f"{name}/distance"] = manifolds.distance(surface, image)
             said[f"{name}/chance"] = rank / image.size
@@ -119,7 +111,7 @@ def analyser(config: AnalysedConfig, network, image_shape: Sequence[int], loss: 
             "gradient": -gradients.loss_gradient(own, image),
         }
         for name, tangent in tangents.items():
-            surface = surface_of(config, name, image_shape, arrays[name], sampling_key)
+            surface = surfaces.surface_of(config, name, image_shape, arrays[name], sampling_key)
             said[f"{name}/attacked_distance"] = manifolds.distance(surface, attacked)
             for field, place in zip(FRACTIONS, at, strict=True):
                 said[f"{name}/{field}"] = gradients.tangent_fraction(gradient, tangent.basis[place])
@@ -170,7 +162,9 @@ def measured(run: Run, network, variables, arrays: Mapping[str, Any], train: dat
                     shared = (arrays, standard, tangents, config.analysis_epsilon, config.analysis_step_size)
                     examples = ((keys[rows], images), others_of(images.labels, len(np.unique(rows))))
                     part = jax.device_get(compiled[name](shared, variables, examples))
-                    part |= {field: part[field][:, : 0 if block else SHOWN] for field in ("attacked", "gradient")}
+                    part |= {
+                        field: part[field][:, : 0 if block else surfaces.SHOWN] for field in ("attacked", "gradient")
+                    }
                 runs.write_arrays(path, part)
             parts[name].append(part)
 
@@ -206,95 +200,6 @@ def fields_of(arrays: Arrays, loss: str, manifold: str) -> Arrays:
     for prefix in (f"{manifold}/", f"{loss}/{manifold}/"):
         found |= {name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)}
     return found
-
-
-def fitted(run: Run, train: data.Split) -> dict[str, Any]:
-    """The run's manifolds, each trained, fitted or loaded: their arrays by name."""
-    return {name: trained.fit_manifold(run, name, train) for name in run.config.manifold}
-
-
-def pictures(run: Run, arrays: Mapping[str, Any], test: data.Split, key) -> Arrays:
-    """Some test images, their projections on each manifold, and images sampled from those that can."""
-    images, shape = data.scale(jnp.asarray(test.images[:SHOWN])), run.image_shape
-    shown = {"shown/test": images}
-    for name in run.config.manifold:
-        project = surface_of(run.config, name, shape, arrays[name]).project
-        shown[f"shown/{name}/projected"] = jax.jit(jax.vmap(project))(images)
-        if sample := manifolds.KINDS[name].sample:
-            keys = jax.random.split(key, 2 * SHOWN)
-            shown[f"shown/{name}/samples"] = jax.jit(lambda keys, at=name: sample(shape, arrays[at], keys))(keys)
-    return {name: np.asarray(values, np.float16) for name, values in shown.items()}
-
-
-def rows_of_pictures(config: AnalysedConfig, arrays: Arrays) -> dict[str, np.ndarray]:
-    """Rows of an image grid: of each manifold projections, and samples where there are some."""
-    rows = {}
-    for name in config.manifold:
-        title = manifolds.KINDS[name].title
-        rows[f"{title}: projection"] = arrays[f"shown/{name}/projected"]
-        if f"shown/{name}/samples" in arrays:
-            samples = arrays[f"shown/{name}/samples"]
-            rows |= {f"{title}: sample": samples[:SHOWN], f"{title}: sample ": samples[SHOWN:]}
-    return rows
-
-
-def qualities(run: Run, arrays: Mapping[str, Any], train: data.Split, test: data.Split) -> Arrays:
-    """How far each manifold lies from what is no image of the set: noise, and images of another set, 100 of each.
-
-    Noise is uniform in the pixel range; the other set is digits, or rendered shapes where the set is digits, resized.
-    Also `class_distance`, of each test image to the nearest training image of another class.
-    """
-    shape, count = run.image_shape, 100
-    noise = jax.random.uniform(jax.random.key(0), (count, *shape), minval=-1.0, maxval=1.0)
-    other = data.load("shapes-16" if run.dataset.name == "digits" else "digits").test.images[:count]
-    strange = jnp.clip(jax.image.resize(data.scale(jnp.asarray(other)), (count, *shape[:2], 1), "linear"), -1, 1)
-    sets = {"noise": noise, "strange": jnp.broadcast_to(strange, (count, *shape))}
-    found = {"class_distance": _between_classes(train, test)}
-    for name in run.config.manifold:
-        surface = surface_of(run.config, name, shape, arrays[name])
-        away = jax.jit(jax.vmap(lambda image, surface=surface: manifolds.distance(surface, image)))
-        found |= {f"{name}/{kind}_distance": np.asarray(away(images)) for kind, images in sets.items()}
-    return found
-
-
-def _between_classes(train: data.Split, test: data.Split) -> np.ndarray:
-    """The l2 distance of each test image to the nearest training image of another class."""
-    flat = lambda images: np.asarray(data.scale(jnp.asarray(images))).reshape(len(images), -1)  # noqa: E731
-    ours, theirs = flat(test.images), flat(train.images)
-    squares = (ours**2).sum(1)[:, None] + (theirs**2).sum(1) - 2 * ours @ theirs.T
-    squares[test.labels[:, None] == train.labels] = np.inf
-    return np.sqrt(np.maximum(squares.min(1), 0))
-
-
-def rows_of_manifolds(config: AnalysedConfig, arrays: Arrays) -> list[Row]:
-    """A row for each manifold: its dimensions, and how far it lies from images of the set, of others, and noise."""
-    rows = []
-    for name in config.manifold:
-        pixels = int(np.prod(arrays["shown/test"].shape[1:]))
-        row: Row = {"manifold": manifolds.KINDS[name].title, "dimensions": pixels * np.mean(arrays[f"{name}/chance"])}
-        for field in ("distance", "strange_distance", "noise_distance"):
-            row[field] = np.median(arrays[f"{name}/{field}"]) if f"{name}/{field}" in arrays else np.nan
-        row["analysis_epsilon"] = config.analysis_epsilon
-        row["half_class_distance"] = np.median(arrays["class_distance"]) / 2 if "class_distance" in arrays else np.nan
-        rows.append(row)
-    return rows
-
-
-MANIFOLDS = (
-    "The manifolds: mean dimensions of their tangent spaces; median distance of test images, of images of another "
-    "set, of noise; the analysis attack's radius beside half the median distance between an image and the nearest of "
-    "another class. The radius is the paper's choice, or its like: beyond that half, so that the attack reaches the "
-    "end of its ball wherever that is, and one asks how far from all images it has arrived",
-    (
-        "manifold",
-        "dimensions",
-        "distance",
-        "strange_distance",
-        "noise_distance",
-        "analysis_epsilon",
-        "half_class_distance",
-    ),
-)
 
 
 def estimated(config: Any, dataset: data.Dataset, options: Options, count: int) -> Iterator[Row]:

@@ -17,6 +17,7 @@ from scipy.special import logsumexp
 
 from robgrad import stacking
 from robgrad.attacks.ensemble import Part, ensemble
+from robgrad.attacks.evaluation import Evaluation
 from robgrad.attacks.losses import cross_entropy
 from robgrad.attacks.norms import LINF, Norm, norm_named
 from robgrad.attacks.pool import Apply, Examples, Tools, attack_all, tools_of
@@ -26,50 +27,6 @@ from robgrad.data.images import checked_images, checked_labels, checked_radius, 
 from robgrad.networks import LogitsFn
 
 STANDING, WRONG = "", "wrong from the start"
-
-
-class Evaluation(NamedTuple):
-    """Robust accuracy image by image.
-
-    Attributes:
-      robust: `[N]` bool, right from the start and broken by no attack.
-      broken_by: name of the attack that broke each image, `""` where none did.
-      adversarial: `[N, H, W, C]`, the adversarial image where there is one, else the image itself.
-      distance: `[N]`, its distance in the norm, in double precision; NaN where there is none.
-      standing: how many images were still right after each attack, by name, `clean` first.
-      notes: what speaks against the numbers, a line each; empty where nothing was noticed.
-    """
-
-    robust: np.ndarray
-    broken_by: np.ndarray
-    adversarial: np.ndarray
-    distance: np.ndarray
-    standing: dict[str, int]
-    notes: tuple[str, ...]
-
-    @property
-    def accuracy(self) -> float:
-        """Share of robust images."""
-        return float(self.robust.mean())
-
-    def to_rows(self) -> list[dict[str, Any]]:
-        """A row for each attack: its name, how many images it broke, and the accuracy after it."""
-        before, rows, count = len(self.robust), [], len(self.robust)
-        for name, standing in self.standing.items():
-            rows.append({"attack": name, "broken": before - standing, "accuracy": standing / count})
-            before = standing
-        return rows
-
-    def plot(self):
-        """Draws accuracy after each attack as bars; returns matplotlib's axes."""
-        from matplotlib import pyplot
-
-        _, axes = pyplot.subplots(layout="constrained")
-        rows = self.to_rows()
-        axes.barh([row["attack"] for row in rows], [row["accuracy"] for row in rows])
-        axes.invert_yaxis()
-        axes.set(xlabel="accuracy after the attack", xlim=(0, 1))
-        return axes
 
 
 class Keeping(NamedTuple):

@@ -1,11 +1,12 @@
 """Curves of accuracy against the share of pixels, and the score: the area against pixels chosen at random."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from robgrad import intervals
+from robgrad.plots import axes_of
 
 PERCENTILES = (10.0, 30.0, 50.0, 70.0, 90.0)
 RANDOM = "random"
@@ -30,6 +31,21 @@ class Curve(NamedTuple):
     score: float
     low: float
     high: float
+
+    def to_rows(self) -> list[dict[str, float]]:
+        """A row for each percentile."""
+        columns = {"percentile": self.percentiles, "accuracy": self.mean, "std": self.std, "random": self.random}
+        return [dict(zip(columns, map(float, values), strict=True)) for values in zip(*columns.values(), strict=True)]
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draws both curves, and returns the matplotlib axes."""
+        axes = axes_of(axes)
+        axes.errorbar(self.percentiles, self.mean, self.std, marker="o", capsize=2, label="attribution")
+        axes.plot(self.percentiles, self.random, color="0.5", linestyle="--", label="random")
+        title = f"score {self.score:.3f}, 95% from {self.low:.3f} to {self.high:.3f}"
+        axes.set(xlabel="% of pixels", ylabel="test accuracy", title=title)
+        axes.legend(frameon=False)
+        return axes
 
 
 def score(benchmark: str, percentiles: Sequence[float], attribution: np.ndarray, random: np.ndarray) -> np.ndarray:

@@ -6,10 +6,11 @@ the gradient itself is split into its part in the manifold's tangent space and t
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from robgrad.attacks import Attack, Loss, cross_entropy, length, no_attack
@@ -19,6 +20,7 @@ from robgrad.gradients.attributions import loss_gradient
 from robgrad.gradients.measures import tangent_fraction
 from robgrad.manifolds import Manifold, TangentSpace, distance
 from robgrad.networks import LogitsFn
+from robgrad.plots import axes_of
 
 
 class Alignment(NamedTuple):
@@ -41,6 +43,21 @@ class Alignment(NamedTuple):
     cosine: Array
     distance: Array
     attacked_distance: Array
+
+    def to_rows(self) -> list[dict[str, float]]:
+        """A row for each image."""
+        columns = [np.atleast_1d(values) for values in self]
+        return [dict(zip(self._fields, map(float, values), strict=True)) for values in zip(*columns, strict=True)]
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draws how tangent fractions are spread, beside their chance; returns the matplotlib axes."""
+        axes, fractions = axes_of(axes), np.atleast_1d(self.tangent_fraction)
+        axes.hist(fractions[np.isfinite(fractions)], bins=20, range=(0, 1), color="tab:blue", alpha=0.7)
+        axes.axvline(float(np.nanmean(fractions)), color="tab:blue", label="mean")
+        axes.axvline(float(np.mean(self.chance)), color="black", linestyle="--", label="a random direction")
+        axes.set(xlabel="share of the loss gradient along the manifold", ylabel="images")
+        axes.legend(frameon=False)
+        return axes
 
 
 def align(

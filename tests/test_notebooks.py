@@ -1,0 +1,42 @@
+"""The notebooks run from top to bottom, in a short form, and keep their outputs."""
+
+import json
+import re
+from pathlib import Path
+
+import matplotlib
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).parent.parent / "experiments" / "notebooks").glob("*.ipynb"))
+
+
+def cells(path):
+    """The sources and outputs of a notebook's cells of code."""
+    every = json.loads(path.read_text())["cells"]
+    return [("".join(cell["source"]), cell["outputs"]) for cell in every if cell["cell_type"] == "code"]
+
+
+def least(names):
+    """Small values for a notebook's sizes: epochs, images, and seeds where there are some."""
+    return "1, 10, 2" if "SEEDS" in names else "1, 10"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs(path, capsys):
+    matplotlib.use("Agg")
+    names: dict = {}
+    for source, _ in cells(path):
+        short = re.sub(r"^(EPOCHS, .*) = .*$", lambda sizes: f"{sizes[1]} = {least(sizes[1])}", source, flags=re.M)
+        exec(compile(short, path.name, "exec"), names)
+    assert len(capsys.readouterr().out.splitlines()) > 2
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_keeps_its_outputs(path):
+    printed = [output for _, outputs in cells(path) for output in outputs]
+    assert printed
+    assert not any(output["output_type"] == "error" for output in printed)
+
+
+def test_there_are_three():
+    assert len(NOTEBOOKS) == 3
