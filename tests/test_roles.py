@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -148,6 +151,13 @@ def test_a_second_run_in_one_process_has_other_options(digits, tmp_path):
     assert third.results["rows"] == first.results["rows"]
     toy = boundary_tilting.ToyConfig(preset="quick", seed=0, matmul_precision="float32", repeats=2, points=200)
     assert run(boundary_tilting.EXPERIMENT, tmp_path / "toy", toy).results["config"]["matmul_precision"] == "float32"
+
+
+def test_importing_starts_no_backend():
+    """Programs set devices up, and join other processes, after everything is imported."""
+    names = ", ".join(f"experiments.{one.name}" for one in registry.every())
+    asked = "from jax._src import xla_bridge; assert not xla_bridge.backends_are_initialized()"
+    subprocess.run([sys.executable, "-c", f"import {names}; {asked}"], check=True, cwd=Path(__file__).parent.parent)
 
 
 def test_every_setting_has_a_help_text_and_a_flag():

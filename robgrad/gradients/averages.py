@@ -77,13 +77,18 @@ def integrated_gradients(
       pixels: how channels become one value.
       chunk: gradients at a time.
     """
-    places, weights = (jnp.asarray(values, jnp.float32) for values in nodes(rule, steps))
+    # Still NumPy's: an array of JAX made at import would start the backend before a program has set it up.
+    places, weights = (values.astype(np.float32) for values in nodes(rule, steps))
 
     def attribution(key: Array, logits_fn: LogitsFn, image: Array) -> Array:
         del key
         image = checked_example(logits_fn, image)
         explained, away = output(logits_fn, image), image - baseline
-        at = lambda index: steps * weights[index] * jax.grad(explained)(baseline + places[index] * away)  # noqa: E731
+
+        def at(index: Array) -> Array:
+            place, weight = jnp.asarray(places)[index], jnp.asarray(weights)[index]
+            return steps * weight * jax.grad(explained)(baseline + place * away)
+
         return pixels(away * _mean(at, steps, chunk))
 
     return attribution
