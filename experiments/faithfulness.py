@@ -302,6 +302,10 @@ def claim(config: FaithfulnessConfig, arrays: experiment.Arrays, tables: experim
         seeds, images = next(iter(values.values())).shape
         over = f"{seeds} retrainings, {images} images; one network each" if seeds > 1 else f"{images} images"
         of = partial(_judged, values, over)
+        if {"gradient", "gradient_elsewhere"} <= {*named}:
+            for at in (0, *robust.values()):
+                text = "the gradient at the image beats the gradient at another image (our test)"
+                yield of(text, f"{title}; {recipes[at].kind}", (at, "gradient"), (at, "gradient_elsewhere"))
         for at in robust.values():
             kind = recipes[at].kind
             if {"gradient", "gradient_blurred"} <= {*named}:

@@ -26,6 +26,7 @@ from experiments.harness.config import setting, subsets
 from experiments.harness.options import Options
 from experiments.harness.tables import Row
 from experiments.harness.trained import Recipe, Run
+from experiments.manifold_distance import groups_of
 from robgrad import attacks, data, gradients, intervals, manifolds, networks, runs, stacking, training
 
 EXACT = "exact"
@@ -223,34 +224,28 @@ def correlations(config: KnownConfig, arrays: experiment.Arrays, recipes: Sequen
     return _over_images(pairs, within), (value, *intervals.of_correlation(value, len(means), rank=True))
 
 
-def groups_of(recipes: Sequence[Recipe]) -> dict[str, list[str]]:
-    """The kinds of network of each norm of training, the standard one first."""
-    norms = dict.fromkeys(one.norm for one in recipes if one.norm)
-    kinds = {one.kind: one.norm for one in recipes}
-    return {norm: [kind for kind, of in kinds.items() if of in (norm, None)] for norm in norms}
-
-
 def claim(config: KnownConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> Iterator[Row]:
     """What is true of the gradients, and which estimate says so."""
     recipes, loss = trained.recipes_of(config), config.analysis_losses[0]
     places, truth = trained.kinds_of(recipes), fields_of(arrays, loss, EXACT)
     images = truth["tangent_fraction"].shape[1]
     over = claims.spread(config.network_seeds, f"{images} images")
-    for norm, kinds in groups_of(recipes).items():
+    for pair, kinds in groups_of(recipes).items():
+        group = ", ".join(pair)
         mine = np.stack([truth["tangent_fraction"][places[kind]] for kind in kinds], axis=2)
         text = "true share of the loss gradient along the manifold rises with strength"
-        yield claims.ordered(claims.Claim("2.1", text, norm, "-", over), mine, _mean, rises=True)
+        yield claims.ordered(claims.Claim("2.1", text, group, "-", over), mine, _mean, rises=True)
         there = np.stack([truth["fraction_same_class"][places[kind]] for kind in kinds], axis=2)
         text = "the rise is local: it is larger at the image itself than by another image of its class"
         both = np.concatenate([mine, there], axis=2)
         value, low, high = intervals.of_seeds_and_rows(both, _difference_of_rises)
         ours = f"{float(value):.3g}"
         yield claims.row(
-            claims.Claim("2.1", text, norm, "-", over), ours, float(low), float(high), claims.verdict(low, high)
+            claims.Claim("2.1", text, group, "-", over), ours, float(low), float(high), claims.verdict(low, high)
         )
         distances = np.stack([truth["attacked_distance"][places[kind]] for kind in kinds], axis=2)
         text = "median true distance of attacked images to the manifold falls with strength"
-        yield claims.ordered(claims.Claim("2.1", text, norm, "-", over), distances, _median)
+        yield claims.ordered(claims.Claim("2.1", text, group, "-", over), distances, _median)
     for row in tables["estimates"]:
         for name, what, of in (("images", "images of one network", f"{images} images"), ("networks", "networks", "")):
             text = f"an estimate of the manifold ranks {what} as the truth does"

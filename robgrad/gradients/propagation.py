@@ -5,7 +5,7 @@ They need to know the layers, so they are for the package's own networks without
 `(key, logits_fn, image) -> [H, W]`. What is explained is the logit of the predicted class.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -16,8 +16,6 @@ from robgrad.data.images import checked_example
 from robgrad.gradients.attributions import Attribution
 from robgrad.gradients.outputs import Pixels, absolute, signed
 from robgrad.networks import CNN, MLP, LogitsFn, OfOne, layers
-
-Function = Callable[[Array], Array]
 
 
 class Layer(NamedTuple):
