@@ -368,7 +368,7 @@ EXPERIMENT = experiment.Experiment(
     },
     estimate=estimated,
     paper_datasets=("mnist", "fashion_mnist", "cifar10"),
-    takes="three minutes",
+    takes="three to four minutes",
     picture="loss_gradients.png",
 )
 
