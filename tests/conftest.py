@@ -1,5 +1,6 @@
 """Two host devices, so that every test of a mesh runs on a laptop; a compilation cache for the suite."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -9,12 +10,23 @@ from pathlib import Path
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 
 import jax
+import numpy as np
 import pytest
 
 from robgrad import data as data_sets
 
 ROOT = Path(__file__).parent.parent
+# Most of what the programs do here, at their smallest sizes, is compiling: their machine code need not be fast.
+UNOPTIMISED = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
 jax.config.update("jax_default_matmul_precision", "float32")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """A process that keeps every program it compiled runs out of memory maps in the end, and crashes."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +43,7 @@ def start(cache_dir):
 
     def start(experiment, *arguments, before=(), **variables):
         environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-        environment |= {"JAX_COMPILATION_CACHE_DIR": str(cache_dir), **variables}
+        environment |= {"JAX_COMPILATION_CACHE_DIR": str(cache_dir), **UNOPTIMISED, **variables}
         command = [*before, sys.executable, "-m", f"experiments.{experiment}", *map(str, arguments)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
@@ -56,3 +68,16 @@ def run(start):
 @pytest.fixture(scope="session")
 def digits() -> data_sets.Dataset:
     return data_sets.load("digits")
+
+
+@pytest.fixture(scope="session")
+def colour_file(tmp_path_factory):
+    """A set of another size than any that the paper has: 16x16 colour, four classes."""
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 4, 160)
+    images = generator.integers(0, 120, (160, 16, 16, 3), dtype=np.uint8)
+    images[np.arange(160), 4 * labels + 1, 2:14] = 255
+    parts = {"train_images": images[:120], "train_labels": labels[:120]}
+    path = tmp_path_factory.mktemp("data") / "colour.npz"
+    np.savez(path, **parts, test_images=images[120:], test_labels=labels[120:])
+    return path

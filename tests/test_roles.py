@@ -27,34 +27,6 @@ TINY = [
 ]
 
 
-@pytest.fixture(scope="module")
-def colour_file(tmp_path_factory):
-    """A set of another size than any that the paper has: 16x16 colour, four classes."""
-    generator = np.random.default_rng(0)
-    labels = generator.integers(0, 4, 160)
-    images = generator.integers(0, 120, (160, 16, 16, 3), dtype=np.uint8)
-    images[np.arange(160), 4 * labels + 1, 2:14] = 255
-    parts = {"train_images": images[:120], "train_labels": labels[:120]}
-    path = tmp_path_factory.mktemp("data") / "colour.npz"
-    np.savez(path, **parts, test_images=images[120:], test_labels=labels[120:])
-    return path
-
-
-def test_another_size_through_every_experiment(colour_file, tmp_path, run):
-    arguments = [f"--dataset={colour_file}", f"--workdir={tmp_path / 'all'}", *TINY]
-    run("reproduce", *arguments, "--attributions=gradient,deep_lift,noise_blurred", "--manifold=vae-gan,local-pca")
-    for path in (tmp_path / "all").glob("*-colour"):
-        assert json.loads((path / "results.json").read_text())["rows"]
-    assert {path.name for path in (tmp_path / "all").iterdir() if path.is_dir()} == {
-        "boundary_tilting",
-        "faithfulness-colour",
-        "known_manifold-colour",
-        "manifold_distance-colour",
-        "roar_kar-colour",
-        "robustness-colour",
-    }
-
-
 def test_every_other_choice_at_once(colour_file, tmp_path, run):
     """Batch norm, TRADES, PCA, another attack and attribution, two seeds: in 2.1 and, from its networks, in 3.2."""
     chosen = ["--network=wide-resnet-10-1", "--objective=trades", "--network_seeds=2"]
