@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from robgrad import attacks, data, faithfulness, gradients, intervals, manifolds, networks, runs, stacking, training
-    from robgrad.attacks import robust_accuracy
+    from robgrad.attacks import robust_accuracy as robust_accuracy
 
 __version__ = "0.2.0"
 __all__ = [
@@ -33,7 +33,6 @@ __all__ = [
     "intervals",
     "manifolds",
     "networks",
-    "robust_accuracy",
     "runs",
     "stacking",
     "training",
@@ -45,8 +44,8 @@ def __getattr__(name: str):
         return __getattr__("attacks").robust_accuracy
     if name in __all__:
         return importlib.import_module(f"robgrad.{name}")
-    raise AttributeError(f"module 'robgrad' has no attribute '{name}'; it has {', '.join(__all__)}")
+    raise AttributeError(f"module 'robgrad' has no attribute '{name}'; it has {', '.join(__all__)} and robust_accuracy")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*globals(), *__all__, "robust_accuracy"])

@@ -165,7 +165,7 @@ def test_a_run_that_was_cut_goes_on(images):
     options = {"epsilon": 0.2, "version": "short"}
     whole = attacks.auto_attack(linear, images, labels, save=kept.append, **options)
     said = []
-    again = attacks.auto_attack(linear, images, labels, restored=kept[len(kept) // 2], report=said.append, **options)
+    again = attacks.auto_attack(linear, images, labels, restored=kept[len(kept) // 2], progress=said.append, **options)
     np.testing.assert_array_equal(whole.robust, again.robust)
     assert whole.standing == again.standing
     assert whole.notes == again.notes == ()

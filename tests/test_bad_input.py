@@ -150,7 +150,7 @@ def test_labels_beyond_the_networks_classes_end_training():
         ),
         ({"test": of(labels=np.eye(3, dtype=int)[SPLIT.labels])}, r"test: expected one integer label.*\[6, 3\]"),
         ({"classes": 2}, "train: expected labels in 0..1, got 0..2"),
-        ({"network": on_batches}, "expected a network of one image"),
+        ({"network": lambda image: image.sum()}, "expected a network of one image"),
         ({"percentiles": (0.0, 50.0)}, r"expected percentiles between 0 and 100, got 0.0"),
         ({"seeds": 0}, "expected at least 1 seed, got 0"),
         ({"epochs": 0}, "expected at least 1 epoch, got 0"),
@@ -162,6 +162,30 @@ def test_retraining(benchmark, changed, message):
     given |= {"model": NETWORK, "percentiles": (50.0,), "seeds": 1, "epochs": 1, "batch_size": 2}
     with pytest.raises(ValueError, match=message):
         benchmark(**given | changed)
+
+
+def test_networks_of_batches_are_taken():
+    """By the calls that take batches of images, with the results of the same network of one image."""
+    images, labels = jax.random.uniform(KEY, (6, 4, 4, 1)), np.arange(6) % 3
+    one, batch = (
+        attacks.robust_accuracy(network, images, labels, epsilon=0.05, pixel_range=(0.0, 1.0), version="short")
+        for network in (linear, on_batches)
+    )
+    np.testing.assert_array_equal(one.robust, batch.robust)
+    one, batch = (
+        gradients.analyser(network, PLANE, attack=ATTACK)(images, labels, epsilon=0.1, step_size=0.1)
+        for network in (linear, on_batches)
+    )
+    np.testing.assert_allclose(one.attacked_distance, batch.attacked_distance, rtol=1e-5)
+    options = {"classes": 3, "model": NETWORK, "percentiles": (50.0,), "seeds": 1, "epochs": 1, "batch_size": 2}
+    said: list = []
+    curve = faithfulness.roar(on_batches, gradients.gradient, SPLIT, SPLIT, progress=said.append, **options)
+    assert curve.mean.shape == (1,)
+    assert str(said[0]).startswith("retraining 2 networks, each a fresh CNN(")
+    assert str(said[-1]).startswith("epoch 1.0 of 1, ")
+    first = lambda images: jax.lax.conv(images, jnp.ones((3, 1, 4, 4)), (1, 1), "VALID")[:, :, 0, 0]  # noqa: E731
+    with pytest.raises(ValueError, match=r"channels last, got one of batches \[N, C, H, W\]; give lambda image"):
+        attacks.robust_accuracy(lambda x: first(x[:, :1]), jnp.zeros((2, 4, 4, 3)), [0, 1], epsilon=0.1)
 
 
 class Net(nnx.Module):

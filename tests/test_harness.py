@@ -236,7 +236,7 @@ def test_a_dry_run_counts_what_would_be_done(colour_file, tmp_path, run):
     arguments = [f"--dataset={colour_file}", f"--workdir={tmp_path / 'all'}", *REPRODUCE]
     printed, _ = run("reproduce", "--dry_run", *arguments)
     # The toy's 3 networks twice, standard and two robust ones, the VAE-GAN, and those four again where the manifold is
-    # known; 2 benchmarks, 1 percentile, 2 seeds of 2 attributions and Random: of 3 networks, and of the 2 of faithfulness.
+    # known; 2 benchmarks, 1 percentile, 2 seeds of 2 attributions and Random, of 3 networks and of faithfulness' 2.
     assert "14 networks and 48 retrainings" in printed
     assert "GiB" in printed
     assert not (tmp_path / "all").exists()

@@ -203,7 +203,7 @@ def test_every_objective_plays_its_role(name, digits):
     sizes = training.StepSizes(jnp.array([0.0, 0.5]), 0.25, 3e-3, 6.0)
     train = data_sets.Split(*(leaf[:500] for leaf in digits.train))
     seen = []
-    options = {"mesh": stacking.device_mesh(2, 50), "batch_size": 50, "epochs": 4, "report": seen.append}
+    options = {"mesh": stacking.device_mesh(2, 50), "batch_size": 50, "epochs": 4, "progress": seen.append}
     training.fit(step, start, sizes, train, **options)
     assert np.all(seen[-1].metrics["accuracy"] > 0.7)
 

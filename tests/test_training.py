@@ -123,7 +123,7 @@ def test_learns(digits):
     mesh = stacking.device_mesh(1, 50)
     progress = []
     trained = training.fit(
-        step, start, numbers(1), digits.train, mesh=mesh, batch_size=50, epochs=4, report=progress.append
+        step, start, numbers(1), digits.train, mesh=mesh, batch_size=50, epochs=4, progress=progress.append
     )
     predict = training.evaluate(model, attacks.no_attack, mesh)
     accuracy = np.mean(np.asarray(predict(trained.variables, digits.test, jax.random.key(0))) == digits.test.labels)

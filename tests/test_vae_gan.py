@@ -75,7 +75,7 @@ def fit(data, mesh, epochs=1, batch_size=10, learning_rate=1e-3):
     numbers = manifolds.VaeGanSizes(jnp.array([0.1]), jnp.array([learning_rate]))
     progress = []
     states = training.fit(
-        STEP, states, numbers, data, mesh=mesh, batch_size=batch_size, epochs=epochs, report=progress.append
+        STEP, states, numbers, data, mesh=mesh, batch_size=batch_size, epochs=epochs, progress=progress.append
     )
     return stacking.replica(states.variables, 0), progress
 

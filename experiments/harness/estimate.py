@@ -37,7 +37,7 @@ def cost_of(plan: trained.Plan, examples, options: Options) -> Cost:
 
     with contextlib.suppress(training.StoppedError):
         given = plan.options(options)
-        training.fit(plan.step, plan.states, plan.numbers, examples, stop=enough, report=note, **given)
+        training.fit(plan.step, plan.states, plan.numbers, examples, stop=enough, progress=note, **given)
     (start, _), (first, one), (last, steps) = marks[0], marks[1], marks[-1]
     step = (last - first) / (steps - one) if steps > one else (first - start) / one
     return Cost(step, max(0.0, first - start - one * step))

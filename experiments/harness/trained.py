@@ -270,7 +270,7 @@ def fit(run: Run, plan: Plan, examples) -> training.TrainState:
         progress(label, events, plan.names) as report,
     ):
         saving = training.Checkpoints(save, *run.options.interval)
-        options = plan.options(run.options) | {"stop": stop, "report": report, "checkpoints": saving}
+        options = plan.options(run.options) | {"stop": stop, "progress": report, "checkpoints": saving}
         return training.fit(plan.step, states, plan.numbers, examples, **options)
 
 

@@ -23,7 +23,7 @@ from robgrad.attacks.norms import LINF, Norm, norm_named
 from robgrad.attacks.pool import Apply, Examples, Tools, attack_all, tools_of
 from robgrad.attacks.search import targets
 from robgrad.data import PIXEL_RANGE
-from robgrad.data.images import checked_images, checked_labels, checked_radius, classes_of
+from robgrad.data.images import checked_images, checked_labels, checked_radius, classes_of, of_one_image
 from robgrad.networks import LogitsFn
 
 STANDING, WRONG = "", "wrong from the start"
@@ -32,7 +32,7 @@ STANDING, WRONG = "", "wrong from the start"
 class Keeping(NamedTuple):
     """How an evaluation is watched, gone on from and kept; see `auto_attack`."""
 
-    report: Callable[[str], None]
+    progress: Callable[[str], None]
     restored: Mapping[str, np.ndarray] | None
     save: Callable[[dict[str, np.ndarray]], None] | None
 
@@ -75,7 +75,7 @@ class _Attacker:
 
     def evaluate(self, variables, images, labels, epsilon: float, seed: int, keep: Keeping) -> Evaluation:
         """All parts in turn; see `auto_attack`."""
-        report, restored, save = keep
+        progress, restored, save = keep
         logits = self.in_batches(partial(self.logits_of, variables), images)
         parts, notes = self.ensemble(logits.shape[1])
         mesh = self.mesh(variables, images.shape[1:])
@@ -94,7 +94,7 @@ class _Attacker:
             if index < first or not len(left):
                 standing.setdefault(part.name, len(left))
                 continue
-            report(f"{part.name}: {len(left)} of {len(images)} images left")
+            progress(f"{part.name}: {len(left)} of {len(images)} images left")
             keys = _keys(seed, index, left)
             aims = every[left, part.rank].astype(np.int32)
             if id(part.search) not in self.compiled:
@@ -217,15 +217,15 @@ def auto_attack(
     version: str = "standard",
     seed: int = 0,
     batch: int = 100,
-    report: Callable[[str], None] = lambda line: None,
+    progress: Callable[[str], None] = lambda line: None,
     restored: Mapping[str, np.ndarray] | None = None,
     save: Callable[[dict[str, np.ndarray]], None] | None = None,
 ) -> Evaluation:
     """Robust accuracy of a network under AutoAttack.
 
     Args:
-      logits_fn: the network, a function of one image `[H, W, C]` to logits `[C]`; give the same one again and nothing
-        is compiled anew, whatever the images and radii. With `variables` a function of those and an image.
+      logits_fn: the network, a function of one image `[H, W, C]` to logits `[C]`, or of a batch; give the same one
+        again and nothing is compiled anew, whatever the images and radii. With `variables` a function of those, too.
       images: `[N, H, W, C]`, floating point in `pixel_range`, or bytes, which are mapped to it.
       labels: `[N]` (or `[N, 1]`), their classes.
       variables: of the network, so that networks of one architecture share what is compiled.
@@ -235,21 +235,23 @@ def auto_attack(
       version: `"standard"`, `"plus"`, `"rand"` or `"short"`; see `ensemble`.
       seed: of everything random.
       batch: images at a time, over all devices of this process; memory depends on it alone.
-      report: called with a line before each attack.
+      progress: called with a line before each attack, for instance `print`.
       restored, save: `save` is called with arrays after each attack; given back as `restored`, they are gone on from.
 
     Raises:
       DataError: if images or labels are not of that form.
-      ValueError: for a negative or infinite epsilon, an unknown norm or version, or a network of batches.
+      ValueError: for a negative or infinite epsilon, an unknown norm or version, or a network that takes
+        neither an image nor a batch.
     """
     norm = norm_named(norm)
-    own = logits_fn if variables is None else partial(logits_fn, variables)
     images = checked_images(images, pixel_range)
-    labels = checked_labels(labels, len(images), classes_of(own, images.shape[1:]))
+    given = () if variables is None else (variables,)
+    logits_fn = of_one_image(logits_fn, images.shape[1:], *given)
+    labels = checked_labels(labels, len(images), classes_of(logits_fn, images.shape[1:], *given))
     checked_radius("epsilon", epsilon, 1)
     apply = _without_variables(logits_fn) if variables is None else logits_fn
     attacker = _attacker(apply, norm, version, tuple(pixel_range), batch)
-    return attacker.evaluate(variables, images, labels, float(epsilon), seed, Keeping(report, restored, save))
+    return attacker.evaluate(variables, images, labels, float(epsilon), seed, Keeping(progress, restored, save))
 
 
 def robust_accuracy(logits_fn: LogitsFn, images, labels, *, epsilon: float | Sequence[float], **options):

@@ -1,6 +1,8 @@
 """What a data set is: images as bytes, integer labels, and the checks that all else relies on."""
 
+import contextlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -205,14 +207,14 @@ _BATCHES = (
 )
 
 
-def classes_of(logits_fn, shape) -> int:
+def classes_of(logits_fn, shape, *variables) -> int:
     """How many logits a network of one image of a shape has, asked without running it.
 
     Raises:
-      ValueError: if it does not map one image to a vector of two logits or more.
+      ValueError: if it does not map (variables and) one image to a vector of two logits or more.
     """
     try:
-        logits = jax.eval_shape(logits_fn, jax.ShapeDtypeStruct(tuple(shape), jnp.float32))
+        logits = jax.eval_shape(logits_fn, *variables, jax.ShapeDtypeStruct(tuple(shape), jnp.float32))
     except (TypeError, ValueError, IndexError) as error:
         reason = f"which this one does not take ({str(error).strip().splitlines()[0]})"
         raise ValueError(f"expected a network of one image of shape {list(shape)}, {reason}; {_BATCHES}") from error
@@ -220,6 +222,44 @@ def classes_of(logits_fn, shape) -> int:
         got = list(logits.shape) if hasattr(logits, "shape") else type(logits).__name__
         raise ValueError(f"expected a network of one image to a vector of two logits or more, got {got}; {_BATCHES}")
     return logits.shape[0]
+
+
+@dataclass(frozen=True)
+class OfBatches:
+    """A network of batches as a function of one image; equal for equal networks, so that programs are shared."""
+
+    network: Callable[..., Array]
+
+    def __call__(self, *arguments) -> Array:
+        """Logits `[classes]`, of variables where the network takes some and an image."""
+        *variables, image = arguments
+        return jnp.squeeze(self.network(*variables, image[None]), 0)
+
+
+def of_one_image(logits_fn, shape, *variables) -> Callable[..., Array]:
+    """The network given if it is one of one image; one of batches as a function of one image.
+
+    Raises:
+      ValueError: if it is neither, naming the mistake.
+    """
+
+    def is_one(network) -> bool:
+        with contextlib.suppress(ValueError):
+            return bool(classes_of(network, shape, *variables))
+        return False
+
+    batched = OfBatches(logits_fn)
+    if is_one(logits_fn):
+        return logits_fn
+    if is_one(batched):
+        return batched
+    if len(shape) == 3 and is_one(lambda *given: batched(*given[:-1], given[-1].transpose(2, 0, 1))):
+        raise ValueError(
+            f"expected a network of images {list(shape)}, channels last, got one of batches [N, C, H, W]; give "
+            "lambda image: network(image.transpose(2, 0, 1)[None])[0]"
+        )
+    classes_of(logits_fn, shape, *variables)  # Raises, and says what is wrong.
+    return logits_fn
 
 
 def checked_example(logits_fn, image, label=None, **numbers) -> Array:

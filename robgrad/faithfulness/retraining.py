@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from robgrad import attacks, stacking, training
 from robgrad.data import Split, scale
-from robgrad.data.images import checked_split, classes_of
+from robgrad.data.images import checked_split, of_one_image
 from robgrad.faithfulness.occlusion import Occlusion, fill_of, occlude, rank_maps
 from robgrad.faithfulness.scores import KAR, PERCENTILES, RANDOM, ROAR, Curve, curve
 from robgrad.gradients import Attribution
@@ -128,13 +128,13 @@ def roar(
     learning_rate: float = 1e-3,
     fill: Array | str | None = "mean",
     key: Array | None = None,
-    report: Callable[[training.Progress], None] = lambda progress: None,
+    progress: Callable[[Any], None] = lambda said: None,
     benchmark: str = ROAR,
 ) -> Curve:
     """Remove and retrain on a network, images and an attribution of one's own.
 
     Args:
-      network: the network attributed, a function of one image `[H, W, C]` in [-1, 1] to logits.
+      network: the network attributed, a function of one image `[H, W, C]` in [-1, 1] to logits, or of a batch.
       attribution: `(key, logits_fn, image) -> [H, W]`, for instance `gradients.gradient`.
       train, test: images (bytes, or in [-1, 1]) and labels.
       classes: number of classes.
@@ -145,13 +145,14 @@ def roar(
       epochs, batch_size, learning_rate: of the retrainings, by Adam.
       fill: colour `[C]` in [-1, 1] of removed pixels, `"mean"` for the data set's, None for each image's own.
       key: random key.
-      report: called with the progress of the retrainings, every 20 seconds or so.
+      progress: called with a line that says which network is retrained, and every 20 seconds or so with the
+        `training.Progress` of the retrainings; `print` shows both.
       benchmark: `"roar"`, or `"kar"` to keep what is removed otherwise.
 
     Raises:
       DataError: if images or labels are not what `data.check` wants, for instance labels beyond `classes`.
-      ValueError: if `fill` is neither a colour nor a known word, or the network is not one of one image; or for
-        percentiles not between 0 and 100, and seeds, epochs or a batch below 1.
+      ValueError: if `fill` is neither a colour nor a known word, or the network takes neither one image nor a batch;
+        or for percentiles not between 0 and 100, and seeds, epochs or a batch below 1.
 
     Example:
       >>> from robgrad import data, faithfulness, gradients
@@ -168,7 +169,7 @@ def roar(
     if seeds < 1:
         raise ValueError(f"expected at least 1 seed, got {seeds}")
     train, test = checked_split(train, classes, "train"), checked_split(test, classes, "test")
-    classes_of(network, train.images.shape[1:])
+    network = of_one_image(network, train.images.shape[1:])
     key = jax.random.key(0) if key is None else key
     shape = train.images.shape[1:]
     model = classifier_for(shape, classes) if model is None else model
@@ -184,6 +185,7 @@ def roar(
         for split, one in zip((train, test), keys, strict=True)
     ]
     numbers = numbers_of(retrainings, ("own",), shape[0] * shape[1], learning_rate)
+    progress(f"retraining {len(retrainings)} networks, each a fresh {_said(model)}")
     states = training.fit(
         retraining_step(model, colour),
         initial_states(model, shape, retrainings, start_key),
@@ -193,11 +195,16 @@ def roar(
         batch_size=batch_size,
         epochs=epochs,
         names=[f"{one.benchmark} {one.method} {one.percentile:g}%" for one in retrainings],
-        report=report,
+        progress=progress,
     )
     hits = np.asarray(evaluate(model, colour, mesh)(states.variables, numbers, examples[1]))
     own, random = hits.reshape(2, len(percentiles), seeds, -1)
     return curve(benchmark, percentiles, own, random)
+
+
+def _said(model: nn.Module | Network) -> str:
+    """What a network is called in a line."""
+    return " ".join(str(model).split()) if isinstance(model, nn.Module) else "Network that was given"
 
 
 kar = partial(roar, benchmark=KAR)

@@ -6,6 +6,7 @@ the gradient itself is split into its part in the manifold's tangent space and t
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ from jax import Array, lax
 
 from robgrad.attacks import Attack, Loss, cross_entropy, length, no_attack
 from robgrad.data import PIXEL_RANGE
-from robgrad.data.images import checked_images, checked_labels, checked_radius, classes_of
+from robgrad.data.images import checked_images, checked_labels, checked_radius, classes_of, of_one_image
 from robgrad.gradients.attributions import loss_gradient
 from robgrad.gradients.measures import tangent_fraction
 from robgrad.manifolds import Manifold, TangentSpace, distance
@@ -109,7 +110,7 @@ def analyser(
     """Compiles `align` for batches of one network and manifold, with the attack before it.
 
     Args:
-      logits_fn: the network, image `[...]` to logits.
+      logits_fn: the network, image `[...]` to logits, or of a batch.
       manifold: any `Manifold` of images of that shape.
       loss: whose gradient is analysed.
       attack: what the attacked image is made by; it ascends its own loss.
@@ -134,19 +135,20 @@ def analyser(
       ((5,), 0.125)
     """
 
-    def of_example(example):
+    def of_example(own, example):
         key, image, label, epsilon, step_size = example
-        attacked = attack(key, logits_fn, image, label, epsilon, step_size)
-        return align(logits_fn, manifold, image, attacked, label if true_label else None, loss)
+        attacked = attack(key, own, image, label, epsilon, step_size)
+        return align(own, manifold, image, attacked, label if true_label else None, loss)
 
     @jax.jit
     def run(*examples):
-        return lax.map(of_example, examples, batch_size=min(chunk, len(examples[1])))
+        own = of_one_image(logits_fn, examples[1].shape[1:])
+        return lax.map(partial(of_example, own), examples, batch_size=min(chunk, len(examples[1])))
 
     def analyse(images, labels, epsilon=None, step_size=None, key=None):
         images = checked_images(images, pixel_range, as_images=False)
         count = len(images)
-        labels = checked_labels(labels, count, classes_of(logits_fn, images.shape[1:]))
+        labels = checked_labels(labels, count, classes_of(of_one_image(logits_fn, images.shape[1:]), images.shape[1:]))
         if attack is not no_attack and (epsilon is None or step_size is None):
             raise ValueError(
                 "expected epsilon and step_size, in pixel units, of the attack that the analyser was given"

@@ -30,6 +30,13 @@ class Progress(NamedTuple):
     epoch: float
     metrics: dict[str, np.ndarray]
 
+    def __str__(self) -> str:
+        """A line: how far it is, and each metric, from its least to its greatest over the stack."""
+        epochs = self.epoch * self.steps / self.step
+        spans = {name: (np.min(values), np.max(values)) for name, values in self.metrics.items()}
+        said = [f"{name} {low:.3g}" + (f" to {high:.3g}" if high > low else "") for name, (low, high) in spans.items()]
+        return ", ".join([f"epoch {self.epoch:.1f} of {epochs:.0f}", *said])
+
 
 class Checkpoints(NamedTuple):
     """When and how `fit` saves.
@@ -65,7 +72,7 @@ def fit(
     shuffle: bool = True,
     shard_data: bool = False,
     names: Sequence[str] = (),
-    report: Callable[[Progress], None] = lambda progress: None,
+    progress: Callable[[Progress], None] = lambda done: None,
     checkpoints: Checkpoints | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> TrainState:
@@ -86,7 +93,7 @@ def fit(
       shard_data: split the data over the mesh's data axis instead of copying it to every device; the
         numbers are the same.
       names: name of each replica, for errors.
-      report: called after each segment, about every 20 seconds.
+      progress: called after each segment, about every 20 seconds, for instance `print`.
       checkpoints: when and how to save; by default never.
       stop: asked after each segment; once true, `fit` saves and raises.
 
@@ -124,7 +131,7 @@ def fit(
         seconds = time.perf_counter() - began
         done += count
         _check_finite(metrics, names, done / per_epoch)
-        report(Progress(done, steps, done / per_epoch, metrics))
+        progress(Progress(done, steps, done / per_epoch, metrics))
         # The count is data to the compiled loop: aim at segments that hide the cost of starting one.
         count = int(np.clip(20.0 * count / seconds, 1, 8 * count))
         due = checkpoints is not None and time.monotonic() - saved > 60 * checkpoints.minutes
