@@ -181,7 +181,7 @@ def test_networks_of_batches_are_taken():
     said: list = []
     curve = faithfulness.roar(on_batches, gradients.gradient, SPLIT, SPLIT, progress=said.append, **options)
     assert curve.mean.shape == (1,)
-    assert str(said[0]).startswith("retraining 2 networks, each a fresh CNN(")
+    assert str(said[0]).startswith("retraining 2 networks, each anew: CNN(")
     assert str(said[-1]).startswith("epoch 1.0 of 1, ")
     first = lambda images: jax.lax.conv(images, jnp.ones((3, 1, 4, 4)), (1, 1), "VALID")[:, :, 0, 0]  # noqa: E731
     with pytest.raises(ValueError, match=r"channels last, got one of batches \[N, C, H, W\]; give lambda image"):

@@ -11,6 +11,7 @@ import pytest
 from experiments.harness import flags, registry
 from robgrad.faithfulness import retraining
 from robgrad.gradients import alignment
+from robgrad.networks import equinox
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "experiments" / "README.md", ROOT / "experiments" / "benchmark" / "README.md"]
@@ -77,7 +78,7 @@ def test_the_experiments_page_runs(tmp_path, run, monkeypatch, capsys):
     assert "l2-xent-2" in printed
 
 
-@pytest.mark.parametrize("module", [alignment, retraining])
+@pytest.mark.parametrize("module", [alignment, equinox, retraining])
 def test_docstring_examples_run(module):
     assert doctest.testmod(module).failed == 0
 

@@ -185,7 +185,7 @@ def roar(
         for split, one in zip((train, test), keys, strict=True)
     ]
     numbers = numbers_of(retrainings, ("own",), shape[0] * shape[1], learning_rate)
-    progress(f"retraining {len(retrainings)} networks, each a fresh {_said(model)}")
+    progress(f"retraining {len(retrainings)} networks, each anew: {_said(model)}")
     states = training.fit(
         retraining_step(model, colour),
         initial_states(model, shape, retrainings, start_key),
@@ -204,7 +204,7 @@ def roar(
 
 def _said(model: nn.Module | Network) -> str:
     """What a network is called in a line."""
-    return " ".join(str(model).split()) if isinstance(model, nn.Module) else "Network that was given"
+    return " ".join(str(model).split()) if isinstance(model, nn.Module) else "the network given as model"
 
 
 kar = partial(roar, benchmark=KAR)

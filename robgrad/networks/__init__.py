@@ -2,6 +2,7 @@
 
 from robgrad.networks import layers
 from robgrad.networks.classifiers import CNN, MLP, Conv, cifar_cnn, classifier_for, digits_cnn, mnist_cnn
+from robgrad.networks.equinox import of_equinox
 from robgrad.networks.network import (
     NETWORKS,
     LogitsFn,
@@ -40,6 +41,7 @@ __all__ = [
     "logits_fn",
     "mnist_cnn",
     "network_named",
+    "of_equinox",
     "of_module",
     "of_nnx",
     "preact_resnet_18",
