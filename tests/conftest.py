@@ -8,6 +8,8 @@ import tempfile
 from pathlib import Path
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+# Most of the suite is compiling, here and in the programs that tests start: machine code need not be fast.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 
 import jax
 import numpy as np
@@ -16,8 +18,6 @@ import pytest
 from robgrad import data as data_sets
 
 ROOT = Path(__file__).parent.parent
-# Most of what the programs do here, at their smallest sizes, is compiling: their machine code need not be fast.
-UNOPTIMISED = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
 jax.config.update("jax_default_matmul_precision", "float32")
 
 
@@ -43,7 +43,7 @@ def start(cache_dir):
 
     def start(experiment, *arguments, before=(), **variables):
         environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-        environment |= {"JAX_COMPILATION_CACHE_DIR": str(cache_dir), **UNOPTIMISED, **variables}
+        environment |= {"JAX_COMPILATION_CACHE_DIR": str(cache_dir), **variables}
         command = [*before, sys.executable, "-m", f"experiments.{experiment}", *map(str, arguments)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
