@@ -2,6 +2,7 @@
 
 import doctest
 
+import equinox
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -178,6 +179,9 @@ def test_networks_of_batches_are_taken():
     )
     np.testing.assert_allclose(one.attacked_distance, batch.attacked_distance, rtol=1e-5)
     options = {"classes": 3, "model": NETWORK, "percentiles": (50.0,), "seeds": 1, "epochs": 1, "batch_size": 2}
+    module = equinox.nn.Sequential([equinox.nn.Lambda(jnp.ravel), equinox.nn.Linear(16, 3, key=KEY)])
+    found = attacks.robust_accuracy(module, images, labels, epsilon=0.05, pixel_range=(0.0, 1.0), version="short")
+    assert found.robust.shape == (6,)
     said: list = []
     curve = faithfulness.roar(on_batches, gradients.gradient, SPLIT, SPLIT, progress=said.append, **options)
     assert curve.mean.shape == (1,)

@@ -1,6 +1,7 @@
 """What is built of this checkout works away from it."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -18,11 +19,10 @@ def built(tmp_path_factory):
     place = tmp_path_factory.mktemp("built")
     source = place / "source"
     source.mkdir()
-    kept = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\n")
-    for name in filter(None, kept):
-        if (ROOT / name).exists() and not name.startswith("experiments/results/"):
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).write_bytes((ROOT / name).read_bytes())
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("robgrad", "experiments", "tests"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
     build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", place, source]
     subprocess.run(build, check=True, capture_output=True)
     (wheel,), (sdist,) = place.glob("*.whl"), place.glob("*.tar.gz")

@@ -195,6 +195,15 @@ def lengths(norm: Norm, attacked: np.ndarray, images: np.ndarray) -> np.ndarray:
     return np.asarray(jax.vmap(norm.length)(jnp.asarray(moved)), np.float64)
 
 
+def _hashable(logits_fn: Callable) -> Callable:
+    """The function given, or, if it is a module that holds arrays and has no hash, one that calls it."""
+    try:
+        hash(logits_fn)
+    except TypeError:
+        return lambda *arguments: logits_fn(*arguments)
+    return logits_fn
+
+
 @lru_cache(maxsize=8)
 def _without_variables(logits_fn: LogitsFn) -> Apply:
     return lambda variables, image: logits_fn(image)
@@ -249,6 +258,7 @@ def auto_attack(
     logits_fn = of_one_image(logits_fn, images.shape[1:], *given)
     labels = checked_labels(labels, len(images), classes_of(logits_fn, images.shape[1:], *given))
     checked_radius("epsilon", epsilon, 1)
+    logits_fn = _hashable(logits_fn)
     apply = _without_variables(logits_fn) if variables is None else logits_fn
     attacker = _attacker(apply, norm, version, tuple(pixel_range), batch)
     return attacker.evaluate(variables, images, labels, float(epsilon), seed, Keeping(progress, restored, save))

@@ -30,7 +30,7 @@ def of_equinox(build: Callable[[Array], Any]) -> Network:
     """
     import equinox  # Not among what robgrad installs.
 
-    _, structure = equinox.partition(equinox.filter_eval_shape(build, jax.random.key(0)), _is_trained)
+    _, structure = equinox.partition(equinox.filter_eval_shape(build, jax.random.key(0)), _is_array)
 
     def init(key: Array, image_shape: Sequence[int]) -> Variables:
         del image_shape
@@ -48,6 +48,6 @@ def of_equinox(build: Callable[[Array], Any]) -> Network:
     return Network(init, evaluate, train)
 
 
-def _is_trained(leaf: Any) -> bool:
+def _is_array(leaf: Any) -> bool:
     """Whether a leaf of the abstract module is an array, which `init` gives."""
     return isinstance(leaf, jax.ShapeDtypeStruct)
