@@ -2,6 +2,8 @@
 
 import gc
 import os
+import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -63,6 +65,35 @@ def run(start):
         return printed, said
 
     return run
+
+
+@pytest.fixture
+def refused(cache_dir, monkeypatch, capsys):
+    """Runs an experiment in this process, which must refuse before it works; returns the one line that it says."""
+
+    def refused(experiment, *arguments):
+        monkeypatch.delitem(sys.modules, f"experiments.{experiment}", raising=False)
+        monkeypatch.setattr(sys, "argv", [experiment, *map(str, arguments)])
+        # A program sets these for its process; here they are put back.
+        for name, value in {
+            "XLA_FLAGS": os.environ["XLA_FLAGS"],
+            "JAX_COMPILATION_CACHE_DIR": str(cache_dir),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }.items():
+            monkeypatch.setenv(name, value)
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            with pytest.raises(SystemExit) as ended:
+                runpy.run_module(f"experiments.{experiment}", run_name="__main__")
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        line = str(ended.value)
+        assert line.startswith("error: ")
+        assert "\n" not in line
+        return line + capsys.readouterr().err
+
+    return refused
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,6 @@
 
 import json
 
-import pytest
-
 from experiments.benchmark import suites
 from experiments.benchmark.__main__ import is_equal
 from robgrad import networks
@@ -50,9 +48,3 @@ def test_operations_are_counted_as_by_hand():
     # 3x3 kernels, 1 to 16 and 16 to 32 channels on 64 pixels; dense 16 * 32 to 64, 64 to 10.
     expected = 2 * (64 * 9 * 16 + 64 * 9 * 16 * 32 + 512 * 64 + 640)
     assert suites.forward_flops(networks.digits_cnn(), (8, 8, 1)) == expected
-
-
-@pytest.mark.parametrize("flag", ["--suites=all", "--peers=keras", "--networks=vgg"])
-def test_bad_input_ends_in_one_line(flag, run):
-    printed, said = run("benchmark", flag, status=1)
-    assert "expected some of" in said + printed

@@ -240,16 +240,3 @@ def test_a_dry_run_counts_what_would_be_done(colour_file, tmp_path, run):
     assert "14 networks and 48 retrainings" in printed
     assert "GiB" in printed
     assert not (tmp_path / "all").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--datasets=digits,nothing"], "unknown data set 'nothing'"),
-        (["--preset=paper", "--datasets=digits"], "expected --dataset to be one of"),
-        (["--experiments"], "Unknown command line flag"),
-    ],
-)
-def test_bad_input_ends_in_one_line(arguments, message, tmp_path, run):
-    _, said = run("reproduce", f"--workdir={tmp_path / 'all'}", *arguments, status=1)
-    assert message in said.strip().splitlines()[-1]

@@ -66,8 +66,3 @@ def test_two_processes_give_the_numbers_of_one_and_the_first_writes_them(alone, 
     close(rows(tmp_path / "run"), alone)
     assert "standard" in first
     assert "standard" not in second
-
-
-def test_half_an_address_is_refused(tmp_path, run):
-    _, said = run("manifold_distance", f"--workdir={tmp_path / 'run'}", "--num_processes=2", status=1)
-    assert "expected --coordinator_address, --num_processes and --process_id together" in said

@@ -120,38 +120,6 @@ def curves(directory):
     return {tag: [event.value for event in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--dataset=no_such_set"], "unknown data set 'no_such_set'"),
-        (["--dataset=mnist", "--data_dir=/no/such/place"], "mnist: not found in /no/such/place"),
-        (["--preset=huge"], "value should be one of <quick|paper>"),
-        (["--preset=paper"], "--preset=paper: expected --dataset to be one of"),
-        (["--l2_epsilons=1,-2"], "--l2_epsilons=['1', '-2']: expected different finite numbers >= 0"),
-        (["--l2_epsilons=1,x"], "expected different finite numbers >= 0"),
-        (["--analysis_epsilon=-1"], "--analysis_epsilon=-1.0: expected a finite number >= 0"),
-        (["--attack_steps=0"], "--attack_steps=0"),
-        (["--epochs=many"], "--epochs=many"),
-        (["--epochz=3"], "Did you mean: epochs"),
-        (["--manifold=plane"], "expected some of vae-gan, pca, local-pca, denoiser, exact, all"),
-        (["--manifold=exact"], "--manifold=exact: expected a data set that was generated"),
-        (["--manifold=all,pca"], "--manifold: expected 'all' by itself"),
-        (["--manifold=local-pca", "--neighbours=5"], "--pca_dimensions=10: expected at most 4"),
-        (["--network=vgg"], "value should be one of <paper|preact-resnet-18"),
-        (["--dataset=digit"], "did you mean 'digits'?"),
-        (["--norms=l2,l7"], "expected some of l2, linf"),
-        (["--train_examples=5000"], "--train_examples=5000: expected at most 1437"),
-        (["--batch_size=300", "--train_examples=200"], "--batch_size=300: expected at most 200"),
-        (["--learning_rate=1e38", *SMALL], "try a smaller learning rate"),
-        (["digits"], "unexpected argument 'digits'"),
-    ],
-)
-def test_bad_input_ends_in_one_line(arguments, message, tmp_path, run):
-    printed, said = run("manifold_distance", f"--workdir={tmp_path / 'run'}", *arguments, status=1)
-    assert message in said + printed
-    assert not (tmp_path / "run" / "results.json").exists()
-
-
 def test_a_directory_of_another_configuration_is_refused(finished, run):
     workdir, _ = finished
     before = {file: file.read_bytes() for file in workdir.rglob("*") if file.is_file()}

@@ -90,20 +90,6 @@ def test_the_boundary_turns_towards_the_data(tmp_path, run):
     assert "finished already" in run("boundary_tilting", *arguments)[0]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--percentiles=0,50"], "expected different finite numbers > 0 and < 100"),
-        (["--stack_size=0"], "--stack_size=0"),
-        (["--retraining_seeds=0"], "--retraining_seeds=0"),
-        (["--preset=paper"], "expected --dataset to be one of"),
-    ],
-)
-def test_bad_input_ends_in_one_line(arguments, message, tmp_path, run):
-    printed, said = run("roar_kar", f"--workdir={tmp_path / 'run'}", *arguments, status=1)
-    assert message in said + printed
-
-
 def test_what_a_resumed_run_has_is_known_by_name(finished, tmp_path, run):
     """A kept stack of other retrainings than its name says is done again, not taken by its count."""
     workdir, _ = finished

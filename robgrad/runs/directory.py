@@ -79,7 +79,7 @@ def _open(workdir, experiment: str, config: Mapping[str, Any], environment: Mapp
         if _contents(path, asked):
             write(path / "config.json", json.dumps(asked | {"environment": dict(environment)}, indent=2))
         results = path / "results.json"
-        return path, json.loads(results.read_text()) if results.exists() else None
+        return path, _read(results) if results.exists() else None
     except (OSError, ValueError) as error:
         raise RunError(f"{path}: cannot be used as a run directory ({error}); name another --workdir") from error
 
@@ -88,14 +88,25 @@ def _contents(path: Path, asked: Mapping[str, Any]) -> bool:
     """Whether a directory is new; raises if it holds anything but a run of this experiment and configuration."""
     try:
         if (path / "config.json").exists():
-            _check_same(path, json.loads((path / "config.json").read_text()), asked)
+            _check_same(path, _read(path / "config.json"), asked)
             return False
         others = any(file.suffix != ".partial" for file in path.iterdir())
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise RunError(f"{path}: cannot be used as a run directory ({error}); name another --workdir") from error
     if others:
         raise RunError(f"{path}: expected an empty directory or an earlier run; name another --workdir")
     return True
+
+
+def _read(file: Path) -> Mapping[str, Any]:
+    """What a run wrote of itself; raises if the file holds anything else."""
+    try:
+        found = json.loads(file.read_text())
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise RunError(f"{file}: expected what a run wrote there, whole, found something else; name another --workdir")
+    return found
 
 
 def write(path: Path, contents: str | bytes) -> None:
