@@ -1,9 +1,14 @@
 """The benchmark's contenders, peers included, do equal work; nothing is asserted of its times."""
 
+import importlib
 import json
+from types import SimpleNamespace
 
-from experiments.benchmark import suites
-from experiments.benchmark.__main__ import is_equal
+import jax
+import pytest
+
+import experiments.benchmark.__main__ as benchmark
+from experiments.benchmark import contest, suites
 from robgrad import networks
 
 PEERS = {
@@ -13,34 +18,60 @@ PEERS = {
     "gradients": {"PyTorch eager", "PyTorch channels-last", "Captum"},
     "robustness": {"AutoAttack (PyTorch)", "torchattacks"},
 }
+OURS = {"robgrad, Python loop", "robgrad, plain lax"}
 
 
-def test_every_peer_does_the_same_work(tmp_path, run):
-    """Each starts, and what it gives equals ours: losses after an attack, after training, norms of gradients."""
-    peers = "eager,channels_last,func_stack,torchattacks,foolbox,foolbox_jax,art,captum,pyautoattack"
-    arguments = ["--quick", "--networks=digits", f"--suites={','.join(PEERS)}", f"--peers={peers}"]
+@pytest.fixture
+def in_process(monkeypatch):
+    """Contenders work in this process, each once, in place of one of its own, which imports everything anew."""
+    kept = {
+        name: getattr(jax.config, name) for name in ("jax_enable_compilation_cache", "jax_default_matmul_precision")
+    }
+
+    def contender(file, program):
+        module, variant = program.split()
+        values = {}
+
+        def serve(builders, long=False):
+            values.update((name, [float(value) for value in build()()]) for name, build in builders.items())
+
+        monkeypatch.setattr(contest, "serve", serve)
+        importlib.import_module(f"experiments.benchmark.{module}").main(str(file), variant)
+        nothing = dict.fromkeys(values, 0.0)
+        return SimpleNamespace(values=values, compilation=nothing, take=lambda task: 1.0, end=lambda: 0)
+
+    monkeypatch.setattr(benchmark, "contender", contender)
+    yield
+    for name, value in kept.items():
+        jax.config.update(name, value)
+
+
+@pytest.mark.parametrize("suite", [*PEERS, "loops"])
+def test_every_contender_does_the_same_work(suite, in_process):
+    """What each gives equals ours: losses after an attack, after training, norms of gradients, robust accuracy."""
+    peers = ("eager", "channels_last", "func_stack", "torchattacks", "foolbox", "foolbox_jax", "art", "captum")
+    chosen = benchmark.Wanted(("digits",), (suite,), (*peers, "pyautoattack"), 1, True, "digits", "", "float32")
+    rows = list(benchmark.compare(chosen, suite, "digits", 1.0))
+    assert {row["variant"] for row in rows} >= {"robgrad", *PEERS.get(suite, OURS)}
+    assert all(row["equal_work"] for row in rows if "bfloat16" not in row["variant"]), rows
+    assert {row["suite"] for row in benchmark.against_the_best(rows)} == {suite} & {*PEERS}
+
+
+def test_contenders_in_processes_of_their_own(tmp_path, run):
+    arguments = ["--quick", "--networks=digits", "--suites=gradients,devices,data", "--peers=eager"]
     printed, _ = run("benchmark", *arguments, f"--workdir={tmp_path}")
-    results = json.loads((tmp_path / "results.json").read_text())
-    for suite, expected in PEERS.items():
-        rows = [row for row in results["rows"] if row["suite"] == suite]
-        assert {row["variant"] for row in rows} >= {"robgrad", *expected}, printed
-        assert all(row["equal_work"] for row in rows if "bfloat16" not in row["variant"]), printed
-    assert {row["suite"] for row in results["against_the_best"]} == {*PEERS}
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    expected = {"robgrad", "PyTorch eager", "two processes", "one device, XLA's defaults"}
+    assert {row["variant"] for row in rows} >= expected, printed
+    assert all(row["equal_work"] for row in rows if row["suite"] != "data" and "bfloat16" not in row["variant"]), (
+        printed
+    )
     assert (tmp_path / "speed.png").exists()
 
 
-def test_our_own_variants_give_the_same(tmp_path, run):
-    arguments = ["--quick", "--networks=digits", "--suites=loops,devices,data", "--peers=", f"--workdir={tmp_path}"]
-    run("benchmark", *arguments)
-    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
-    variants = {row["variant"] for row in rows}
-    assert variants >= {"robgrad, Python loop", "robgrad, plain lax", "two processes", "one device, XLA's defaults"}
-    assert all(row["equal_work"] for row in rows if row["suite"] != "data")
-
-
 def test_a_contender_that_gives_something_else_is_named(capsys):
-    assert is_equal("attack", "digits", "PGD", "peer", [1.0], [1.001])
-    assert not is_equal("attack", "digits", "PGD", "peer", [0.5], [1.0])
+    assert benchmark.is_equal("attack", "digits", "PGD", "peer", [1.0], [1.001])
+    assert not benchmark.is_equal("attack", "digits", "PGD", "peer", [0.5], [1.0])
     assert "peer gave 0.5, robgrad 1" in capsys.readouterr().out
 
 
