@@ -33,6 +33,7 @@ COLUMNS = {
     "": "digits (2.1: three seeds, else one), the toy",
     "digits-quick": "digits (2.1: three seeds, else one), the toy",
     "shapes-16-quick": "rendered shapes, one seed",
+    "digits-quick, generated": "images made from digits, one seed",
     "fashion_mnist-quick": "Fashion-MNIST, small, one seed",
     "mnist-quick": "MNIST, small, one seed",
     "mnist-paper": "MNIST, paper's size, one seed",
@@ -147,6 +148,8 @@ def column_of(results: Mapping[str, Any]) -> str:
     """Which column of the verdicts a record is in."""
     settings = results["config"]
     name = f"{settings['dataset']}-{settings['preset']}" if "dataset" in settings else ""
+    if results["experiment"] == "known_manifold" and not settings["dataset"].startswith("shapes"):
+        name += ", generated"
     return COLUMNS.get(name, name)
 
 
