@@ -279,7 +279,8 @@ def draw(workdir: Path, config: KnownConfig, arrays: experiment.Arrays, tables: 
             tuple(row[f"tangent_fraction{end}"] for end in ("", "_low", "_high")) for row in rows
         ]
     }
-    for text, field in (("of another image of its class", "fraction_same_class"), ("of another", "fraction_elsewhere")):
+    others = {"of another image of its class": "fraction_same_class", "of another image": "fraction_elsewhere"}
+    for text, field in others.items():
         series[text] = [(row[field],) * 3 for row in rows]
     references = {"random direction": rows[0]["chance"]}
     references["direction with the data's covariance"] = rows[0]["covariance_chance"]

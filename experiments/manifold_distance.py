@@ -145,7 +145,7 @@ def _of_kind(own: experiment.Arrays, right: np.ndarray) -> Row:
     most = max(densities.peaks(rescaled(one[np.isfinite(one)], clean)) for one in kept)
     fractions = own["tangent_fraction"]
     return row | {
-        "mode_is": "unstable" if most > 1 else "stable",
+        "mode_is": ("unstable" if most > 1 else "stable") + (", not rescaled" if on_manifold(clean) else ""),
         "clean_median_distance": np.median(clean),
         "clean_rescaled_mode": densities.mode(rescaled(clean, clean)),
         **_bounded("tangent_fraction", fractions, _mean),
@@ -187,8 +187,13 @@ def _quietly(statistic, values: np.ndarray) -> Any:
 
 
 def rescaled(distances: np.ndarray, clean: np.ndarray) -> np.ndarray:
-    """Distances in units where the clean test data's own span [0, 1]."""
-    return (distances - clean.min()) / np.ptp(clean)
+    """Distances in units where the clean test data's own span [0, 1]; as they are where those lie on the manifold."""
+    return distances if on_manifold(clean) else (distances - clean.min()) / np.ptp(clean)
+
+
+def on_manifold(clean: np.ndarray) -> bool:
+    """Whether the clean test data lie on the manifold but for rounding, as on an exact one."""
+    return bool(clean.max() < 1e-3)
 
 
 def groups_of(recipes: Sequence[Recipe]) -> dict[tuple, list[str]]:
@@ -281,14 +286,16 @@ def draw(workdir: Path, config: ManifoldConfig, arrays: experiment.Arrays, table
         fields, title = fields_of(arrays, loss, name), manifolds.KINDS[name].title
         clean, panels = fields["distance"], {}
         for (norm, train_loss), kinds in groups_of(recipes).items():
-            curves = {"test data": rescaled(clean, clean)}
+            # On an exact manifold their density is a spike that hides all others.
+            curves = {"test data": np.empty(0) if on_manifold(clean) else rescaled(clean, clean)}
             for kind in kinds:
                 own = fields["own"][places[kind]]
                 curves[kind] = rescaled(fields["attacked_distance"][places[kind]][own], clean)
             panels[f"{norm}, {train_loss}"] = curves
         # The first manifold's files are named as they were when there was one.
         of = f"{loss}" if name == config.manifold[0] else f"{name}_{loss}"
-        xlabel = f"distance to the manifold, rescaled ({title}, {loss} analysis)"
+        unit = "" if on_manifold(clean) else ", rescaled"
+        xlabel = f"distance to the manifold{unit} ({title}, {loss} analysis)"
         figures.density_figure(workdir / f"densities_{of}.png", panels, xlabel)
         _draw_fractions(workdir / f"tangent_fraction_{of}.png", title, tables["rows"], name, loss)
         if index < len(config.analysis_losses):
@@ -358,7 +365,8 @@ EXPERIMENT = experiment.Experiment(
     captions={
         "loss_gradients.png": "Test images, and gradients of the negative loss at the predicted label, from blue to "
         "red; with growing epsilon noise should give way to shapes.",
-        "densities_*.png": "Distance of attacked images to the manifold, where clean images span 0 to 1 ({} analysis); "
+        "densities_*.png": "Distance of attacked images to the manifold, where clean images span 0 to 1, or as it is "
+        "where they lie on the manifold ({} analysis); "
         "the stronger a network's training, the farther left its curve should lie.",
         "tangent_fraction_*.png": "Share of the loss gradient along the manifold ({} analysis); it should grow with "
         "epsilon, lie above what other directions get (lines), and above what other images' tangent spaces hold of it.",
