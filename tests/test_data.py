@@ -66,9 +66,16 @@ def test_check_says_what_is_wrong(images, labels, message):
 def test_unknown_and_missing_sets(tmp_path):
     with pytest.raises(data_sets.DataError, match="unknown data set 'no_such_set'"):
         data_sets.load("no_such_set", tmp_path)
+    # What varies in size is refused before anything is downloaded.
+    with pytest.raises(data_sets.DataError, match=r"food101: expected images of one shape, got \(None, None, 3\)"):
+        data_sets.load("food101", tmp_path)
     try:
         import tensorflow  # noqa: F401
     except ImportError:
+        with pytest.raises(data_sets.DataError, match="coco: its description needs TensorFlow: pip install"):
+            data_sets.load("coco", tmp_path)
+        with pytest.raises(data_sets.DataError, match=rf"expected {tmp_path}/mnist/3.0.1; name another directory"):
+            data_sets.load("mnist", tmp_path)
         with pytest.raises(data_sets.DataError, match=rf"mnist: not found in {tmp_path}.*--data_dir.*prepare"):
             data_sets.load("mnist", tmp_path)
 

@@ -52,13 +52,13 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
 
 
 def _near(name: str, data_dir: Path) -> str:
-    """A half sentence that offers the known data set whose name is nearest."""
+    """A half sentence that offers the known data set whose name is nearest, unless that is the name."""
     try:
         there = [path.name for path in data_dir.iterdir() if path.is_dir()]
     except OSError:
         there = []
     nearest = difflib.get_close_matches(name, [*EMBEDDED, "shapes", "mnist", "fashion_mnist", "cifar10", *there], 1)
-    return f"; did you mean '{nearest[0]}'?" if nearest else ""
+    return f"; did you mean '{nearest[0]}'?" if nearest and nearest[0] != name else ""
 
 
 def _data_dir(data_dir: str | os.PathLike | None) -> Path:

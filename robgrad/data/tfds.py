@@ -34,15 +34,22 @@ def load(name: str, data_dir: Path, near: str = "") -> Dataset:
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
         expected = "expected 'digits', the TFDS name of an image set, or the path of an .npz file"
         raise DataError(f"unknown data set '{name}': {expected}{near}") from error
-    # Known before anything is downloaded.
-    if "test" not in builder.info.splits and builder.info.splits:
-        raise DataError(f"{name}: expected an image classification set with splits 'train' and 'test'")
+    except ImportError as error:
+        raise DataError(f"{name}: its description needs TensorFlow: pip install '.[prepare]'") from error
+    # What is known before anything is downloaded is refused before.
+    expected = f"{name}: expected an image classification set with splits 'train' and 'test'"
+    keys, features = builder.info.supervised_keys, dict(builder.info.features.items())
+    image = features.get(keys[0]) if keys else None
+    if not isinstance(image, tfds.features.Image) or (builder.info.splits and "test" not in builder.info.splits):
+        raise DataError(expected)
     if not builder.is_prepared():
+        if None in image.shape:
+            raise DataError(
+                f"{name}: expected images of one shape, got {image.shape}; bring them to one size and name an .npz file"
+            )
         _download(builder, f"{name}: not found in {data_dir}: expected {builder.data_path}{near}; {ways}")
-    keys = builder.info.supervised_keys
-    features = dict(builder.info.features.items())
-    if keys is None or not isinstance(features.get(keys[0]), tfds.features.Image) or "test" not in builder.info.splits:
-        raise DataError(f"{name}: expected an image classification set with splits 'train' and 'test'")
+        if "test" not in builder.info.splits:
+            raise DataError(expected)
     train, test = (_decoded(builder, split, *keys) for split in ("train", "test"))
     return Dataset(name, tuple(features[keys[1]].names), train, test)
 
