@@ -2,9 +2,12 @@
 
 import json
 import shutil
+import socket
 
 import numpy as np
 import pytest
+
+from experiments.harness import launch
 
 SMALL = [
     *("--train_examples=100", "--test_examples=20", "--epochs=1", "--standard_epochs=1", "--attack_steps=2"),
@@ -61,6 +64,7 @@ PAPERS = "--preset=paper: expected --dataset to be one of"
         ("roar_kar", ["--networks_from=nowhere"], "nowhere: expected a run directory"),
         ("manifold_distance", ["--num_processes=2"], "--coordinator_address, --num_processes and --process_id"),
         ("manifold_distance", ["--coordinator_address=a:1", "--num_processes=2", "--process_id=2"], "the last below"),
+        ("roar_kar", ["--coordinator_address=a", "--num_processes=2", "--process_id=1"], "expected host:port, got 'a'"),
         ("benchmark", ["--suites=all"], "expected some of"),
         ("benchmark", ["--peers=keras"], "expected some of"),
         ("benchmark", ["--networks=vgg"], "expected some of"),
@@ -70,6 +74,17 @@ def test_one_line_before_work_begins(program, arguments, message, tmp_path, refu
     assert message in refused(program, f"--workdir={tmp_path / 'run'}", *arguments)
     assert not (tmp_path / "run" / "networks").exists()
     assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_a_coordinator_that_does_not_answer_is_named(tmp_path, refused, monkeypatch):
+    monkeypatch.setattr(launch, "_PATIENCE", 1.0)
+    with socket.socket() as closed:
+        closed.bind(("localhost", 0))
+        address = f"localhost:{closed.getsockname()[1]}"
+        asked = [f"--coordinator_address={address}", "--num_processes=2", "--process_id=1"]
+        said = refused("manifold_distance", f"--workdir={tmp_path / 'run'}", *asked)
+    assert f"{address}: nothing answered there for 1 s" in said
+    assert "--process_id=0" in said
 
 
 def images_of(images):

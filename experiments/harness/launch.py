@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -26,6 +27,8 @@ STOPPED = 75  # EX_TEMPFAIL: what was asked for is not done yet, try again.
 _FAST_CPU_FLAGS = {"0.10.2": ("--xla_cpu_experimental_ynn_fusion_type=dot",)}
 
 detail = logging.getLogger("robgrad")
+# Seconds that a process waits for the first one to answer: as long as JAX would, which then ends without a line.
+_PATIENCE = 300.0
 _COMPILING = "/jax/core/compile/"
 _compiling = 0.0
 _asked_to_stop = threading.Event()
@@ -105,10 +108,31 @@ def _join(address: str | None, processes: int | None, process: int | None) -> No
             "expected --coordinator_address, --num_processes and --process_id together, the last below the second, got "
             f"{address}, {processes} and {process}"
         )
+    if not re.fullmatch(r".+:\d+", address):
+        raise absl_flags.IllegalFlagValueError(f"--coordinator_address: expected host:port, got '{address}'")
+    if process:
+        _await(address)
     try:
         jax.distributed.initialize(address, processes, process)
     except (RuntimeError, ValueError) as error:
         raise absl_flags.IllegalFlagValueError(f"--coordinator_address={address}: cannot join ({error})") from error
+
+
+def _await(address: str) -> None:
+    """Returns once process 0 answers at an address; what JAX does where none does is to abort the process."""
+    host, port = address.rsplit(":", 1)
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except (OSError, OverflowError) as error:
+            if time.monotonic() > until:
+                raise absl_flags.IllegalFlagValueError(
+                    f"--coordinator_address={address}: nothing answered there for {_PATIENCE:.0f} s ({error}); "
+                    "start the process with --process_id=0 on that host"
+                ) from error
+        time.sleep(0.5)
 
 
 def show(*lines: str) -> None:
