@@ -104,14 +104,18 @@ def test_analyser_equals_one_image_at_a_time():
     surface = manifolds.autoencoder(lambda x: x.ravel()[:4], curved)
     attack = attacks.pgd(attacks.LINF, attacks.cross_entropy, 3)
     images = jax.random.uniform(KEY, (7, 3, 4), minval=-1.0)
-    labels = jnp.arange(7) % 5
-    analyse = gradients.analyser(logits_fn, surface, attack=attack, true_label=True, chunk=3)
+    labels, said = jnp.arange(7) % 5, []
+    analyse = gradients.analyser(logits_fn, surface, attack=attack, true_label=True, chunk=3, progress=said.append)
     got = analyse(images, labels, epsilon=0.2, step_size=0.1)
     for index in range(7):
         attacked = attack(None, logits_fn, images[index], labels[index], 0.2, 0.1)
         expected = gradients.align(logits_fn, surface, images[index], attacked, labels[index])
         np.testing.assert_allclose([leaf[index] for leaf in got], expected, rtol=2e-3, atol=1e-5)
     np.testing.assert_allclose(got.cosine**2, got.tangent_fraction, rtol=1e-5)
+    assert got.cosine.shape == (7,)
+    assert said == ["3 of 7 images", "6 of 7 images", "7 of 7 images"]
+    with pytest.raises(ValueError, match="expected chunk >= 1"):
+        gradients.analyser(logits_fn, surface, chunk=0)
 
 
 def test_vae_gan_manifold_takes_the_mean_or_a_sample(digits):

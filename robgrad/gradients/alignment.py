@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 
 from robgrad.attacks import Attack, Loss, cross_entropy, length, no_attack
 from robgrad.data import PIXEL_RANGE
@@ -106,6 +106,7 @@ def analyser(
     true_label: bool = False,
     chunk: int = 100,
     pixel_range: tuple[float, float] = PIXEL_RANGE,
+    progress: Callable[[str], None] | None = None,
 ) -> Callable[..., Alignment]:
     """Compiles `align` for batches of one network and manifold, with the attack before it.
 
@@ -115,8 +116,9 @@ def analyser(
       loss: whose gradient is analysed.
       attack: what the attacked image is made by; it ascends its own loss.
       true_label: take the gradient at the label given instead of the network's own prediction.
-      chunk: images at a time.
+      chunk: images at a time, at least 1; any number of images beyond it meets the same compiled program.
       pixel_range: smallest and largest value of a pixel.
+      progress: called with a line after each chunk, for instance `print`.
 
     Returns:
       `analyse(images, labels, epsilon=None, step_size=None, key=None)` to an `Alignment` of arrays `[N]`, for images
@@ -135,15 +137,16 @@ def analyser(
       ((5,), 0.125)
     """
 
-    def of_example(own, example):
-        key, image, label, epsilon, step_size = example
+    if chunk < 1:
+        raise ValueError(f"expected chunk >= 1 (images at a time), got {chunk}")
+
+    def of_example(own, key, image, label, epsilon, step_size):
         attacked = attack(key, own, image, label, epsilon, step_size)
         return align(own, manifold, image, attacked, label if true_label else None, loss)
 
     @jax.jit
     def run(*examples):
-        own = of_one_image(logits_fn, examples[1].shape[1:])
-        return lax.map(partial(of_example, own), examples, batch_size=min(chunk, len(examples[1])))
+        return jax.vmap(partial(of_example, of_one_image(logits_fn, examples[1].shape[1:])))(*examples)
 
     def analyse(images, labels, epsilon=None, step_size=None, key=None):
         images = checked_images(images, pixel_range, as_images=False)
@@ -156,6 +159,15 @@ def analyser(
         given = (("epsilon", epsilon), ("step_size", step_size))
         numbers = [checked_radius(name, 0.0 if value is None else value, count) for name, value in given]
         keys = jax.random.split(jax.random.key(0) if key is None else key, count)
-        return run(keys, images, labels, *numbers)
+        examples, size = (keys, images, labels, *numbers), min(chunk, count)
+        parts = []
+        for start in range(0, count, size):
+            # The last chunk is filled up with its last image, so that nothing compiles anew.
+            index = np.minimum(np.arange(start, start + size), count - 1)
+            parts.append(run(*(each[index] for each in examples)))
+            if progress:
+                jax.block_until_ready(parts[-1])
+                progress(f"{min(start + size, count)} of {count} images")
+        return jax.tree.map(lambda *columns: jnp.concatenate(columns)[:count], *parts)
 
     return analyse
