@@ -1,6 +1,7 @@
 """What a user can mistype ends in one line that says what was expected, what came and what to do."""
 
 import json
+import os
 import shutil
 import socket
 
@@ -148,6 +149,25 @@ def test_a_work_directory_of_something_else_is_left_alone(finished, tmp_path, re
     assert "cannot be used as a run directory" in refused("boundary_tilting", f"--workdir={file}")
     assert file.read_text() == "mine"
     assert "expected an empty directory or an earlier run" in refused("boundary_tilting", f"--workdir={tmp_path}")
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a file system that refuses even root, as /proc")
+def test_a_work_directory_that_cannot_be_written_is_named(refused):
+    said = refused("boundary_tilting", "--workdir=/proc/self/run", "--repeats=2", "--points=100")
+    assert "/proc/self/run: cannot be used as a run directory" in said
+    assert "name another --workdir" in said
+
+
+def test_a_damaged_measurement_is_measured_again(finished, tmp_path, run):
+    workdir, toy = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    (copy / "results.json").unlink()
+    measurements = copy / "measurements.npz"
+    measurements.write_bytes(measurements.read_bytes()[:1000])
+    run("boundary_tilting", f"--workdir={copy}", *toy)
+    rows = [json.loads((place / "results.json").read_text())["rows"] for place in (workdir, copy)]
+    assert rows[0] == rows[1]
 
 
 def test_a_half_written_configuration_is_named(finished, tmp_path, refused):

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import time
 
@@ -164,6 +165,25 @@ def test_sigterm_saves_and_says_how_to_go_on(uninterrupted, tmp_path, start, run
     assert "training" not in said
 
 
+def test_damaged_networks_are_said_put_aside_and_trained_again(uninterrupted, tmp_path, run):
+    """Beside a measurement cut short; what is whole stays."""
+    damaged = tmp_path / "run"
+    shutil.copytree(uninterrupted, damaged)
+    (damaged / "results.json").unlink()
+    measurements = damaged / "measurements.npz"
+    measurements.write_bytes(measurements.read_bytes()[:1000])
+    for path in (damaged / "networks" / "l2-xent" / "variables").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:50])
+    _, said = run(NAME, f"--workdir={damaged}", *RUN)
+    assert "l2-xent: cannot be read" in said
+    assert "put aside, doing this stage again" in said
+    assert (damaged / "networks" / "l2-xent.unreadable").is_dir()
+    assert "training l2-xent" in said
+    assert "training standard" not in said
+    assert rows(damaged) == rows(uninterrupted)
+
+
 def test_networks_that_another_run_lacks_are_trained(uninterrupted, tmp_path, run):
     wider = [*RUN, "--l2_epsilons=0.5,1,2"]
     _, said = run(NAME, f"--workdir={tmp_path}", f"--networks_from={uninterrupted}", *wider)
@@ -184,3 +204,10 @@ def test_a_full_disk_ends_in_one_line(tmp_path, run, uninterrupted):
 def test_networks_trained_otherwise_are_refused(tmp_path, run, uninterrupted):
     _, said = run(NAME, f"--workdir={tmp_path}", f"--networks_from={uninterrupted}", *RUN, "--epochs=1", status=1)
     assert "was trained with epochs = 2, this run wants 1" in said
+
+
+def test_networks_of_another_data_set_are_refused(tmp_path, refused, uninterrupted, colour_file):
+    given = [f"--workdir={tmp_path / 'run'}", f"--networks_from={uninterrupted}", f"--dataset={colour_file}"]
+    said = refused(NAME, *given, *(one for one in RUN if "examples" not in one), "--train_examples=100")
+    assert "was trained with" in said
+    assert not (tmp_path / "run" / "networks").exists()

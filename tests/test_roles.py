@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -150,6 +152,22 @@ def test_every_setting_has_a_help_text_and_a_flag():
         assert one.columns
         assert one.captions
         assert one.takes
+
+
+@pytest.mark.parametrize("program", [*(one.name for one in registry.every()), "reproduce", "benchmark", "document"])
+def test_every_flag_of_every_program_is_explained(program, monkeypatch, capsys):
+    """By `--help`, each once, in a sentence or more."""
+    monkeypatch.delitem(sys.modules, f"experiments.{program}", raising=False)
+    monkeypatch.setattr(sys, "argv", [program, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(f"experiments.{program}", run_name="__main__")
+    assert ended.value.code == 0
+    shown = re.findall(r"^  --(\S+): (.*(?:\n      .*)*)", capsys.readouterr().out, re.MULTILINE)
+    names = [name for name, _ in shown]
+    assert len({*names}) == len(names)
+    assert {"workdir", "seed", "verbose"} <= {*names}
+    for name, text in shown:
+        assert re.match(r"(<\S+: )?[A-Z'].{9}", text.replace("\n     ", "")), f"--{name}: {text}"
 
 
 @pytest.mark.parametrize("flag", ["-h", "--help", "--helpshort"])
