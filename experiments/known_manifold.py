@@ -123,7 +123,7 @@ def tabulate(config: KnownConfig, arrays: experiment.Arrays) -> experiment.Table
     (loss,) = config.analysis_losses[:1]
     for members in trained.kinds_of(recipes).values():
         truth = fields_of(arrays, loss, EXACT)
-        fraction, low, high = intervals.of_seeds_and_rows(truth["tangent_fraction"][members], _mean)
+        fraction, low, high = intervals.of_seeds_and_rows(truth["tangent_fraction"][members], intervals.mean)
         rows.append(
             {
                 **recipes[members[0]].row,
@@ -148,10 +148,6 @@ def tabulate(config: KnownConfig, arrays: experiment.Arrays) -> experiment.Table
         )
     judged = [_of_estimate(config, arrays, recipes, name) for name in estimates_of(config)]
     return {"rows": rows, "estimates": judged, "manifolds": surfaces.rows_of_manifolds(with_exact(config), arrays)}
-
-
-def _mean(values: np.ndarray) -> np.ndarray:
-    return np.nanmean(values, axis=0)
 
 
 def _of_estimate(config: KnownConfig, arrays: experiment.Arrays, recipes: Sequence[Recipe], name: str) -> Row:
@@ -208,6 +204,13 @@ def _rank_correlation(pairs: np.ndarray) -> float:
     return float(np.corrcoef(one, two)[0, 1]) if min(np.ptp(one), np.ptp(two)) > 0 else np.nan
 
 
+def _rank_correlations(pairs: np.ndarray) -> np.ndarray:
+    """Spearman's correlation of each of `[n, m, 2]`, all finite; NaN where one side is constant."""
+    ranks = stats.rankdata(pairs, axis=0) - (len(pairs) + 1) / 2
+    squares = (ranks**2).sum(0).prod(-1)
+    return np.divide(ranks.prod(-1).sum(0), np.sqrt(squares), out=np.full(len(squares), np.nan), where=squares > 0)
+
+
 def correlations(config: KnownConfig, arrays: experiment.Arrays, recipes: Sequence[Recipe], name: str):
     """An estimate's rank correlations with the truth, each with its interval.
 
@@ -216,6 +219,8 @@ def correlations(config: KnownConfig, arrays: experiment.Arrays, recipes: Sequen
     pairs = _pairs(config, arrays, name)
 
     def within(some: np.ndarray) -> float:
+        if np.isfinite(some).all():
+            return float(intervals.mean(_rank_correlations(some)))
         return float(np.nanmean([_rank_correlation(one) for one in some.swapaxes(0, 1)]))
 
     kinds = trained.kinds_of(recipes).values()
@@ -234,7 +239,7 @@ def claim(config: KnownConfig, arrays: experiment.Arrays, tables: experiment.Tab
         group = ", ".join(pair)
         mine = np.stack([truth["tangent_fraction"][places[kind]] for kind in kinds], axis=2)
         text = "true share of the loss gradient along the manifold rises with strength"
-        yield claims.ordered(claims.Claim("2.1", text, group, "-", over), mine, _mean, rises=True)
+        yield claims.ordered(claims.Claim("2.1", text, group, "-", over), mine, intervals.mean, rises=True)
         there = np.stack([truth["fraction_same_class"][places[kind]] for kind in kinds], axis=2)
         text = "the rise is local: it is larger at the image itself than by another image of its class"
         both = np.concatenate([mine, there], axis=2)
@@ -245,7 +250,7 @@ def claim(config: KnownConfig, arrays: experiment.Arrays, tables: experiment.Tab
         )
         distances = np.stack([truth["attacked_distance"][places[kind]] for kind in kinds], axis=2)
         text = "median true distance of attacked images to the manifold falls with strength"
-        yield claims.ordered(claims.Claim("2.1", text, group, "-", over), distances, _median)
+        yield claims.ordered(claims.Claim("2.1", text, group, "-", over), distances, intervals.median)
     for row in tables["estimates"]:
         for name, what, of in (("images", "images of one network", f"{images} images"), ("networks", "networks", "")):
             text = f"an estimate of the manifold ranks {what} as the truth does"
@@ -260,13 +265,9 @@ def claim(config: KnownConfig, arrays: experiment.Arrays, tables: experiment.Tab
             )
 
 
-def _median(values: np.ndarray) -> np.ndarray:
-    return np.nanmedian(values, axis=0)
-
-
 def _difference_of_rises(values: np.ndarray) -> float:
     """From first to last network, at the image and by another image; `[image, both]`."""
-    here, there = np.split(np.nanmean(values, axis=0), 2)
+    here, there = np.split(intervals.mean(values), 2)
     return (here[-1] - here[0]) - (there[-1] - there[0])
 
 

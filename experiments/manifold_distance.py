@@ -19,7 +19,6 @@ MNIST 0.63 (standard), 0.60, 0.50, 0.42; Fashion-MNIST 0.62, 0.59, 0.53, 0.43; C
 
 import dataclasses
 import itertools
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -137,7 +136,7 @@ def _of_kind(own: experiment.Arrays, right: np.ndarray) -> Row:
         kept = np.where(success, own["attacked_distance"], np.nan)
         modes = [densities.mode(rescaled(one[np.isfinite(one)], clean)) for one in kept]
         row |= {
-            **_bounded(f"{prefix}median_distance", kept, _median),
+            **_bounded(f"{prefix}median_distance", kept, intervals.median),
             f"{prefix}mean_distance": np.nanmean(kept) if success.any() else np.nan,
             f"{prefix}rescaled_mode": np.mean(modes),
         }
@@ -148,9 +147,9 @@ def _of_kind(own: experiment.Arrays, right: np.ndarray) -> Row:
         "mode_is": ("unstable" if most > 1 else "stable") + (", not rescaled" if on_manifold(clean) else ""),
         "clean_median_distance": np.median(clean),
         "clean_rescaled_mode": densities.mode(rescaled(clean, clean)),
-        **_bounded("tangent_fraction", fractions, _mean),
-        "root_fraction": np.mean(_mean(np.sqrt(fractions.T))),
-        **{name: np.mean(_mean(own[name].T)) for name in analysed.FRACTIONS[1:] if name in own},
+        **_bounded("tangent_fraction", fractions, intervals.mean),
+        "root_fraction": np.mean(intervals.mean(np.sqrt(fractions.T))),
+        **{name: np.mean(intervals.mean(own[name].T)) for name in analysed.FRACTIONS[1:] if name in own},
         "tangent_fraction_covariance": np.mean(own["covariance_chance"]) if "covariance_chance" in own else np.nan,
         "tangent_fraction_chance": np.mean(own["chance"]),
         "gradient_norm": np.median(own["gradient_norm"]),
@@ -169,21 +168,6 @@ def _bounded(name: str, values: np.ndarray, statistic) -> Row:
     if len(values) == 1:
         values = values[:, np.isfinite(values[0])]
     return dict(zip(names, intervals.of_seeds_and_rows(values, statistic), strict=True))
-
-
-def _median(values: np.ndarray) -> Any:
-    return _quietly(np.nanmedian, values)
-
-
-def _mean(values: np.ndarray) -> Any:
-    return _quietly(np.nanmean, values)
-
-
-def _quietly(statistic, values: np.ndarray) -> Any:
-    """A statistic of each column; NaN, without a warning, of one in which a draw has left nothing."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        return statistic(values, axis=0)
 
 
 def rescaled(distances: np.ndarray, clean: np.ndarray) -> np.ndarray:
@@ -222,9 +206,9 @@ def claim(config: ManifoldConfig, arrays: experiment.Arrays, tables: experiment.
             }
             columns = np.stack([*kept.values(), clean], axis=2)
             theirs = "standard > ... > test data" if name == "vae-gan" else "-"
-            yield claims.ordered(of(text=texts_of(name)[0], published=theirs), columns, _median)
+            yield claims.ordered(of(text=texts_of(name)[0], published=theirs), columns, intervals.median)
             fractions = np.stack([fields["tangent_fraction"][places[kind]] for kind in kinds], axis=2)
-            yield claims.ordered(of(text=texts_of(name)[1], published="-"), fractions, _mean, rises=True)
+            yield claims.ordered(of(text=texts_of(name)[1], published="-"), fractions, intervals.mean, rises=True)
             if (name, norm, train_loss, loss) == ("vae-gan", "l2", "xent", "xent"):
                 yield from _modes(config, clean, kept)
 

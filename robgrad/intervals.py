@@ -37,6 +37,23 @@ def draws(values: np.ndarray, statistic: Callable[[np.ndarray], Any], resamples:
     return np.stack([statistic(values[generator.integers(0, len(values), len(values))]) for _ in range(resamples)])
 
 
+def mean(values: np.ndarray) -> Any:
+    """The mean over the first axis of what is not NaN, as `numpy.nanmean` and quicker; NaN, and no warning, of none."""
+    missing = np.isnan(values)
+    count = np.asarray(len(values) - missing.sum(0), float)
+    return np.divide(np.where(missing, 0.0, values).sum(0), count, out=np.full(count.shape, math.nan), where=count > 0)
+
+
+def median(values: np.ndarray) -> Any:
+    """The median over the first axis of what is not NaN, as `numpy.nanmedian` and quicker; NaN, no warning, of none."""
+    ordered = np.sort(values, axis=0)  # NaN last.
+    count = np.asarray(np.count_nonzero(~np.isnan(ordered), axis=0))
+    lower, upper = (
+        np.take_along_axis(ordered, place[None], 0)[0] for place in (np.maximum(count - 1, 0) // 2, count // 2)
+    )
+    return (lower + upper) / 2
+
+
 def of_many(values: np.ndarray, statistic: Callable[[np.ndarray], Any], resamples: int = 1000) -> Bounds:
     """The percentile bootstrap interval of a statistic of the rows of `values`; for some thirty rows or more.
 

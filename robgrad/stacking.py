@@ -24,26 +24,36 @@ WHOLE = P()
 INTENSE = 600
 
 
+# Whole trees at a time: leaf by leaf every shape would compile a program of its own.
+_stacked = jax.jit(lambda trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees), inline=True)
+_joined = jax.jit(lambda trees: jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees), inline=True)
+_taken = jax.jit(lambda tree, index: jax.tree.map(lambda leaf: leaf[index], tree), inline=True)
+_placed = jax.jit(lax.with_sharding_constraint, static_argnums=1, inline=True)
+
+
 def stack(replicas: Sequence[Any]):
     """Stacks equal pytrees along a new leading replica axis."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *replicas)
+    return _stacked(list(replicas))
 
 
 def concatenate(stacks: Sequence[Any]):
     """Joins stacks of equal structure into one; where they lie on different devices, on the first."""
 
-    def join(*leaves) -> Array:
-        held = [leaf for leaf in leaves if isinstance(leaf, Array) and leaf.committed]
-        if len({frozenset(leaf.sharding.device_set) for leaf in held}) > 1:
-            leaves = tuple(jax.device_put(leaf, jax.local_devices()[0]) for leaf in leaves)
-        return jnp.concatenate(leaves)
-
-    return jax.tree.map(join, *stacks)
+    stacks = list(stacks)
+    held = [leaf for leaf in jax.tree.leaves(stacks) if isinstance(leaf, Array) and leaf.committed]
+    if len({frozenset(leaf.sharding.device_set) for leaf in held}) > 1:
+        stacks = jax.device_put(stacks, jax.local_devices()[0])
+    return _joined(stacks)
 
 
 def replica(stacked, index: int):
     """One replica of a stack, without the leading axis."""
-    return jax.tree.map(lambda leaf: leaf[index], stacked)
+    return _taken(stacked, index)
+
+
+def replicas(stacked, indices: Sequence[int]):
+    """Some replicas of a stack, in the order given."""
+    return _taken(stacked, np.asarray(indices))
 
 
 def size(stacked) -> int:
@@ -134,7 +144,7 @@ def kept(stacked, mesh: Mesh):
     if jax.process_count() > 1:
         return stacked
     spec = P(REPLICA) if size(stacked) % mesh.shape[REPLICA] == 0 else P()
-    return lax.with_sharding_constraint(stacked, NamedSharding(mesh, spec))
+    return _placed(stacked, NamedSharding(mesh, spec))
 
 
 def split(tree, mesh: Mesh):

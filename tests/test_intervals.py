@@ -1,6 +1,7 @@
 """Intervals keep their word: simulated coverage of the nominal 95% lies between 93 and 97.5%."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -114,3 +115,15 @@ def test_seeds_and_rows_agree_with_their_parts():
     found = intervals.of_seeds_and_rows(constant, np.mean)
     np.testing.assert_allclose(found[1:], intervals.of_mean(np.array([1.0, 2.0, 4.0])))
     assert found[0] == pytest.approx(7 / 3)
+
+
+@pytest.mark.parametrize("shape", [(7,), (8,), (8, 3), (1, 2)])
+def test_mean_and_median_are_numpys_of_what_is_not_nan(shape):
+    generator = np.random.default_rng(0)
+    for share in (0.0, 0.4, 1.0):
+        values = np.where(generator.random(shape) < share, np.nan, generator.normal(size=shape))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            mean, median = np.nanmean(values, axis=0), np.nanmedian(values, axis=0)
+        np.testing.assert_allclose(intervals.mean(values), mean, rtol=1e-14)
+        np.testing.assert_array_equal(intervals.median(values), median)

@@ -11,6 +11,7 @@ from experiments.harness import trained
 from experiments.harness.tables import Row
 from experiments.harness.trained import Run
 from robgrad import data, manifolds
+from robgrad.data.shapes import first_test_images
 
 Arrays = dict[str, np.ndarray]
 # Images that are shown.
@@ -61,7 +62,8 @@ def qualities(run: Run, arrays: Mapping[str, Any], train: data.Split, test: data
     """
     shape, count = run.image_shape, 100
     noise = jax.random.uniform(jax.random.key(0), (count, *shape), minval=-1.0, maxval=1.0)
-    other = data.load("shapes-16" if run.dataset.name == "digits" else "digits").test.images[:count]
+    is_digits = run.dataset.name == "digits"
+    other = first_test_images("shapes-16", count) if is_digits else data.load("digits").test.images[:count]
     strange = jnp.clip(jax.image.resize(data.scale(jnp.asarray(other)), (count, *shape[:2], 1), "linear"), -1, 1)
     sets = {"noise": noise, "strange": jnp.broadcast_to(strange, (count, *shape))}
     found = {"class_distance": _between_classes(train, test)}

@@ -172,8 +172,7 @@ def _completed(run: Run, members: list[Recipe], train: data.Split):
     if missing:
         parts.append(fit(run, classifiers_plan(run.config, missing, run.dataset), train).variables)
         names += [recipe.name for recipe in missing]
-    chosen = jnp.array([names.index(recipe.name) for recipe in members])
-    return jax.tree.map(lambda leaf: leaf[chosen], stacking.concatenate(parts))
+    return stacking.replicas(stacking.concatenate(parts), [names.index(recipe.name) for recipe in members])
 
 
 def step_of(config: TrainingConfig, network: nn.Module, norm: str | None, loss: str | None) -> training.Step:

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -57,6 +58,11 @@ def scale(images: Array) -> Array:
     """Maps bytes 0..255 to float32 in [-1, 1]; images that are floating point already pass, as float32."""
     if jnp.issubdtype(images.dtype, jnp.floating):
         return images if images.dtype == jnp.float32 else images.astype(jnp.float32)
+    return _scaled(images)
+
+
+@partial(jax.jit, inline=True)
+def _scaled(images: Array) -> Array:
     return images.astype(jnp.float32) / 127.5 - 1.0
 
 

@@ -146,12 +146,23 @@ def shapes(name: str) -> Dataset:
     """
     canvas = canvas_of(name)
     assert canvas is not None
-    codes = np.random.default_rng(0).uniform(-1, 1, (TRAIN + TEST, canvas.dimensions)).astype(np.float32)
+    codes = _codes(canvas)
     truth = Truth(partial(render, canvas), codes[:TRAIN], codes[TRAIN:], 1.0, partial(mask, canvas))
-    draw = jax.jit(lambda labels, codes: lax.map(lambda one: truth.decode(*one), (labels, codes), batch_size=100))
+    return Dataset(name, CLASSES, _drawn(canvas, codes[:TRAIN]), _drawn(canvas, codes[TRAIN:]), truth)
 
-    def split(codes: np.ndarray) -> Split:
-        labels = (np.arange(len(codes)) % len(CLASSES)).astype(np.int32)
-        return Split(np.asarray(draw(labels, codes)), labels)
 
-    return Dataset(name, CLASSES, split(truth.train_codes), split(truth.test_codes), truth)
+def first_test_images(name: str, count: int) -> np.ndarray:
+    """The first test images of a set, where the other thousands need not be drawn."""
+    canvas = canvas_of(name)
+    assert canvas is not None
+    return _drawn(canvas, _codes(canvas)[TRAIN : TRAIN + count]).images
+
+
+def _codes(canvas: Canvas) -> np.ndarray:
+    return np.random.default_rng(0).uniform(-1, 1, (TRAIN + TEST, canvas.dimensions)).astype(np.float32)
+
+
+def _drawn(canvas: Canvas, codes: np.ndarray) -> Split:
+    draw = jax.jit(lambda labels, codes: lax.map(lambda one: render(canvas, *one), (labels, codes), batch_size=100))
+    labels = (np.arange(len(codes)) % len(CLASSES)).astype(np.int32)
+    return Split(np.asarray(draw(labels, codes)), labels)

@@ -7,6 +7,7 @@ near 0 across (Alain and Bengio, 2014; Mohan et al., 2020).
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple, cast
 
 import flax.linen as nn
@@ -71,6 +72,11 @@ class DenoiserSizes(NamedTuple):
 
 def init_denoiser(network: Denoiser, image_shape: Sequence[int], key: Array) -> TrainState:
     """Fresh variables and a zeroed Adam."""
+    return _initial(network, tuple(image_shape), key)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _initial(network: Denoiser, image_shape: tuple[int, ...], key: Array) -> TrainState:
     first, rest = jax.random.split(key)
     variables = network.init(first, jnp.zeros((1, *image_shape)), jnp.ones(1))
     moments = optax.scale_by_adam().init(variables["params"])

@@ -5,6 +5,7 @@ encoder, decoder, discriminator.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple, cast
 
 import flax.linen as nn
@@ -29,6 +30,11 @@ class VaeGanSizes(NamedTuple):
 
 def init_vae_gan(model: VaeGan, image_shape: Sequence[int], key: Array) -> TrainState:
     """Fresh variables and three zeroed Adams; `variables` and `opt_state` are dicts by network."""
+    return _initial(model, tuple(image_shape), key)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _initial(model: VaeGan, image_shape: tuple[int, ...], key: Array) -> TrainState:
     keys = jax.random.split(key, 4)
     image, code, weights = jnp.zeros((1, *image_shape)), jnp.zeros((1, model.latent)), jnp.ones(1)
     variables = {

@@ -42,6 +42,15 @@ class Network(NamedTuple):
     train: Callable[[Variables, Array, Array], tuple[Array, Variables]]
 
 
+def _initial(module: nn.Module, key: Array, image_shape: tuple[int, ...], by_flag: bool) -> Any:
+    at_rest: dict[str, Any] = {"train": False} if by_flag else {}
+    return module.init(key, jnp.zeros((1, *image_shape)), **at_rest)
+
+
+# One program, where operation by operation each would be compiled.
+_compiled = jax.jit(_initial, static_argnums=(0, 2, 3))
+
+
 def of_module(module: nn.Module | Network) -> Network:
     """The `Network` of a linen module that maps batches of images to logits; a `Network` passes as it is.
 
@@ -62,7 +71,12 @@ def of_module(module: nn.Module | Network) -> Network:
     at_rest: dict[str, Any] = {"train": False} if by_flag else {}
 
     def init(key: Array, image_shape: Sequence[int]) -> Variables:
-        return dict(module.init(key, jnp.zeros((1, *image_shape)), **at_rest))
+        asked = module, key, tuple(image_shape), bool(at_rest)
+        try:
+            hash(module)
+        except TypeError:  # Attributes without a hash, such as lists, cannot name a program.
+            return dict(_initial(*asked))
+        return dict(_compiled(*asked))
 
     def evaluate(variables: Variables, images: Array) -> Array:
         return cast(Array, module.apply(variables, images, **at_rest))

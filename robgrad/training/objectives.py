@@ -140,11 +140,14 @@ OBJECTIVES: dict[str, ObjectiveKind] = {
 }
 
 
+_moments = jax.jit(optax.scale_by_adam().init)
+
+
 def init_classifier(network: nn.Module | Network, image_shape: Sequence[int], key: Array) -> TrainState:
     """A fresh classifier for images `[H, W, C]`: initial variables and a zeroed Adam."""
     init_key, run_key = jax.random.split(key)
     variables = of_module(network).init(init_key, image_shape)
-    return TrainState(variables, optax.scale_by_adam().init(variables["params"]), run_key, jnp.zeros((), jnp.int32))
+    return TrainState(variables, _moments(variables["params"]), run_key, jnp.zeros((), jnp.int32))
 
 
 def classifier_step(network: nn.Module | Network, attack: Attack, objective: Objective | None = None) -> Step:
