@@ -200,10 +200,10 @@ def sized_vae_gan(image_shape: Sequence[int], latent: int = 10) -> VaeGan:
     if min(height, width) < 8:
         raise ValueError(f"expected images of at least 8x8 pixels, got {height}x{width}; build a VaeGan of your own")
     halvings = max(1, math.ceil(math.log2(max(height, width) / 4)))
-    widths = [min(256, 32 * 2**index) for index in range(halvings)]
+    widths = tuple(min(256, 32 * 2**index) for index in range(halvings))
     base = (-(-height // 2**halvings), -(-width // 2**halvings), 2 * widths[-1])
-    decoder = Decoder(base, [Layer(w, 4, 2) for w in widths[:0:-1]], Layer(channels, 4, 2), (height, width))
-    discriminator = Discriminator([Layer(w, 4, 2) for w in widths], 128)
+    decoder = Decoder(base, tuple(Layer(w, 4, 2) for w in widths[:0:-1]), Layer(channels, 4, 2), (height, width))
+    discriminator = Discriminator(tuple(Layer(w, 4, 2) for w in widths), 128)
     return VaeGan(Encoder(widths, 4, latent), decoder, discriminator, latent)
 
 

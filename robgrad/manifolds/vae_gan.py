@@ -29,7 +29,10 @@ class VaeGanSizes(NamedTuple):
 
 
 def init_vae_gan(model: VaeGan, image_shape: Sequence[int], key: Array) -> TrainState:
-    """Fresh variables and three zeroed Adams; `variables` and `opt_state` are dicts by network."""
+    """Fresh variables and three zeroed Adams; `variables` and `opt_state` are dicts by network.
+
+    Attributes of the networks must have a hash: tuples, not lists.
+    """
     return _initial(model, tuple(image_shape), key)
 
 
