@@ -44,14 +44,21 @@ def to_hyperplane(norm: Norm, point: Array, normal: Array, gap: Array, pixel_ran
     want = want / jnp.where(scale > 0, scale, 1.0)
     farthest = jnp.max(jnp.where(pace > 0, room / jnp.where(pace > 0, pace, 1.0), 0.0))
 
-    def newton(_, time: Array) -> Array:
+    def newton(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        _, time, taken = carry
         free = time * pace < room
         reached = jnp.sum(weights * jnp.minimum(time * pace, room))
         slope = jnp.sum(jnp.where(free, weights * pace, 0.0))
         further = jnp.where(slope > 0, time + (want - reached) / jnp.where(slope > 0, slope, 1.0), farthest)
-        return jnp.clip(further, time, farthest)
+        return time, jnp.clip(further, time, farthest), taken + 1
 
-    time = lax.fori_loop(0, _NEWTON_STEPS, newton, jnp.zeros(()))
+    def moving(carry: tuple[Array, Array, Array]) -> Array:
+        before, time, taken = carry
+        return (time > before) & (taken < _NEWTON_STEPS)
+
+    # Most images need three or four; where the time no longer moves it never will.
+    start = (jnp.float32(-1.0), jnp.float32(0.0), jnp.int32(0))
+    time = lax.while_loop(moving, newton, start)[1]
     return direction * jnp.minimum(time * pace, room)
 
 
