@@ -8,7 +8,7 @@ from experiments.harness import registry, tables
 
 _OTHERS = {
     "reproduce": ("every experiment on shared networks, and one page", "35 minutes", "report.html"),
-    "benchmark": ("what robgrad costs against what one would use instead", "most of an hour", "speed.png"),
+    "benchmark": ("what robgrad costs against what one would use instead", "most of an hour", "speed.svg"),
     "document": ("the result tables of the documentation, from the recorded runs", "seconds", "-"),
 }
 

@@ -185,7 +185,7 @@ def draw(workdir: Path, config: ToyConfig, arrays: experiment.Arrays, tables: ex
         panels[f"{name}, epsilon {radius:g}"] = figures.Plane(
             classes | {"adversarial, class 0": attacked}, arrays["shown/regions"][index], arrow
         )
-    figures.plane_figure(workdir / "boundaries.png", panels)
+    figures.plane_figure(workdir / "boundaries.svg", panels)
 
 
 def estimated(config: ToyConfig, dataset: None, options: Options, others: Sequence) -> Iterator[Row]:
@@ -228,12 +228,12 @@ EXPERIMENT = experiment.Experiment(
         "share_outside": "outside both classes",
     },
     captions={
-        "boundaries.png": "The data; then each network's decision regions, one class's adversarial examples, and an "
+        "boundaries.svg": "The data; then each network's decision regions, one class's adversarial examples, and an "
         "arrow from that class's mean to theirs. The arrow should turn towards the data with training strength."
     },
     estimate=estimated,
     takes="half a minute",
-    picture="boundaries.png",
+    picture="boundaries.svg",
 )
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@ r"""The result tables of the documentation, written from what is committed in `e
 
     python -m experiments.document            # writes them
     python -m experiments.document --check    # says whether they are as they should be
+    python -m experiments.document --figures  # draws every record's figures, too
 
 A record is a directory of a run: `results.json`, and `measurements.npz` from which every table and verdict in it is
 computed anew. Two records from before measurements were kept have none: what their tables allow is judged from those,
@@ -127,7 +128,8 @@ def _orders_of_rows(rows: Sequence[Row]) -> Iterator[Row]:
             pairs = [(other, one) if text is _RISES else (one, other) for one, other in itertools.pairwise(ends)]
             steps = np.array([(one[0] - other[1], one[1] - other[0]) for one, other in pairs])
             claim = claims.Claim("2.1", text, group, published, over)
-            yield claims.order(claim, [float(np.mean(one)) for one in ends], steps.T)
+            values = [float(np.mean(one)) for one in ends]
+            yield claims.order(claim, values, steps.T, rises=text is _RISES)
         if (norm, loss, analysis) == ("l2", "xent", "xent"):
             yield from _modes_of_rows(mine)
 
@@ -183,18 +185,11 @@ def verdicts() -> str:
     used = {column for row in cells.values() for column in row}
     headings = ["section", "claim", *(column for column in dict.fromkeys(COLUMNS.values()) if column in used)]
     rows = [
-        {"section": section, "claim": text} | {column: summed(found) for column, found in row.items()}
+        {"section": section, "claim": text}
+        | {column: claims.summed(found).replace(claims.FAILS, f"**{claims.FAILS}**") for column, found in row.items()}
         for (section, text), row in sorted(cells.items())
     ]
     return tables.text(rows, headings, "github")
-
-
-def summed(found: Sequence[str]) -> str:
-    """Verdicts of groups in a few words, failures first."""
-    counts = {mark: found.count(mark) for mark in (claims.FAILS, claims.HOLDS, claims.UNTELLABLE, claims.UNTESTED)}
-    said = {claims.UNTESTED: "not tested", claims.FAILS: f"**{claims.FAILS}**"}
-    parts = [f"{said.get(mark, mark)} in {count} of {len(found)}" for mark, count in counts.items() if count]
-    return said.get(found[0], found[0]) if len(found) == 1 else ", ".join(parts)
 
 
 def results_page() -> str:
@@ -227,6 +222,19 @@ def results_page() -> str:
 
 def _origin(environment: Mapping[str, str]) -> str:
     return f"; networks {environment['networks']}" if "networks" in environment else ""
+
+
+def redraw() -> None:
+    """Draws the figures of every record that has kept measurements."""
+    for path in records():
+        one, results, recomputed = judged(path)
+        if not recomputed:
+            continue
+        arrays = runs.read_arrays(path / experiment.MEASUREMENTS)
+        assert arrays is not None
+        for other in (one, *readers_of(path, one)):
+            configuration = config_of(other, results["config"])
+            other.draw(path, configuration, arrays, experiment.judge(other, configuration, arrays))
 
 
 def readme() -> str:
@@ -270,7 +278,9 @@ def speed() -> str:
 
 
 def work(given: Flags) -> None:
-    """Writes the tables, or checks them."""
+    """Writes the tables, or checks them; draws figures where that is asked for."""
+    if given.values.figures:
+        redraw()
     wanted = {RECORDS / "README.md": results_page(), README: readme(), SPEED: speed()}
     different = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
     if given.values.check and different:
@@ -285,6 +295,7 @@ def program_flags() -> Flags:
     """The program's flags."""
     given = Flags(__doc__ or "")
     given.add("run", "bool", "check", False, "Write nothing; fail if something differs.")
+    given.add("run", "bool", "figures", False, "Draw the figures of every record with measurements anew.")
     return given
 
 

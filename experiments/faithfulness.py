@@ -357,24 +357,28 @@ def draw(workdir: Path, config: FaithfulnessConfig, arrays: experiment.Arrays, t
     """Scores with intervals by attribution, fronts against both accuracies, a gallery."""
     config = with_recorded(config, arrays)
     recipes, rows = roar_kar.recipes_of(config), tables["rows"]
+    colours = figures.palette([recipe.kind for recipe in recipes])
     kinds = [recipes[0].kind, *{recipe.norm: recipe.kind for recipe in recipes if recipe.norm}.values()]
     names = [name.replace("_", " ") for name in config.attributions]
     for benchmark in (ROAR, KAR):
-        ends = (benchmark, f"{benchmark}_low", f"{benchmark}_high")
-        series = {kind: [tuple(row[e] for e in ends) for row in rows if row["network"] == kind] for kind in kinds}
+        groups: dict[str, dict[str, list[figures.Interval]]] = {name: {} for name in names}
+        for row in rows:
+            if row["network"] in kinds:
+                value, low, high = (row[f"{benchmark}{end}"] for end in ("", "_low", "_high"))
+                groups[row["attribution"]][row["network"]] = [(value, low, high)]
         label = f"{benchmark.upper()} score, above 0 better than random pixels"
-        figures.marks_figure(workdir / f"scores_{benchmark}.png", names, series, {"random": 0.0}, label, least=None)
+        figures.intervals_figure(workdir / f"scores_{benchmark}.svg", groups, {"random": 0.0}, label, colours)
     for against in ("test_accuracy", "robust_accuracy"):
         points = {}
         for name in [name for name in names if name.replace(" ", "_") not in (*CONTROLS, "true_mask")]:
             mine = [row for row in rows if row["attribution"] == name]
             points[name] = (np.array([row[against] for row in mine]), np.array([row[ROAR] for row in mine]))
-        file = workdir / f"front_{against.split('_')[0]}.png"
+        file = workdir / f"front_{against.split('_')[0]}.svg"
         figures.scatter_figure(file, points, against.replace("_", " "), "ROAR score", legend="attribution")
     maps = arrays["shown/maps"].astype(np.float32)
     for image in range(min(2, maps.shape[2])):
         grid = {recipe.kind: maps[at, :, image, :, :, None] for at, recipe in enumerate(recipes)}
-        path = workdir / f"gallery_{image + 1}.png"
+        path = workdir / f"gallery_{image + 1}.svg"
         figures.image_grid(path, {"test image": arrays["shown/test"][image : image + 1]}, grid, headings=names)
 
 
@@ -410,14 +414,14 @@ EXPERIMENT = experiment.Experiment(
         "notes": evaluated.NOTES,
     },
     captions={
-        "gallery_*.png": "Test image {}: each attribution's map (columns) for each network (rows).",
-        "scores_*.png": "Scores of each attribution and control by {}, of the standard and the strongest networks.",
-        "front_*.png": "ROAR score against {} accuracy, one point a network; the paper's pairs are gradient and "
+        "gallery_*.svg": "Test image {}: each attribution's map (columns) for each network (rows).",
+        "scores_*.svg": "Scores of each attribution and control by {}, of the standard and the strongest networks.",
+        "front_*.svg": "ROAR score against {} accuracy, one point a network; the paper's pairs are gradient and "
         "gradient times input.",
     },
     estimate=roar_kar.estimated,
     takes="ten minutes",
-    picture="scores_roar.png",
+    picture="scores_roar.svg",
 )
 
 if __name__ == "__main__":

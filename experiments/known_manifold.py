@@ -26,7 +26,7 @@ from experiments.harness.config import setting, subsets
 from experiments.harness.options import Options
 from experiments.harness.tables import Row
 from experiments.harness.trained import Recipe, Run
-from experiments.manifold_distance import groups_of
+from experiments.manifold_distance import draw_fractions, groups_of
 from robgrad import attacks, data, gradients, intervals, manifolds, networks, runs, stacking, training
 
 EXACT = "exact"
@@ -274,30 +274,22 @@ def _difference_of_rises(values: np.ndarray) -> float:
 def draw(workdir: Path, config: KnownConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> None:
     """True fractions with baselines, estimates against the truth, gradients, projections."""
     rows, loss = tables["rows"], config.analysis_losses[0]
-    names = [row["network"] for row in rows]
-    series = {
-        "the image's own tangent space": [
-            tuple(row[f"tangent_fraction{end}"] for end in ("", "_low", "_high")) for row in rows
-        ]
-    }
-    others = {"of another image of its class": "fraction_same_class", "of another image": "fraction_elsewhere"}
-    for text, field in others.items():
-        series[text] = [(row[field],) * 3 for row in rows]
-    references = {"random direction": rows[0]["chance"]}
-    references["direction with the data's covariance"] = rows[0]["covariance_chance"]
+    members = trained.kinds_of(trained.recipes_of(config))
+    named = {"tangent_fraction_chance": "chance", "tangent_fraction_covariance": "covariance_chance"}
+    every = [row | {name: row[field] for name, field in named.items()} for row in rows]
+    draw_fractions(workdir / "true_fraction.svg", every, "along the exact manifold", figures.palette([*members]))
     label = "true share of the loss gradient along the manifold"
-    figures.marks_figure(workdir / "true_fraction.png", names, series, references, label)
     against = {}
     for name, row in zip(estimates_of(config), tables["estimates"], strict=True):
         xs, ys = (np.array([one[field] for one in rows]) for field in ("tangent_fraction", f"by_{name}"))
         against[f"{row['estimate']} ({row['rank_over_networks']:.2f})"] = (xs, ys)
     ylabel = "the same by an estimate"
-    figures.scatter_figure(workdir / "estimates.png", against, label, ylabel, legend="rank correlation over networks")
-    images, members = arrays["shown/test"], trained.kinds_of(trained.recipes_of(config))
+    figures.scatter_figure(workdir / "estimates.svg", against, label, ylabel, legend="rank correlation over networks")
+    images = arrays["shown/test"]
     slopes = {kind: arrays[f"shown/{loss}/gradient"][of[0]] for kind, of in members.items()}
-    figures.image_grid(workdir / "loss_gradients.png", {"test image": images}, slopes)
+    figures.image_grid(workdir / "loss_gradients.svg", {"test image": images}, slopes)
     figures.image_grid(
-        workdir / "manifold.png", {"test image": images, **surfaces.rows_of_pictures(with_exact(config), arrays)}
+        workdir / "manifold.svg", {"test image": images, **surfaces.rows_of_pictures(with_exact(config), arrays)}
     )
 
 
@@ -351,16 +343,16 @@ EXPERIMENT = experiment.Experiment(
         "manifolds": surfaces.MANIFOLDS,
     },
     captions={
-        "true_fraction.png": "Share of the loss gradient along the exact manifold; it should grow with epsilon, and "
+        "true_fraction.svg": "Share of the loss gradient along the exact manifold; it should grow with epsilon, and "
         "more so in the image's own tangent space than in another image's.",
-        "estimates.png": "The same share by each estimate against the true one, one point a kind of network; a good "
+        "estimates.svg": "The same share by each estimate against the true one, one point a kind of network; a good "
         "estimate rises with the truth, whatever its level.",
-        "loss_gradients.png": "Test images, and gradients of the negative loss at the predicted label.",
-        "manifold.png": "Projections on each manifold, and samples of those that have them.",
+        "loss_gradients.svg": "Test images, and gradients of the negative loss at the predicted label.",
+        "manifold.svg": "Projections on each manifold, and samples of those that have them.",
     },
     estimate=estimated,
     takes="six minutes",
-    picture="true_fraction.png",
+    picture="true_fraction.svg",
     dataset="shapes-16",
 )
 

@@ -266,6 +266,7 @@ def draw(workdir: Path, config: ManifoldConfig, arrays: experiment.Arrays, table
     """Of each analysis attack densities, attacked images, tangent fractions; loss gradients; the manifolds."""
     recipes = trained.recipes_of(config)
     places, images = trained.kinds_of(recipes), arrays["shown/test"]
+    colours = figures.palette([*places])
     for index, (name, loss) in enumerate(itertools.product(config.manifold, config.analysis_losses)):
         fields, title = fields_of(arrays, loss, name), manifolds.KINDS[name].title
         clean, panels = fields["distance"], {}
@@ -280,31 +281,32 @@ def draw(workdir: Path, config: ManifoldConfig, arrays: experiment.Arrays, table
         of = f"{loss}" if name == config.manifold[0] else f"{name}_{loss}"
         unit = "" if on_manifold(clean) else ", rescaled"
         xlabel = f"distance to the manifold{unit} ({title}, {loss} analysis)"
-        figures.density_figure(workdir / f"densities_{of}.png", panels, xlabel)
-        _draw_fractions(workdir / f"tangent_fraction_{of}.png", title, tables["rows"], name, loss)
+        figures.density_figure(workdir / f"densities_{of}.svg", panels, xlabel, colours)
+        rows = [row for row in tables["rows"] if (row["manifold"], row["analysis_loss"]) == (name, loss)]
+        draw_fractions(workdir / f"tangent_fraction_{of}.svg", rows, f"along the manifold ({title})", colours)
         if index < len(config.analysis_losses):
             shown = {kind: arrays[f"shown/{loss}/attacked"][members[0]] for kind, members in places.items()}
-            figures.image_grid(workdir / f"attacked_{loss}.png", {"test image": images, **shown})
+            figures.image_grid(workdir / f"attacked_{loss}.svg", {"test image": images, **shown})
     first = arrays[f"shown/{config.analysis_losses[0]}/gradient"]
     slopes = {kind: first[members[0]] for kind, members in places.items()}
-    figures.image_grid(workdir / "loss_gradients.png", {"test image": images}, slopes)
-    figures.image_grid(workdir / "manifold.png", {"test image": images, **surfaces.rows_of_pictures(config, arrays)})
+    figures.image_grid(workdir / "loss_gradients.svg", {"test image": images}, slopes)
+    figures.image_grid(workdir / "manifold.svg", {"test image": images, **surfaces.rows_of_pictures(config, arrays)})
 
 
-def _draw_fractions(path: Path, title: str, rows: Sequence[Row], name: str, loss: str) -> None:
-    """Tangent fractions of all networks beside their baselines."""
-    rows = [row for row in rows if (row["manifold"], row["analysis_loss"]) == (name, loss)]
-    ends = ("tangent_fraction", "tangent_fraction_low", "tangent_fraction_high")
-    series = {"the image's own tangent space": [tuple(row[end] for end in ends) for row in rows]}
+def draw_fractions(path: Path, rows: Sequence[Row], along: str, colours: figures.Colours) -> None:
+    """Tangent fractions of all networks, by how they were trained, beside their baselines."""
     known = {"of another image of its class": "fraction_same_class", "of another image": "fraction_elsewhere"}
-    for text, field in known.items():
-        if field in rows[0]:
-            series[text] = [(row[field],) * 3 for row in rows]
+    others = {text: field for text, field in known.items() if field in rows[0]}
+    groups: dict[str, dict[str, list[figures.Interval]]] = {}
+    for row in rows:
+        own = tuple(row[f"tangent_fraction{end}"] for end in ("", "_low", "_high"))
+        values = [own, *((row[field],) * 3 for field in others.values())]
+        groups.setdefault(figures.group_of(row["network"]), {})[row["network"]] = values
     references = {"random direction": rows[0]["tangent_fraction_chance"]}
     if np.isfinite(rows[0]["tangent_fraction_covariance"]):
         references["direction with the data's covariance"] = rows[0]["tangent_fraction_covariance"]
-    names = [row["network"] for row in rows]
-    figures.marks_figure(path, names, series, references, f"share of the loss gradient along the manifold ({title})")
+    marks = ("the image's own tangent space", *others)
+    figures.intervals_figure(path, groups, references, f"share of the loss gradient {along}", colours, marks)
 
 
 def estimated(config: ManifoldConfig, dataset: data.Dataset, options: Options, others: Sequence) -> Iterator[Row]:
@@ -347,21 +349,21 @@ EXPERIMENT = experiment.Experiment(
     },
     others={"manifolds": surfaces.MANIFOLDS, "notes": evaluated.NOTES},
     captions={
-        "loss_gradients.png": "Test images, and gradients of the negative loss at the predicted label, from blue to "
+        "loss_gradients.svg": "Test images, and gradients of the negative loss at the predicted label, from blue to "
         "red; with growing epsilon noise should give way to shapes.",
-        "densities_*.png": "Distance of attacked images to the manifold, where clean images span 0 to 1, or as it is "
+        "densities_*.svg": "Distance of attacked images to the manifold, where clean images span 0 to 1, or as it is "
         "where they lie on the manifold ({} analysis); "
         "the stronger a network's training, the farther left its curve should lie.",
-        "tangent_fraction_*.png": "Share of the loss gradient along the manifold ({} analysis); it should grow with "
+        "tangent_fraction_*.svg": "Share of the loss gradient along the manifold ({} analysis); it should grow with "
         "epsilon, lie above what other directions get (lines), and above what other images' tangent spaces hold of it.",
-        "attacked_*.png": "Test images and what the {} analysis attack makes of them; those of robust networks should "
+        "attacked_*.svg": "Test images and what the {} analysis attack makes of them; those of robust networks should "
         "look like other classes, not like noise.",
-        "manifold.png": "Projections on the manifold should resemble the test images, samples other such images.",
+        "manifold.svg": "Projections on the manifold should resemble the test images, samples other such images.",
     },
     estimate=estimated,
     paper_datasets=("mnist", "fashion_mnist", "cifar10"),
     takes="three to four minutes",
-    picture="loss_gradients.png",
+    picture="loss_gradients.svg",
 )
 
 if __name__ == "__main__":

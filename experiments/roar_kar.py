@@ -228,6 +228,7 @@ def draw(workdir: Path, config: RetrainingConfig, arrays: experiment.Arrays, tab
     """Accuracy against percentile, of the standard and the strongest networks; scores against strength."""
     del arrays
     strongest = {(recipe.norm, recipe.loss): recipe.kind for recipe in recipes_of(config)}.values()
+    colours = figures.palette([recipe.kind for recipe in recipes_of(config)])
     for benchmark in (ROAR, KAR):
         panels: dict[str, Any] = {}
         for attribution in config.attributions:
@@ -240,7 +241,8 @@ def draw(workdir: Path, config: RetrainingConfig, arrays: experiment.Arrays, tab
                     curves[name] = (row["percentiles"], row["curve"], row["curve_std"])
             panels[attribution.replace("_", " ")] = curves
         verb = "kept" if benchmark == KAR else "removed"
-        figures.curve_figure(workdir / f"{benchmark}_curves.png", panels, f"% of pixels {verb}", "test accuracy")
+        label = f"% of pixels {verb}"
+        figures.curve_figure(workdir / f"{benchmark}_curves.svg", panels, label, "test accuracy", colours)
     label = "training epsilon over the largest"
     correlations.draw(workdir, config, tables["rows"], tables["correlations"], "strength", label)
 
@@ -299,17 +301,17 @@ EXPERIMENT = experiment.Experiment(
         "notes": evaluated.NOTES,
     },
     captions={
-        "roar_strength_*.png": "ROAR scores against training strength ({} training); in the paper all lines rise.",
-        "kar_strength_*.png": "KAR scores against training strength ({} training); in the paper lines rise but for "
+        "roar_strength_*.svg": "ROAR scores against training strength ({} training); in the paper all lines rise.",
+        "kar_strength_*.svg": "KAR scores against training strength ({} training); in the paper lines rise but for "
         "Gradient with l2 training.",
-        "roar_curves.png": "Accuracy after removing pixels: the faster it falls below Random's curve, the more "
+        "roar_curves.svg": "Accuracy after removing pixels: the faster it falls below Random's curve, the more "
         "faithful the attribution.",
-        "kar_curves.png": "Accuracy after keeping pixels only: the farther above Random's curve, the more faithful.",
+        "kar_curves.svg": "Accuracy after keeping pixels only: the farther above Random's curve, the more faithful.",
     },
     estimate=estimated,
     paper_datasets=("cifar10",),
     takes="seven minutes",
-    picture="roar_strength_xent.png",
+    picture="roar_strength_xent.svg",
 )
 
 if __name__ == "__main__":

@@ -137,7 +137,8 @@ def draw(workdir: Path, config: RobustnessConfig, arrays: experiment.Arrays, tab
                 spread.append(half if np.isfinite(half) else 0.0)
         panels[f"{norm}, AutoAttack {config.auto_attack}"] = curves
         assert all(len(x) == len(radii) + 1 for x, _, _ in curves.values())
-    figures.curve_figure(workdir / "robust_accuracy.png", panels, "radius, pixel range 2", "accuracy")
+    colours = figures.palette([*trained.kinds_of(trained.recipes_of(config))])
+    figures.curve_figure(workdir / "robust_accuracy.svg", panels, "radius, pixel range 2", "accuracy", colours)
 
 
 def estimated(config: RobustnessConfig, dataset: data.Dataset, options: Options, others: Sequence) -> Iterator[Row]:
@@ -172,12 +173,12 @@ EXPERIMENT = experiment.Experiment(
         "notes": evaluated.NOTES,
     },
     captions={
-        "robust_accuracy.png": "Accuracy against radius; bars are 95% intervals. Curves of robust networks should lie "
+        "robust_accuracy.svg": "Accuracy against radius; bars are 95% intervals. Curves of robust networks should lie "
         "above the standard one's within the radius they were trained for.",
     },
     estimate=estimated,
     takes="six minutes",
-    picture="robust_accuracy.png",
+    picture="robust_accuracy.svg",
 )
 
 if __name__ == "__main__":

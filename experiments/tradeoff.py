@@ -154,15 +154,15 @@ EXPERIMENT = experiment.Experiment(
         ),
     },
     captions={
-        "roar_accuracy_*.png": "ROAR scores against test accuracy ({} training); in the paper all lines fall.",
-        "kar_accuracy_*.png": "KAR scores against test accuracy ({} training); in the paper lines fall but for "
+        "roar_accuracy_*.svg": "ROAR scores against test accuracy ({} training); in the paper all lines fall.",
+        "kar_accuracy_*.svg": "KAR scores against test accuracy ({} training); in the paper lines fall but for "
         "Gradient with l2 training.",
     },
     estimate=lambda config, dataset, options, others: iter(()),
     paper_datasets=("cifar10",),
     reads=roar_kar.EXPERIMENT,
     takes="seven minutes, or a second after `roar_kar`",
-    picture="roar_accuracy_xent.png",
+    picture="roar_accuracy_xent.svg",
 )
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def test_contenders_in_processes_of_their_own(tmp_path, run):
     assert all(row["equal_work"] for row in rows if row["suite"] != "data" and "bfloat16" not in row["variant"]), (
         printed
     )
-    assert (tmp_path / "speed.png").exists()
+    assert (tmp_path / "speed.svg").exists()
 
 
 def test_a_contender_that_gives_something_else_is_named(capsys):

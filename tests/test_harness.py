@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import manifold_distance, tradeoff
-from experiments.harness import claims, config, correlations, densities, html
+from experiments.harness import claims, config, correlations, densities, experiment, figures, glossary, html, registry
 from experiments.harness.trained import Recipe
 from robgrad import data as data_sets
 
@@ -48,16 +48,20 @@ class Reader(HTMLParser):
 def test_a_page_holds_what_it_is_given_and_escapes_it():
     rows = [{"a": "<x> & 'y'", "b": 0.123456, "c": None}, {"a": "good one", "b": 1234567, "c": [1, 2]}]
     table = html.Table("a <table>", rows, {"a": "A", "b": "B", "c": "C"}, {"good one": "good"})
-    parts = ["5 < 6", table, html.Figure(b"png", 'a "caption"'), html.Code("cmd --flag='<>'", "folded")]
+    fold = html.Fold("a claim", "holds in 1 of 2", "bad", html.Table("", [{"some_name": "l2_x"}], ("some_name",)))
+    parts = ["5 < 6", table, html.Figure(b"svg", 'a "caption"'), fold, html.Code("cmd --flag='<>'", "folded")]
     text = html.document("Title & more", [html.Section("One", parts)])
     reader = Reader()
     reader.feed(text)
     assert reader.open == []
-    assert reader.cells == ["<x> & 'y'", "0.1235", "-", "good one", "1,234,567", "1, 2"]
+    assert reader.cells == ["<x> & 'y'", "0.1235", "-", "good one", "1,234,567", "1, 2", "l2 x"]
     assert ("class", "good") in reader.attributes
     assert ("data-value", "0.123456") in reader.attributes
-    assert ("src", "data:image/png;base64,cG5n") in reader.attributes
+    assert ("src", "data:image/svg+xml;base64,c3Zn") in reader.attributes
     assert ("alt", 'a "caption"') in reader.attributes
+    assert "some name" in text
+    assert "some_name" not in text
+    assert ("class", "verdict bad") in reader.attributes
     assert "<script>" in text
     assert "http" not in text
 
@@ -89,6 +93,49 @@ def test_orders_are_judged_on_paired_examples():
     shuffled = np.stack([generator.permutation(column) for column in values.T], axis=1)
     assert judged(shuffled)["verdict"] == claims.UNTESTED
     assert judged(np.array([[1.0, np.nan], [2.0, np.nan]]))["verdict"] == claims.UNTESTED
+
+
+def test_claims_are_grouped_with_what_fails_first():
+    def row(text, verdict, published="-"):
+        return claims.row(claims.Claim("2.1", text, "l2", published, "seeds"), "1", 0.0, 1.0, verdict)
+
+    rows = [
+        row("good", claims.HOLDS),
+        row("mixed", claims.HOLDS),
+        row("mixed", claims.FAILS),
+        row("x", claims.UNTESTED),
+    ]
+    folds = experiment.folded(rows)
+    assert [(fold.line, fold.verdict, fold.mark) for fold in folds] == [
+        ("2.1: mixed", "does not hold in 1 of 2, holds in 1 of 2", "bad"),
+        ("2.1: x", "not tested", "open"),
+        ("2.1: good", "holds", "good"),
+    ]
+    assert [len(fold.table.rows) for fold in folds] == [2, 1, 1]
+    assert not claims.is_papers(rows[0])
+    assert claims.is_papers(row("published", claims.HOLDS, "0.9"))
+
+
+def test_every_column_is_explained():
+    for one in registry.every():
+        columns = [*one.columns, *(name for _, names in one.others.values() for name in names)]
+        assert {*columns} <= {*glossary.COLUMNS}, one.name
+
+
+def test_a_network_has_one_colour_whatever_stands_beside_it():
+    kinds = ["standard", "l2-xent-0.5", "l2-xent-1", "linf-xent-0.1", "l2-cw-1e-05"]
+    colours = figures.palette(kinds)
+    assert len({str(colours[kind]) for kind in kinds}) == len(kinds)
+    assert [figures.group_of(kind) for kind in kinds] == ["standard", "l2-xent", "l2-xent", "linf-xent", "l2-cw"]
+
+
+def test_a_figure_is_drawn_the_same_twice(tmp_path):
+    groups = {"l2": {"l2-xent-1": [(0.5, 0.4, 0.6), (0.3, 0.3, 0.3)]}, "standard": {"standard": [(0.2, 0.3, 0.4)]}}
+    for name in ("one.svg", "two.svg"):
+        colours = figures.palette(["standard", "l2-xent-1"])
+        figures.intervals_figure(tmp_path / name, groups, {"random": 0.1}, "share", colours, ("own", "another's"))
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+    assert b"l2-xent-1" in (tmp_path / "one.svg").read_bytes()
 
 
 def test_seeds_that_disagree_leave_an_order_open():

@@ -67,10 +67,10 @@ def test_leaves_results_and_figures(finished):
         assert row["tangent_fraction_chance"] == pytest.approx(10 / 64)
     with open(workdir / "results.csv") as file:
         assert [row["network"] for row in csv.DictReader(file)] == names * 2
-    figures = {file.name for file in workdir.glob("*.png")}
+    figures = {file.name for file in workdir.glob("*.svg")}
     per_loss = ("densities", "attacked", "tangent_fraction")
-    assert figures == {"manifold.png", "loss_gradients.png"} | {
-        f"{f}_{loss}.png" for f in per_loss for loss in ("xent", "cw")
+    assert figures == {"manifold.svg", "loss_gradients.svg"} | {
+        f"{f}_{loss}.svg" for f in per_loss for loss in ("xent", "cw")
     }
     assert str(workdir) in printed
     assert all(name in printed for name in names)
@@ -79,7 +79,7 @@ def test_leaves_results_and_figures(finished):
 def test_the_page_is_whole_and_fetches_nothing(finished):
     workdir, _ = finished
     text = (workdir / "report.html").read_text()
-    assert text.count("data:image/png;base64,") == len(list(workdir.glob("*.png")))
+    assert text.count("data:image/svg+xml;base64,") == len(list(workdir.glob("*.svg")))
     assert not re.findall(r"(?:src|href)=\"(?!data:)", text)
     assert re.search(r"python[\d.]* -m experiments\.manifold_distance --workdir=", text)
     claims = json.loads((workdir / "results.json").read_text())["claims"]
@@ -100,10 +100,10 @@ def test_a_finished_run_is_not_run_again(finished, run):
 
 def test_a_figure_that_is_gone_is_drawn_again(finished, run):
     workdir, _ = finished
-    (workdir / "manifold.png").unlink()
+    (workdir / "manifold.svg").unlink()
     run("manifold_distance", f"--workdir={workdir}", *SMALL)
-    assert (workdir / "manifold.png").exists()
-    assert (workdir / "report.html").read_text().count("data:image/png;base64,") == len(list(workdir.glob("*.png")))
+    assert (workdir / "manifold.svg").exists()
+    assert (workdir / "report.html").read_text().count("data:image/svg+xml;base64,") == len(list(workdir.glob("*.svg")))
 
 
 def test_one_seed_gives_the_same_rows_to_the_bit_and_detail_and_curves_change_nothing(finished, tmp_path, run):

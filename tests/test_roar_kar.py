@@ -71,8 +71,8 @@ def test_the_stack_size_changes_no_curve_and_tradeoff_reads_the_same_run(finishe
     assert "retraining" not in run("tradeoff", *shared)[1]
     assert json.loads((tmp_path / "run" / "tradeoff.json").read_text())["means"]
     assert (tmp_path / "run" / "tradeoff.html").exists()
-    figures = {path.name for path in (tmp_path / "run").glob("*.png")}
-    assert figures >= {"roar_curves.png", "kar_strength_xent.png", "roar_accuracy_xent.png", "kar_accuracy_xent.png"}
+    figures = {path.name for path in (tmp_path / "run").glob("*.svg")}
+    assert figures >= {"roar_curves.svg", "kar_strength_xent.svg", "roar_accuracy_xent.svg", "kar_accuracy_xent.svg"}
 
 
 def test_the_boundary_turns_towards_the_data(tmp_path, run):
@@ -86,7 +86,7 @@ def test_the_boundary_turns_towards_the_data(tmp_path, run):
     assert rows[0]["share_outside"] > rows[2]["share_outside"]
     assert all(row["train_accuracy"] > 0.99 for row in rows)
     assert len(results["claims"]) == 2
-    assert (tmp_path / "toy" / "boundaries.png").exists()
+    assert (tmp_path / "toy" / "boundaries.svg").exists()
     assert "finished already" in run("boundary_tilting", *arguments)[0]
 
 

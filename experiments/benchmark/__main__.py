@@ -20,7 +20,7 @@ give must be equal. Suites, for the paper's classifiers (and the one for 8x8 dig
 
 Peers are PyTorch (eager, channels-last, compiled, as a `torch.func` stack), torchattacks, foolbox (PyTorch and JAX),
 ART, Captum and AutoAttack's own code; what is not installed is named and left out. Leaves `results.json` and
-`speed.png`.
+`speed.svg`.
 """
 
 import importlib.util
@@ -324,7 +324,7 @@ def keep(workdir: Path, rows: Sequence[Row], peak: float) -> None:
     if summary:
         names = [f"{row['suite']}, {row['network']}: {row['task']} ({row['best_peer']})" for row in summary]
         label, ratios = "best peer's time over ours", [row["ratio"] for row in summary]
-        figures.bar_figure(workdir / "speed.png", names, ratios, ("robgrad", 1.0), label, "log")
+        figures.bar_figure(workdir / "speed.svg", names, ratios, ("robgrad", 1.0), label, "log")
 
 
 if __name__ == "__main__":

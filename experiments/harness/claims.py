@@ -66,10 +66,28 @@ def untested(claim: Claim) -> Row:
     return row(claim, "-", None, None, UNTESTED)
 
 
-def order(claim: Claim, values: Sequence[float], steps) -> Row:
-    """The claim that values are in order, by the bounds `(low, high)` of the steps between neighbours, claimed > 0."""
+def is_papers(row: Row) -> bool:
+    """Whether a claim was published, as opposed to a test of ours."""
+    return row["published"] != "-"
+
+
+def summed(found: Sequence[str]) -> str:
+    """Verdicts of groups in a few words, failures first."""
+    counts = {mark: found.count(mark) for mark in (FAILS, HOLDS, UNTELLABLE, UNTESTED)}
+    said = {UNTESTED: "not tested"}
+    parts = [f"{said.get(mark, mark)} in {count} of {len(found)}" for mark, count in counts.items() if count]
+    return said.get(found[0], found[0]) if len(found) == 1 else ", ".join(parts)
+
+
+def worst(found: Sequence[str]) -> str:
+    """The verdict to be read first of several."""
+    return next(mark for mark in (FAILS, UNTELLABLE, UNTESTED, HOLDS) if mark in found)
+
+
+def order(claim: Claim, values: Sequence[float], steps, rises: bool = False) -> Row:
+    """The claim that values fall, or rise, by the bounds `(low, high)` of the steps between neighbours, claimed > 0."""
     low, high = (np.atleast_1d(bound) for bound in steps)
-    ours = ", ".join(f"{value:.3g}" for value in values) + "; smallest step"
+    ours = ", ".join(f"{value:.3g}" for value in values) + f"; smallest {'rise' if rises else 'fall'}"
     least = int(np.argmin(low))
     return row(claim, ours, float(low[least]), float(high[least]), verdict(low, high))
 
@@ -88,7 +106,7 @@ def ordered(claim: Claim, values: np.ndarray, statistic: Callable[[np.ndarray], 
     sign = 1 if rises else -1
     averages = np.mean([statistic(one) for one in values], axis=0)
     _, *steps = intervals.of_seeds_and_rows(values, lambda draw: sign * np.diff(statistic(draw)))
-    return order(claim, averages, steps)
+    return order(claim, averages, steps, rises)
 
 
 def spread(seeds: int, rest: str) -> str:

@@ -98,7 +98,7 @@ def draw(workdir: Path, config, rows, table: Sequence[Row], against: str, xlabel
                 label = f"{norm}, {attribution.replace('_', ' ')} ({values})"
                 series[label] = points(rows, benchmark, against, norm, loss, attribution)
         figures.scatter_figure(
-            workdir / f"{benchmark}_{against}_{loss}.png", series, xlabel, f"{benchmark.upper()} score"
+            workdir / f"{benchmark}_{against}_{loss}.svg", series, xlabel, f"{benchmark.upper()} score"
         )
 
 

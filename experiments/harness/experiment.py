@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Optional
 import jax
 import numpy as np
 
-from experiments.harness import claims, html, launch, tables, trained
+from experiments.harness import claims, glossary, html, launch, tables, trained
 from experiments.harness.config import Config, Presets, label, made
 from experiments.harness.flags import Flags
 from experiments.harness.options import Options
@@ -176,7 +176,7 @@ def _computed(experiment: Experiment, given: Run, environment: Mapping[str, Any]
         runs.remove(path / ANALYSIS)
     judged = judge(experiment, given.config, arrays)
     experiment.draw(path, given.config, arrays, judged)
-    figures = [file.name for file in path.glob("*.png") if any(fnmatch(file.name, one) for one in experiment.captions)]
+    figures = [file.name for file in path.glob("*.svg") if any(fnmatch(file.name, one) for one in experiment.captions)]
     seconds = time.monotonic() - began
     results = {
         "experiment": experiment.name,
@@ -233,11 +233,11 @@ def section(experiment: Experiment, finished: Finished) -> html.Section:
     workdir, results = finished
     shown: list[Any] = []
     for pattern, caption in experiment.captions.items():
-        paths = sorted(path for path in workdir.glob("*.png") if fnmatch(path.name, pattern))
+        paths = sorted(path for path in workdir.glob("*.svg") if fnmatch(path.name, pattern))
         shown += [html.Figure(path.read_bytes(), caption.format(path.stem.rpartition("_")[2])) for path in paths]
-    every = html.Table("Every column is in results.csv", results["rows"], experiment.columns)
+    every = html.Table("Every column is in results.csv", results["rows"], experiment.columns, {}, glossary.COLUMNS)
     others = [(name, rest) for name, rest in experiment.others.items() if results[name]]
-    more = [html.Table(caption, results[name], columns) for name, (caption, columns) in others]
+    more = [html.Table(caption, results[name], columns, {}, glossary.COLUMNS) for name, (caption, columns) in others]
     settings = {"config": results["config"], "environment": results["environment"]}
     folded = html.Code(json.dumps(settings, indent=2), "every setting and version")
     title = experiment.title + (f": {results['config']['dataset']}" if experiment.has_dataset else "")
@@ -247,8 +247,10 @@ def section(experiment: Experiment, finished: Finished) -> html.Section:
 def write_page(path: Path, title: str, parts: Sequence[tuple[Experiment, Finished]]) -> None:
     """Writes one page of finished runs: claims first, then run by run."""
     every = [claim for _, finished in parts for claim in finished.results["claims"]]
-    table = html.Table("Claims, click a heading to sort", every, claims.COLUMNS, claims.MARKS)
-    body = [html.Section("What is claimed, and what was found", [f"{verdicts(every)}.", table, claims.RULE])]
+    papers, ours = (folded([row for row in every if claims.is_papers(row) is one]) for one in (True, False))
+    body = [html.Section("What was published, and what was found", [f"{verdicts(every)}.", *papers, claims.RULE])]
+    if ours:
+        body.append(html.Section("What we asked beyond that", ours))
     body += [section(*part) for part in parts]
     if module := getattr(sys.modules["__main__"].__spec__, "name", None):
         again = f"{Path(sys.executable).name} -m {module} {shlex.join(sys.argv[1:])}".strip()
@@ -256,6 +258,22 @@ def write_page(path: Path, title: str, parts: Sequence[tuple[Experiment, Finishe
             html.Section("Run it again", ["Started again, a finished run prints its tables.", html.Code(again)])
         )
     runs.write(path, html.document(title, body))
+
+
+def folded(rows: Sequence[Row]) -> list[html.Fold]:
+    """A line for each claim with its verdicts, what fails first; groups, one click on a heading sorts, beneath it."""
+    every: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        every.setdefault((row["section"], row["claim"]), []).append(row)
+    columns = {name: heading for name, heading in claims.COLUMNS.items() if name not in ("section", "claim")}
+    folds = []
+    for (section, text), groups in every.items():
+        found = [row["verdict"] for row in groups]
+        table = html.Table("", groups, columns, claims.MARKS)
+        line = f"{section}: {text}" if section != "-" else text
+        folds.append(html.Fold(line, claims.summed(found), claims.MARKS[claims.worst(found)], table))
+    order = ["bad", "open", "good"]
+    return sorted(folds, key=lambda fold: order.index(fold.mark))
 
 
 def verdicts(rows: Sequence[Row]) -> str:

@@ -1,30 +1,67 @@
-"""Figures of results, each written as one PNG."""
+"""Figures of results, each written as one SVG; a network has one colour in all of a run's figures."""
 
 import io
+import itertools
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments.harness.densities import density
+from experiments.harness.tables import in_words
 from robgrad.runs import write
 
+Colours = Mapping[str, Any]
+# Wide enough for a page's text, narrow enough for a phone held upright.
+PANEL = 4.4
+_REFERENCES = ("test data", "random")
+_SCALES = ("Oranges", "Greens", "Reds", "Purples", "Blues", "Greys")
+_SETTINGS: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "robgrad",
+    "font.family": ["DejaVu Sans", "Arial", "sans-serif"],
+}
 
-def density_figure(path: Path, panels: Mapping[str, Mapping[str, np.ndarray]], xlabel: str) -> None:
+
+def palette(kinds: Sequence[str]) -> dict[str, Any]:
+    """A colour for each kind of network of a run: the standard one blue, each other stack a hue, darker with strength.
+
+    What stands beside networks, test data and random pixels, is grey.
+    """
+    import matplotlib
+
+    colours: dict[str, Any] = dict.fromkeys(_REFERENCES, "0.5") | {"standard": "tab:blue"}
+    stacks: dict[str, list[str]] = {}
+    for kind in kinds:
+        if kind not in colours:
+            stacks.setdefault(group_of(kind), []).append(kind)
+    for scale, members in zip(itertools.cycle(_SCALES), stacks.values(), strict=False):
+        for index, kind in enumerate(members):
+            share = (index + 1) / len(members)
+            colours[kind] = matplotlib.colormaps[scale](0.35 + 0.55 * share)
+    return colours
+
+
+def group_of(kind: str) -> str:
+    """What networks of one kind of training share in their names: `l2-xent` of `l2-xent-0.5`."""
+    return re.sub(r"-[\d.e-]+$", "", kind)
+
+
+def density_figure(path: Path, panels: Mapping[str, Mapping[str, np.ndarray]], xlabel: str, colours: Colours) -> None:
     """One panel of densities for each title, one curve for each label; a curve with too few values is left out."""
     everything = np.concatenate([values for curves in panels.values() for values in curves.values()])
-    grid = np.linspace(min(0.0, everything.min()), everything.max(), 500)
+    grid = np.linspace(min(0.0, everything.min()), everything.max(), 150)
     columns = min(2, len(panels))
-    figure, axes = _figure(-(-len(panels) // columns), columns, 4.6, 3.2)
+    figure, axes = _figure(-(-len(panels) // columns), columns, PANEL, 3.2)
     for axis, (title, curves) in zip(axes.flat, panels.items(), strict=False):
-        for index, (label, values) in enumerate(curves.items()):
+        for label, values in curves.items():
             curve = density(values)
             if curve is None:
                 continue
-            color = "0.5" if index == 0 else _shade(index - 1, len(curves) - 1)
-            axis.plot(grid, curve(grid), color=color, label=label)
-            axis.fill_between(grid, curve(grid), color=color, alpha=0.12)
+            axis.plot(grid, curve(grid), color=colours[label], label=label)
+            axis.fill_between(grid, curve(grid), color=colours[label], alpha=0.12)
         axis.set(title=title, xlabel=xlabel, ylabel="density", ylim=(0, None))
         axis.legend(fontsize=8, frameon=False)
     for axis in list(axes.flat)[len(panels) :]:
@@ -51,40 +88,69 @@ def bar_figure(
     _save(figure, path)
 
 
-def marks_figure(
+Interval = tuple[float, float, float]
+
+
+def intervals_figure(
     path: Path,
-    names: Sequence[str],
-    series: Mapping[str, Sequence[tuple[float, float, float]]],
+    groups: Mapping[str, Mapping[str, Sequence[Interval]]],
     references: Mapping[str, float],
     label: str,
-    least: float | None = 0.0,
+    colours: Colours,
+    marks: Sequence[str] = ("",),
 ) -> None:
-    """A line for each name with a mark for each series, `(value, low, high)`; dashed lines where references lie.
+    """Bars with their 95% intervals, in groups: a heading for each group, a bar for each of its names.
 
-    The axis begins at `least`, or where the marks do.
+    Args:
+      path: of the figure.
+      groups: by heading and name a value `(value, low, high)` for each of `marks`; the first is the bar, others are
+        marks upon it.
+      references: dashed lines by name.
+      label: of the axis.
+      colours: by name.
+      marks: what the values of a name are, in a legend where there are several.
     """
-    figure, ((axis,),) = _figure(1, 1, 6.5, 1.0 + 0.32 * len(names))
-    for index, (title, values) in enumerate(series.items()):
-        value, low, high = np.transpose(values)
-        # An interval may leave out its own value, where it is of few.
-        reach = np.nan_to_num(np.maximum([value - low, high - value], 0.0))
-        rows = np.arange(len(names)) + 0.18 * (index - (len(series) - 1) / 2)
-        axis.errorbar(value, rows, xerr=reach, fmt="osD^v"[index % 5], color=f"C{index}", markersize=4, label=title)
+    count = sum(len(group) + 1 for group in groups.values())
+    figure, ((axis,),) = _figure(1, 1, PANEL + 1.0, 1.1 + 0.24 * count)
+    row, ticks = 0, {}
+    for heading, group in groups.items():
+        if len(groups) > 1 and heading:
+            ticks[row] = heading
+            row += 1
+        for name, values in group.items():
+            for index, (value, low, high) in enumerate(values):
+                # An interval may leave out its own value, where it is of few.
+                reach = np.nan_to_num([[max(value - low, 0.0)], [max(high - value, 0.0)]])
+                if index:
+                    axis.plot(value, row, "osD^v"[index % 5], color="0.25", markersize=4, markerfacecolor="white")
+                else:
+                    axis.barh(row, value, 0.75, color=colours.get(name, "tab:blue"), alpha=0.8)
+                    axis.errorbar(value, row, xerr=reach, color="0.1", capsize=2, linewidth=1)
+            ticks[row] = in_words(name)
+            row += 1
     for style, (title, value) in zip((":", "--", "-."), references.items(), strict=False):
         axis.axvline(value, color="0.4", linestyle=style, label=title)
-    axis.set_yticks(np.arange(len(names)), names)
-    axis.invert_yaxis()
-    axis.set(xlabel=label, xlim=(least, None))
-    axis.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2)
+    for index, title in enumerate(marks[1:], 1):
+        axis.plot([], [], "osD^v"[index % 5], color="0.25", markerfacecolor="white", label=title)
+    axis.set_yticks([*ticks], [*ticks.values()])
+    for text in axis.get_yticklabels():
+        if text.get_text() in groups and len(groups) > 1:
+            text.set_fontweight("bold")
+    axis.set(xlabel=label, ylim=(row - 0.4, -0.6))
+    if references or len(marks) > 1:
+        axis.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.4, 1.0))
     _save(figure, path)
 
 
-def curve_figure(path: Path, panels: Mapping[str, Mapping[str, tuple]], xlabel: str, ylabel: str) -> None:
+def curve_figure(
+    path: Path, panels: Mapping[str, Mapping[str, tuple]], xlabel: str, ylabel: str, colours: Colours
+) -> None:
     """One panel for each title, one line with error bars for each label: `(x, y, deviation)`."""
-    figure, axes = _figure(1, len(panels), 4.6, 3.4)
+    figure, axes = _figure(1, len(panels), PANEL, 3.6)
     for axis, (title, curves) in zip(axes.flat, panels.items(), strict=True):
-        for index, (label, (x, y, deviation)) in enumerate(curves.items()):
-            axis.errorbar(x, y, deviation, color=f"C{index}", label=label, marker="o", markersize=3, capsize=2)
+        for label, (x, y, deviation) in curves.items():
+            style = {"color": colours[label], "linestyle": "--" if label in _REFERENCES else "-"}
+            axis.errorbar(x, y, deviation, label=label, marker="o", markersize=3, capsize=2, **style)
         axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
         axis.legend(fontsize=8, frameon=False)
     _save(figure, path)
@@ -98,9 +164,9 @@ def scatter_figure(
     legend: str = "(linear, rank correlation)",
 ) -> None:
     """Points and a least-squares line for each label."""
-    figure, ((axis,),) = _figure(1, 1, 6.0, 4.2)
+    figure, ((axis,),) = _figure(1, 1, PANEL + 1.0, 4.2)
     for index, (label, (x, y)) in enumerate(series.items()):
-        axis.scatter(x, y, s=14, color=f"C{index}", label=label)
+        axis.scatter(x, y, s=14, color=f"C{index}", label=in_words(label))
         if len(x) > 1 and np.ptp(x) > 0:
             ends = np.array([x.min(), x.max()])
             axis.plot(ends, np.polyval(np.polyfit(x, y, 1), ends), color=f"C{index}", linewidth=1)
@@ -120,7 +186,8 @@ class Plane(NamedTuple):
 
 def plane_figure(path: Path, panels: Mapping[str, Plane]) -> None:
     """One panel for each title: points, and where given regions and an arrow."""
-    figure, axes = _figure(1, len(panels), 3.4, 3.6)
+    columns = min(2, len(panels))
+    figure, axes = _figure(-(-len(panels) // columns), columns, 3.4, 3.6)
     colors = ("tab:blue", "tab:red", "tab:green")
     for axis, (title, plane) in zip(axes.flat, panels.items(), strict=True):
         if plane.regions is not None:
@@ -129,7 +196,8 @@ def plane_figure(path: Path, panels: Mapping[str, Plane]) -> None:
                 plane.regions, cmap="coolwarm", alpha=0.25, extent=extent, origin="lower", interpolation="nearest"
             )
         for color, (label, points) in zip(colors, plane.points.items(), strict=False):
-            axis.scatter(*points.T, s=1, color=color, alpha=0.4, label=label)
+            # Thousands of points are drawn as pixels.
+            axis.scatter(*points.T, s=1, color=color, alpha=0.4, label=label, rasterized=True)
         if plane.arrow is not None:
             axis.annotate(
                 "", plane.arrow[1], plane.arrow[0], arrowprops={"width": 1.5, "headwidth": 7, "color": "black"}
@@ -148,36 +216,34 @@ def image_grid(
     """One labelled row of images `[n, H, W, C]` in [-1, 1] for each name, and below them one of gradients.
 
     Gradients are summed over channels, clipped to their 0.5 and 99.5 percentiles, and drawn from blue over white at
-    zero to red. Headings, where there are some, stand above the columns of gradients.
+    zero to red, each on a scale of its own; at the right stands where a row's scales end, the median of its images.
+    Headings, where there are some, stand above the columns of gradients.
     """
     rows = [(name, values, False) for name, values in images.items()]
     rows += [(name, values, True) for name, values in (gradients or {}).items()]
     count = max(len(values) for _, values, _ in rows)
-    figure, axes = _figure(len(rows), count, 0.9, 0.9)
+    figure, axes = _figure(len(rows), count + 1, 0.62, 0.66)
     for line, (name, values, signed) in zip(axes, rows, strict=True):
+        extents = []
         for axis, image in zip(line, values, strict=False):
             if signed:
                 summed = image.sum(-1)
                 low, high = np.percentile(summed, [0.5, 99.5])
-                extent = max(abs(low), abs(high)) or 1.0
-                axis.imshow(np.clip(summed, low, high), cmap="bwr", vmin=-extent, vmax=extent)
+                extents.append(max(abs(low), abs(high)) or 1.0)
+                axis.imshow(np.clip(summed, low, high), cmap="bwr", vmin=-extents[-1], vmax=extents[-1])
             else:
                 axis.imshow((np.clip(image, -1, 1) + 1) / 2, cmap="gray", vmin=0, vmax=1)
         for axis in line:
             axis.set(xticks=[], yticks=[])
             for side in axis.spines.values():
                 side.set_visible(False)
-        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+        line[0].set_ylabel(in_words(name), rotation=0, ha="right", va="center", fontsize=8)
+        # Columns of their own headings have units of their own.
+        scale = ("" if headings else f"±{np.median(extents):.2g}") if extents else "-1 to 1"
+        line[-1].text(0.0, 0.5, scale, transform=line[-1].transAxes, fontsize=7, va="center")
     for axis, heading in zip(axes[len(images)] if headings else (), headings, strict=False):
-        axis.set_title(heading, fontsize=7, rotation=45, ha="left")
+        axis.set_title(in_words(heading), fontsize=7, rotation=45, ha="left")
     _save(figure, path)
-
-
-def _shade(index: int, count: int):
-    """The standard network in blue, then robust ones from yellow to dark red as they grow stronger."""
-    import matplotlib
-
-    return "tab:blue" if index == 0 else matplotlib.colormaps["YlOrRd"](0.35 + 0.6 * index / max(count - 1, 1))
 
 
 def _figure(rows: int, columns: int, width: float, height: float):
@@ -190,6 +256,9 @@ def _figure(rows: int, columns: int, width: float, height: float):
 
 
 def _save(figure, path: Path) -> None:
+    import matplotlib
+
     file = io.BytesIO()
-    figure.savefig(file, dpi=120, format="png", metadata={"Software": None})
+    with matplotlib.rc_context(_SETTINGS):
+        figure.savefig(file, dpi=120, format="svg", metadata={"Date": None, "Creator": None})
     write(path, file.getvalue())

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 
-from experiments.harness.tables import Row
+from experiments.harness.tables import Row, cell, headings_of
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("experiments.harness", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -18,22 +18,32 @@ _TEMPLATES = jinja2.Environment(
 
 
 class Figure(NamedTuple):
-    """A PNG image, and what to look for in it."""
+    """An SVG image, and what to look for in it."""
 
-    png: bytes
+    svg: bytes
     caption: str
 
 
 class Table(NamedTuple):
-    """Some columns of rows, by name or with a heading for each name; `marks` gives cells of some text a class.
+    """Some columns of rows, by name or with a heading for each name.
 
-    The classes are `good`, `bad` and `open`.
+    `marks` gives cells of some text a class, `good`, `bad` or `open`; `glossary` says what columns are, by name.
     """
 
     caption: str
     rows: Sequence[Row]
     columns: Sequence[str] | Mapping[str, str]
     marks: Mapping[str, str] = {}
+    glossary: Mapping[str, str] = {}
+
+
+class Fold(NamedTuple):
+    """A line, with a verdict and the class of its mark, and a table that is folded beneath it."""
+
+    line: str
+    verdict: str
+    mark: str
+    table: Table
 
 
 class Code(NamedTuple):
@@ -47,7 +57,10 @@ class Section(NamedTuple):
     """A headline and what is below it; a string is a paragraph."""
 
     title: str
-    parts: Sequence[str | Figure | Table | Code]
+    parts: Sequence["Part"]
+
+
+Part = str | Figure | Table | Fold | Code
 
 
 def document(title: str, sections: Sequence[Section]) -> str:
@@ -56,23 +69,27 @@ def document(title: str, sections: Sequence[Section]) -> str:
     return _TEMPLATES.get_template("page.html.jinja").render(title=title, sections=shown)
 
 
-def _part(part: str | Figure | Table | Code) -> Any:
+def _part(part: Part) -> Any:
     match part:
-        case Figure(png, caption):
-            return {"type": "figure", "data": base64.b64encode(png).decode(), "caption": caption}
+        case Figure(svg, caption):
+            return {"type": "figure", "data": base64.b64encode(svg).decode(), "caption": caption}
         case Code(text, summary):
             return {"type": "code", "text": text, "summary": summary}
-        case Table(caption, rows, columns, marks):
-            headings = columns if isinstance(columns, Mapping) else {name: name for name in columns}
-            lines = [[_cell(row.get(name), marks) for name in headings] for row in rows]
-            return {"type": "table", "caption": caption, "headings": list(headings.values()), "lines": lines}
+        case Fold(line, verdict, mark, table):
+            return {"type": "fold", "line": line, "verdict": verdict, "mark": mark, "table": _part(table)}
+        case Table(caption, rows, columns, marks, glossary):
+            headings = headings_of(columns)
+            lines = [[_cell(row.get(name), name, marks) for name in headings] for row in rows]
+            said = {heading: glossary[name] for name, heading in headings.items() if name in glossary}
+            table = {"type": "table", "caption": caption, "headings": list(headings.values()), "lines": lines}
+            return {**table, "glossary": said}
         case _:
             return part
 
 
-def _cell(value: Any, marks: Mapping[str, str]) -> dict[str, Any]:
+def _cell(value: Any, column: str, marks: Mapping[str, str]) -> dict[str, Any]:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        text = "-" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        text = cell(value, column)
         return {"text": text, "mark": marks.get(text), "value": None}
     text = "-" if not math.isfinite(value) else f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
     return {"text": text, "mark": "number", "value": value}

@@ -1,6 +1,7 @@
 """Rows as text, Markdown and plain JSON values."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,23 +9,39 @@ import numpy as np
 from tabulate import tabulate
 
 Row = dict[str, Any]
+_CODE = re.compile(r"[a-z0-9]+(_[a-z0-9]+)+")
+# Columns whose values a person types as they are.
+_TYPED = ("dataset",)
+
+
+def in_words(name: str) -> str:
+    """A name of the code's as a person reads it: without underscores, where it is nothing but such a name."""
+    return name.replace("_", " ") if _CODE.fullmatch(name) else name
 
 
 def text(rows: Sequence[Row], columns: Sequence[str] | Mapping[str, str], style: str = "plain") -> str:
     """Some columns of the rows as an aligned table; `style` is one of tabulate's, for instance `github`."""
-    headings = list(columns.values()) if isinstance(columns, Mapping) else list(columns)
-    cells = [[cell(row.get(name)) for name in columns] for row in rows]
+    headings = [*headings_of(columns).values()]
+    cells = [[cell(row.get(name), name) for name in columns] for row in rows]
     numeric = ["right" if any(isinstance(row.get(name), int | float) for row in rows) else "left" for name in columns]
     return tabulate(cells, headings, tablefmt=style, colalign=numeric if cells else None, disable_numparse=True)
 
 
-def cell(value: Any) -> str:
+def headings_of(columns: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
+    """Headings by column: those given, or the columns' names in words."""
+    named = columns if isinstance(columns, Mapping) else {name: in_words(name) for name in columns}
+    return dict(named)
+
+
+def cell(value: Any, column: str = "") -> str:
     """One value as a person reads it."""
     if value is None or (isinstance(value, float | np.floating) and not math.isfinite(value)):
         return "-"
     if isinstance(value, float | np.floating):
         return f"{value:.3f}"
-    return ", ".join(map(cell, value)) if isinstance(value, list | tuple) else str(value)
+    if isinstance(value, list | tuple):
+        return ", ".join(cell(one, column) for one in value)
+    return str(value) if column in _TYPED else in_words(str(value))
 
 
 def plain(value: Any) -> Any:
