@@ -1,6 +1,7 @@
 r"""The whole paper from one command: every experiment, on shared networks, and one page about all of it.
 
     python -m experiments.reproduce                       # digits, some 35 minutes on 2 cores
+    python -m experiments.reproduce --all                 # the neighbours too, 12 minutes more
     python -m experiments.reproduce --dry_run             # what it would take here
     python -m experiments.reproduce --preset=paper        # mnist, fashion_mnist, cifar10: a large GPU, a day
 
@@ -9,6 +10,7 @@ one before it has trained alike. The page is there from the first experiment on.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,24 +38,30 @@ class Part(NamedTuple):
 def datasets_of(one: Experiment, given: Flags) -> list[str]:
     """The names of the data sets of an experiment: those of the flags, or the paper's."""
     values = given.values
-    if values.datasets is not None:
+    if one.neighbour and values.preset == "quick":
+        return [values.dataset if values["dataset"].present else one.dataset]
+    if not one.neighbour and values.datasets is not None:
         return list(values.datasets)
     if values.preset == "paper" and not given.values["dataset"].present:
         return list(one.paper_datasets)
     return [values.dataset]
 
 
-def parts_of(given: Flags) -> list[Part]:
+def parts_of(given: Flags, experiments: Sequence[Experiment], root: Path) -> list[Part]:
     """What is to be run; everything that can be refused is refused here, before any work.
+
+    Args:
+      given: the flags.
+      experiments: in their order.
+      root: directory of all runs.
 
     Raises:
       RunError: if a directory holds something else.
       ConfigError: if a setting does not fit.
     """
     sets: dict[str, data.Dataset] = {}
-    root = root_of(given)
     parts = []
-    for one in registry.every():
+    for one in experiments:
         for name in datasets_of(one, given) if one.has_dataset else [None]:
             if name and name not in sets:
                 sets[name] = data.load(name, given.values.data_dir)
@@ -108,12 +116,18 @@ def _span(minutes: float) -> str:
 
 def work(given: Flags) -> None:
     """Runs all experiments of the flags, or says what they would take."""
-    parts, root = parts_of(given), root_of(given)
+    chosen = [one for one in registry.every() if given.values.all or not one.neighbour]
+    run_all(given, NAME, TITLE, chosen, root_of(given))
+
+
+def run_all(given: Flags, name: str, title: str, experiments: Sequence[Experiment], root: Path) -> None:
+    """Runs experiments one after another into directories below one, with a page of all."""
+    parts = parts_of(given, experiments, root)
     if given.values.dry_run:
         dry_run(parts, given)
         return
     asked = {part.workdir.name: experiment.plain_config(part.config) for part in parts}
-    runs.open_run(root, NAME, asked, launch.environment())
+    runs.open_run(root, name, asked, launch.environment())
     finished: list[tuple[Experiment, experiment.Finished]] = []
     changed = not runs.exists(root / experiment.REPORT)
     for index, part in enumerate(parts):
@@ -122,9 +136,9 @@ def work(given: Flags) -> None:
         done = experiment.run(part.experiment, part.workdir, part.config, given.options(), part.dataset, source)
         finished.append((part.experiment, done))
         if changed:
-            experiment.write_page(root / experiment.REPORT, TITLE, finished)
-        title = part.experiment.title + (f": {part.dataset.name}" if part.dataset else "")
-        launch.show(f"{title}: {experiment.verdicts(done.results['claims'])} ({root / experiment.REPORT})")
+            experiment.write_page(root / experiment.REPORT, title, finished)
+        what = part.experiment.title + (f": {part.dataset.name}" if part.dataset else "")
+        launch.show(f"{what}: {experiment.verdicts(done.results['claims'])} ({root / experiment.REPORT})")
 
 
 def source_of(part: Part, before: list[Part], given: Flags) -> Source | None:
@@ -145,6 +159,9 @@ def program_flags() -> Flags:
     given = Flags(__doc__ or "", kinds, next(one.presets for one in every if one.has_dataset))
     text = "Data sets, instead of --dataset. Default with --preset=paper: those that the paper has."
     given.add("run", "list", "datasets", None, text)
+    given.add(
+        "run", "bool", "all", False, "The neighbours too: other works on the same question, on sets of their own."
+    )
     given.add("run", "bool", "dry_run", False, "Print the stages and what they would take, measured from a few steps.")
     return given
 

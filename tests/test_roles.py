@@ -217,13 +217,14 @@ def test_restarts_keep_the_worst():
 
 @pytest.mark.parametrize("name", training.OBJECTIVES)
 def test_every_objective_plays_its_role(name, digits):
-    """Under no attack both descend the cross-entropy; a few epochs learn."""
+    """Under no attack all descend the cross-entropy; a few epochs learn."""
     kind = training.OBJECTIVES[name]
     network = networks.digits_cnn()
-    attack = attacks.pgd("l2", kind.attack_loss or attacks.cross_entropy, 2, random_start=kind.random_start)
-    step = training.classifier_step(network, attack, kind.build())
+    loss = kind.attack_loss or attacks.cross_entropy
+    attack = attacks.pgd("l2", loss, kind.steps or 2, random_start=kind.random_start)
+    step = training.classifier_step(network, attack, kind.build(attacks.L2))
     start = stacking.stack([training.init_classifier(network, (8, 8, 1), jax.random.key(0))] * 2)
-    sizes = training.StepSizes(jnp.array([0.0, 0.5]), 0.25, 3e-3, 6.0)
+    sizes = training.StepSizes(jnp.array([0.0, 0.5]), 0.25, 3e-3, 1.0)
     train = data_sets.Split(*(leaf[:500] for leaf in digits.train))
     seen = []
     options = {"mesh": stacking.device_mesh(2, 50), "batch_size": 50, "epochs": 4, "progress": seen.append}
@@ -246,7 +247,10 @@ def test_trades_is_its_formula():
 
     def ours(weights):
         passes = training.Passes(
-            lambda variables, x: (x @ variables, variables), lambda x: x @ weights, lambda x, target: jnp.asarray(moved)
+            lambda variables, x: (x @ variables, variables),
+            lambda x: x @ weights,
+            lambda x, target: jnp.asarray(moved),
+            None,
         )
         numbers = training.StepSizes(weight=beta)
         return training.trades()(weights, passes, jnp.asarray(images), jnp.asarray(labels), numbers).losses.mean()

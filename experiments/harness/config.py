@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -48,6 +48,9 @@ def setting(
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """What every run's numbers depend on."""
+
+    # Whether it is about masks of what matters, which few data sets have.
+    needs_masks: ClassVar[bool] = False
 
     preset: str
     seed: int
@@ -177,6 +180,11 @@ def _check_fits(config: Any, dataset: data.Dataset) -> None:
         raise ConfigError(
             f"--objective={config.objective}: its attack ascends a loss of its own, so that networks of several "
             f"--train_losses would be the same; give one of {', '.join(config.train_losses)}"
+        )
+    if config.needs_masks and not data.marks.has_masks(dataset):
+        raise ConfigError(
+            f"--dataset={dataset.name}: expected a data set with masks of what matters: rendered shapes, or an .npz "
+            "file with an array test_masks"
         )
     pixels = int(np.prod(dataset.train.images.shape[1:]))
     _check_manifolds(config, dataset, pixels)

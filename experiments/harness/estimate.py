@@ -25,12 +25,12 @@ class Cost(NamedTuple):
     compilation: float
 
 
-def cost_of(plan: trained.Plan, examples, options: Options) -> Cost:
+def cost_of(plan: trained.Plan, examples, options: Options, seconds: float = ENOUGH) -> Cost:
     """Trains a few steps of a stage, in the program that the run itself will use, and throws them away."""
     marks: list[tuple[float, int]] = [(time.perf_counter(), 0)]
 
     def enough() -> bool:
-        return len(marks) > 2 and marks[-1][0] - marks[1][0] > ENOUGH
+        return len(marks) > 2 and marks[-1][0] - marks[1][0] > seconds
 
     def note(done: training.Progress) -> None:
         marks.append((time.perf_counter(), done.step))

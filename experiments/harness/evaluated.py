@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
@@ -20,13 +20,22 @@ Arrays = dict[str, np.ndarray]
 ROBUST = ("robust", "broken_by")
 
 
+class Named(Protocol):
+    """A network that has a name of its own."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        ...
+
+
 def attacked_of(config: AttackedConfig, test: data.Split) -> data.Split:
     """The test images that AutoAttack is run on: the first ones."""
     return data.Split(*(leaf[: config.attacked_examples] for leaf in test))
 
 
 def auto_attacked(
-    run: Run, recipes: Sequence[Recipe], variables: Any, test: data.Split, norm: str, radii: Sequence[float]
+    run: Run, recipes: Sequence[Named], variables: Any, test: data.Split, norm: str, radii: Sequence[float]
 ) -> Arrays:
     """AutoAttack on each network: `robust` and `broken_by` `[network, radius, image]`, and notes by network.
 
@@ -110,7 +119,7 @@ COLUMNS = {
 }
 
 
-def notes_of(recipes: Sequence[Recipe], norm: str, arrays: Arrays, prefix: str = "") -> list[Row]:
+def notes_of(recipes: Sequence[Named], norm: str, arrays: Arrays, prefix: str = "") -> list[Row]:
     """What AutoAttack noted against its own numbers, a row a line."""
     return [
         {"network": recipe.name, "norm": norm, "note": str(note)}

@@ -60,6 +60,7 @@ class Experiment:
       takes: minutes on two cores, in words.
       picture: the figure to look at first.
       dataset: its program's default.
+      neighbour: whether it is about another work than the paper, so that `reproduce` has it with `--all` alone.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Experiment:
     takes: str = ""
     picture: str = ""
     dataset: str = "digits"
+    neighbour: bool = False
 
     @property
     def base(self) -> "Experiment":

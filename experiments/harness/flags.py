@@ -98,7 +98,9 @@ class Flags:
                 shown = _shown(self._by_norm.get(flag, lambda preset: None)(preset)) or shown
                 value = f" [{shown}]" if shown else ""
                 text = f"{self.values[flag].help}{value}"
-                lines += textwrap.wrap(f"--{flag}: {text}", 100, initial_indent="  ", subsequent_indent="      ")
+                lines += textwrap.wrap(
+                    f"--{flag}: {text}", 100, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False
+                )
             lines.append("")
         return "\n".join(lines)
 

@@ -81,8 +81,8 @@ def _part(part: Part) -> Any:
             headings = headings_of(columns)
             lines = [[_cell(row.get(name), name, marks) for name in headings] for row in rows]
             said = {heading: glossary[name] for name, heading in headings.items() if name in glossary}
-            table = {"type": "table", "caption": caption, "headings": list(headings.values()), "lines": lines}
-            return {**table, "glossary": said}
+            shown = {"headings": list(headings.values()), "lines": lines, "glossary": said}
+            return {"type": "table", "caption": caption, **shown}
         case _:
             return part
 

@@ -4,7 +4,7 @@ What has finished lies in the run directory's `networks` and is loaded; what is 
 checkpoint; with a source, what another run has trained in the same way is taken from there.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -144,20 +144,37 @@ def train_networks(run: Run, recipes: Sequence[Recipe], train: data.Split) -> An
 
 def _stack(run: Run, members: list[Recipe], train: data.Split):
     """The variables of one stack, loaded, or made and kept."""
-    name = members[0].stack
-    stack = runs.finished(run.workdir / "networks" / name, runs.load_classifiers)
+    rows = [{**recipe.row, "network": recipe.name, "network_seed": recipe.seed} for recipe in members]
+    settings = training_settings(run.config, members[0])
+    return kept(run, members[0].stack, rows, settings, lambda: _completed(run, members, train))
+
+
+def kept(
+    run: Run, name: str, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], make: Callable[[], Any]
+) -> Any:
+    """The variables of a finished stack of classifiers, loaded from the run, or made and kept there.
+
+    Args:
+      run: whose.
+      name: of the stack.
+      rows: what is known of each network, `network` its name.
+      settings: what training depended on.
+      make: trains them.
+    """
+    path = run.workdir / "networks" / name
+    stack = runs.finished(path, runs.load_classifiers)
     if stack is not None:
         return stack.variables
-    variables = _completed(run, members, train)
+    variables = make()
     about = {
         "kind": "classifier",
         "network": run.config.network,
         "image_shape": list(run.image_shape),
         "classes": len(run.dataset.classes),
-        "networks": [{**recipe.row, "network": recipe.name, "network_seed": recipe.seed} for recipe in members],
-        "training": training_settings(run.config, members[0]),
+        "networks": list(rows),
+        "training": settings,
     }
-    runs.save_stack(run.workdir / "networks" / name, variables, about)
+    runs.save_stack(path, variables, about)
     runs.remove(run.workdir / "checkpoints" / name)
     return variables
 
@@ -184,7 +201,8 @@ def step_of(config: TrainingConfig, network: nn.Module, norm: str | None, loss: 
     build = attacks.ATTACKS[config.train_attack]
     if objective.random_start and build is attacks.pgd:
         build = attacks.ATTACKS["pgd-random-start"]
-    return training.classifier_step(network, build(norm, ascended, config.attack_steps), objective.build())
+    attack = build(norm, ascended, objective.steps or config.attack_steps)
+    return training.classifier_step(network, attack, objective.build(attacks.norm_named(norm)))
 
 
 def classifiers_plan(config: TrainingConfig, recipes: Sequence[Recipe], dataset: data.Dataset) -> Plan:
@@ -199,9 +217,11 @@ def classifiers_plan(config: TrainingConfig, recipes: Sequence[Recipe], dataset:
     # Networks of one seed start alike and see the data in one order, so that they differ by their training alone.
     starts = {seed: start(seed) for seed in sorted({recipe.seed for recipe in recipes})}
     count = len(recipes)
+    radii, multiple = jnp.array([recipe.epsilon for recipe in recipes]), training.OBJECTIVES[config.objective].step
+    step_size = 0.0 if not first.norm else config.step_sizes[first.norm] if multiple is None else multiple * radii
     sizes = training.StepSizes(
-        jnp.array([recipe.epsilon for recipe in recipes]),
-        jnp.full(count, config.step_sizes[first.norm] if first.norm else 0.0),
+        radii,
+        jnp.broadcast_to(step_size, (count,)),
         jnp.full(count, config.learning_rate),
         jnp.full(count, config.objective_weight),
     )

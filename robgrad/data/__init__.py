@@ -5,6 +5,7 @@ labels `[N]`. Everything downstream works in the pixel range [-1, 1] of the pape
 place that knows it.
 """
 
+from robgrad.data import corruptions, marks
 from robgrad.data.images import PIXEL_RANGE, DataError, Dataset, Split, Truth, check, scale
 from robgrad.data.sources import EMBEDDED, is_file, load
 from robgrad.data.toy import two_gaussians
@@ -17,8 +18,10 @@ __all__ = [
     "Split",
     "Truth",
     "check",
+    "corruptions",
     "is_file",
     "load",
+    "marks",
     "scale",
     "two_gaussians",
 ]

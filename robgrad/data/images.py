@@ -45,13 +45,19 @@ class Truth(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """A named data set with its class names and its two splits, and where it is known the truth about its manifold."""
+    """A named data set with its class names and its two splits, and what else is known of it.
+
+    Attributes:
+      truth: about its manifold, where it was generated.
+      test_masks: `[N, H, W]` bool, which pixels of each test image matter to an expert.
+    """
 
     name: str
     classes: tuple[str, ...]
     train: Split
     test: Split
     truth: Truth | None = None
+    test_masks: np.ndarray | None = None
 
 
 def scale(images: Array) -> Array:

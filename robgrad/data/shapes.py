@@ -19,27 +19,32 @@ from jax import Array, lax
 from robgrad.data.images import DataError, Dataset, Split, Truth
 
 CLASSES = ("disc", "ring", "square", "triangle", "cross", "star", "crescent")
-# Components of a code: those of the geometry, then two slopes each of ground and shape, then levels by channel.
+# Components of a code: the geometry's, two slopes each of ground and shape, a texture's, then levels by channel.
 GEOMETRY = ("right", "down", "size", "angle", "stretch", "softness")
 SLOPES = ("ground_right", "ground_down", "shape_right", "shape_down")
+TEXTURE = ("frequency", "direction", "phase", "contrast")
 TRAIN, TEST = 6000, 1000
-_NAME = re.compile(r"shapes(?:-(\d+)(?:x([13]))?)?")
+_NAME = re.compile(r"shapes(?:-(\d+)(?:x([13]))?)?(-textured)?(-small)?")
 
 
 class Canvas(NamedTuple):
-    """Size of the images: `side` x `side` pixels, grey or colour."""
+    """What is drawn: `side` x `side` pixels, grey or colour; whether on a texture; whether shapes are half as large."""
 
     side: int = 28
     channels: int = 1
+    textured: bool = False
+    small: bool = False
 
     @property
     def dimensions(self) -> int:
         """Length of a code, the dimension of the manifold."""
-        return len(GEOMETRY) + len(SLOPES) + 2 * self.channels
+        return len(GEOMETRY) + len(SLOPES) + (len(TEXTURE) if self.textured else 0) + 2 * self.channels
 
 
 def canvas_of(name: str) -> Canvas | None:
-    """The canvas of a data set's name: `shapes` (28x28, grey), `shapes-16`, `shapes-32x3`; None for another name.
+    """The canvas of a data set's name, None for another name.
+
+    `shapes` (28x28, grey), `shapes-16`, `shapes-32x3`, each also followed by `-textured`, `-small` or both.
 
     Raises:
       DataError: if the side is not in 16..64.
@@ -47,7 +52,7 @@ def canvas_of(name: str) -> Canvas | None:
     match = _NAME.fullmatch(name)
     if match is None:
         return None
-    canvas = Canvas(int(match[1] or 28), int(match[2] or 1))
+    canvas = Canvas(int(match[1] or 28), int(match[2] or 1), bool(match[3]), bool(match[4]))
     if not 16 <= canvas.side <= 64:
         raise DataError(f"{name}: expected a side of 16 to 64 pixels, got {canvas.side}")
     return canvas
@@ -108,15 +113,26 @@ def render(canvas: Canvas, label: Array | int, code: Array) -> Array:
     """The image `[side, side, channels]` in [-1, 1] of a class and a code `[dimensions]` in [-1, 1].
 
     Coordinates of pixels' centres run from -1 to 1, to the right and down. With the shape's signed distance d in its
-    own frame and the edge's width w, the shape covers sigmoid(-d / w) of a pixel.
+    own frame and the edge's width w, the shape covers sigmoid(-d / w) of a pixel. A texture is a wave over the ground.
     """
     cover, across, down = _cover(canvas, label, code)
     slopes = 0.1 * code[len(GEOMETRY) : len(GEOMETRY) + len(SLOPES)]
-    ground, shape = jnp.split(code[len(GEOMETRY) + len(SLOPES) :], 2)
+    ground, shape = jnp.split(code[canvas.dimensions - 2 * canvas.channels :], 2)
     shade = lambda right, below: (right * across + below * down)[..., None]  # noqa: E731
-    ground = -0.55 + 0.25 * ground + shade(slopes[0], slopes[1])
+    # With a texture the ground's level varies less, so that all stays in the pixel range.
+    ground = -0.55 + (0.05 if canvas.textured else 0.25) * ground + shade(slopes[0], slopes[1])
+    if canvas.textured:
+        ground = ground + _wave(code[len(GEOMETRY) + len(SLOPES) :][: len(TEXTURE)], across, down)[..., None]
     shape = 0.55 + 0.25 * shape + shade(slopes[2], slopes[3])
     return ground + cover[..., None] * (shape - ground)
+
+
+def _wave(texture: Array, across: Array, down: Array) -> Array:
+    """A texture's wave `[side, side]`, of at most 0.2."""
+    frequency, direction, phase, contrast = texture
+    cosine, sine = jnp.cos(jnp.pi / 2 * direction), jnp.sin(jnp.pi / 2 * direction)
+    along = cosine * across + sine * down
+    return 0.1 * (1 + contrast) * jnp.sin((7 + 2 * frequency) * along + jnp.pi * phase)
 
 
 def mask(canvas: Canvas, label: Array | int, code: Array) -> Array:
@@ -129,9 +145,11 @@ def _cover(canvas: Canvas, label: Array | int, code: Array) -> tuple[Array, Arra
     centres = (2 * jnp.arange(canvas.side) + 1) / canvas.side - 1
     down, across = jnp.meshgrid(centres, centres, indexing="ij")
     right, below, size, angle, stretch, softness = code[: len(GEOMETRY)]
-    x, y = across - 0.3 * right, down - 0.3 * below
+    # A small shape has the more room to be in.
+    reach, whole = (0.6, 0.5) if canvas.small else (0.3, 1.0)
+    x, y = across - reach * right, down - reach * below
     cosine, sine = jnp.cos(0.6 * angle), jnp.sin(0.6 * angle)
-    scale, wide = 0.5 + 0.12 * size, jnp.exp(0.15 * stretch)
+    scale, wide = whole * (0.5 + 0.12 * size), jnp.exp(0.15 * stretch)
     x, y = (cosine * x + sine * y) / (scale * wide), (cosine * y - sine * x) / (scale / wide)
     edge = 0.5 * (2 / canvas.side) * jnp.exp(0.4 * softness) / scale
     distance = lax.switch(label, [partial(one, x, y) for one in DISTANCES])

@@ -22,7 +22,8 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
         out; `"shapes"`, rendered shapes of 28x28 pixels, or another size, for instance `"shapes-16"` or
         `"shapes-32x3"` (colour); `"generated:RUN"`, what the VAE-GAN in a run's directory makes, labelled by the run's
         standard network; or a path that ends in `.npz`, a file of the arrays `train_images`, `train_labels`,
-        `test_images`, `test_labels` and, where wanted, `classes` (names); or the TFDS name of any image
+        `test_images`, `test_labels` and, where wanted, `classes` (names) and `test_masks` (which pixels of each
+        test image matter to an expert); files in the layout of MedMNIST will do; or the TFDS name of any image
         classification set with splits `train` and `test`. Its images are decoded once and cached as a
         plain `.npz` beside the data, or in the user's cache directory where the data are read-only.
       data_dir: TFDS data directory; default `$TFDS_DATA_DIR`, then `~/tensorflow_datasets`.
@@ -93,7 +94,7 @@ def _from_file(path: Path) -> Dataset:
         digest = zlib.crc32(path.read_bytes())
         with np.load(path, allow_pickle=False) as stored:
             arrays = dict(stored)
-        images, labels, test_images, test_labels = (arrays[part] for part in parts)
+        images, labels, test_images, test_labels = (_in_layout(part, arrays[part]) for part in parts)
     except (OSError, EOFError, TypeError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(f"{path}: expected an .npz file of the arrays {', '.join(parts)} ({reason})") from error
@@ -108,7 +109,27 @@ def _from_file(path: Path) -> Dataset:
     top = max(int(one.max(initial=0)) for one in (labels, test_labels))
     classes = tuple(map(str, arrays["classes"] if "classes" in arrays else range(top + 1)))
     train, test = Split(images, labels.astype(np.int32)), Split(test_images, test_labels.astype(np.int32))
-    return Dataset(f"{path.stem}-{digest:08x}", classes, train, test)
+    masks = _masks(path, arrays["test_masks"], test_images) if "test_masks" in arrays else None
+    return Dataset(f"{path.stem}-{digest:08x}", classes, train, test, test_masks=masks)
+
+
+def _in_layout(part: str, array: np.ndarray) -> np.ndarray:
+    """Images with an axis of channels, labels without one of length 1: what MedMNIST's files have otherwise."""
+    if part.endswith("images"):
+        return array[..., None] if array.ndim == 3 else array
+    return array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
+
+
+def _masks(path: Path, masks: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """An expert's masks, checked; bool."""
+    if masks.ndim == 4 and masks.shape[3] == 1:
+        masks = masks[..., 0]
+    if masks.shape != images.shape[:3] or not (masks.dtype == bool or np.issubdtype(masks.dtype, np.integer)):
+        raise DataError(
+            f"{path}: expected test_masks of shape {list(images.shape[:3])}, bool or integer, got {list(masks.shape)} "
+            f"and {masks.dtype}"
+        )
+    return masks != 0
 
 
 EMBEDDED: dict[str, Callable[[], Dataset]] = {"digits": _digits}

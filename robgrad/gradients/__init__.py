@@ -26,6 +26,7 @@ from robgrad.gradients.averages import (
 from robgrad.gradients.measures import Sensitivity, covariance_chance, image_alignment, sensitivity, tangent_fraction
 from robgrad.gradients.named import ATTRIBUTIONS, CONTROLS, LAYERED
 from robgrad.gradients.propagation import deep_lift, grad_cam, guided_backpropagation, lrp
+from robgrad.gradients.surrogate import Regions, grid_regions, lime, superpixels, surrogate
 
 __all__ = [
     "ATTRIBUTIONS",
@@ -33,6 +34,7 @@ __all__ = [
     "LAYERED",
     "Alignment",
     "Attribution",
+    "Regions",
     "Sensitivity",
     "align",
     "analyser",
@@ -47,10 +49,12 @@ __all__ = [
     "gradient_random_projection",
     "gradient_shap",
     "gradient_times_input",
+    "grid_regions",
     "guided_backpropagation",
     "image_alignment",
     "integrated_gradients",
     "key_named",
+    "lime",
     "loss_gradient",
     "lrp",
     "of_gradient",
@@ -60,6 +64,8 @@ __all__ = [
     "sensitivity",
     "sliding_occlusion",
     "smoothgrad",
+    "superpixels",
+    "surrogate",
     "tangent_fraction",
     "tangent_projected",
 ]

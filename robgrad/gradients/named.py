@@ -10,6 +10,7 @@ from robgrad.gradients.attributions import (
 )
 from robgrad.gradients.averages import integrated_gradients, sliding_occlusion, smoothgrad
 from robgrad.gradients.propagation import deep_lift, grad_cam, guided_backpropagation, lrp
+from robgrad.gradients.surrogate import lime
 
 ATTRIBUTIONS: dict[str, Attribution] = {
     "gradient": gradient,
@@ -25,6 +26,7 @@ ATTRIBUTIONS: dict[str, Attribution] = {
     "lrp_epsilon": lrp("epsilon"),
     "lrp_z_plus": lrp("z+"),
     "grad_cam": grad_cam(),
+    "lime": lime(),
     "guided_backpropagation": guided_backpropagation(),
     # Controls, which know nothing, or only the image.
     "gradient_random_projection": gradient_random_projection,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -25,6 +26,12 @@ def logit_of_prediction(logits_fn: LogitsFn, image: Array) -> Callable[[Array], 
     """The logit of the class that the network predicts for the image: most other works'."""
     label = jnp.argmax(logits_fn(image))
     return lambda x: logits_fn(x)[label]
+
+
+def probability_of_prediction(logits_fn: LogitsFn, image: Array) -> Callable[[Array], Array]:
+    """The probability of the class that the network predicts for the image: LIME's."""
+    label = jnp.argmax(logits_fn(image))
+    return lambda x: jax.nn.softmax(logits_fn(x))[label]
 
 
 def loss_of(label: Array | int) -> Output:

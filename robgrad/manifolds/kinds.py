@@ -14,7 +14,7 @@ from jax import Array
 
 from robgrad import stacking
 from robgrad.data import Dataset, scale
-from robgrad.data.shapes import Canvas, render
+from robgrad.data.shapes import Canvas, canvas_of, render
 from robgrad.manifolds.denoiser import Denoiser, DenoiserSizes, denoiser_step, from_denoiser, init_denoiser
 from robgrad.manifolds.generators import vae_gan_for
 from robgrad.manifolds.geometry import Manifold
@@ -119,20 +119,27 @@ def _bank(dataset: Dataset, settings: Settings) -> dict[str, Any]:
 def _bank_shapes(image_shape: Sequence[int], settings: Settings) -> Any:
     count = settings["train_examples"] + settings["test_examples"]
     decoder: dict[str, Any] = {}
-    size = Canvas(image_shape[0], image_shape[2]).dimensions
     if settings["dataset"].startswith("generated"):
         decoder = {"decoder": _vae_gan_shapes(image_shape, settings)["decoder"]}
         size = vae_gan_for(image_shape).latent
+    else:
+        size = _canvas(settings).dimensions
     shape = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     labels = jax.ShapeDtypeStruct((count,), jnp.int32)
     return {"labels": labels, "codes": shape((count, size)), "images": shape((count, *image_shape)), **decoder}
 
 
+def _canvas(settings: Settings) -> Canvas:
+    canvas = canvas_of(settings["dataset"])
+    assert canvas is not None, settings["dataset"]
+    return canvas
+
+
 def _exact(image_shape: Sequence[int], arrays, key: Array | None, settings: Settings) -> Manifold:
-    del key, settings
+    del key
     bank = Bank(arrays["labels"], arrays["codes"], arrays["images"])
     if "decoder" not in arrays:
-        return renderer(partial(render, Canvas(image_shape[0], image_shape[2])), bank)
+        return renderer(partial(render, _canvas(settings)), bank)
     decoder = vae_gan_for(image_shape).decoder
     return renderer(lambda label, code: decoder.apply(arrays["decoder"], code[None])[0], bank, np.inf)
 

@@ -2,11 +2,10 @@
 
 from robgrad.training.evaluation import accuracies, evaluate
 from robgrad.training.loop import Checkpoints, DivergedError, Progress, StoppedError, fit
+from robgrad.training.named import OBJECTIVES, ObjectiveKind
 from robgrad.training.objectives import (
-    OBJECTIVES,
     Batch,
     Objective,
-    ObjectiveKind,
     Outcome,
     Passes,
     Step,
@@ -17,6 +16,14 @@ from robgrad.training.objectives import (
     classifier_step,
     init_classifier,
     trades,
+)
+from robgrad.training.regularisers import (
+    curvature_penalty,
+    gradient_alignment,
+    gradient_penalty,
+    local_linearity,
+    masked_gradient_penalty,
+    second_order,
 )
 
 __all__ = [
@@ -37,8 +44,14 @@ __all__ = [
     "adam_update",
     "adversarial",
     "classifier_step",
+    "curvature_penalty",
     "evaluate",
     "fit",
+    "gradient_alignment",
+    "gradient_penalty",
     "init_classifier",
+    "local_linearity",
+    "masked_gradient_penalty",
+    "second_order",
     "trades",
 ]

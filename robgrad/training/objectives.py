@@ -2,7 +2,7 @@
 
 An objective says what becomes of one device's share of a batch; the attack is handed to it, so that standard and
 adversarial training, TRADES and whatever comes next differ in a few lines. To add one is to write such a function
-and name it in `OBJECTIVES`.
+and name it in `named.OBJECTIVES`.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ import optax
 from jax import Array, lax
 
 from robgrad import stacking
-from robgrad.attacks import Attack, Loss, cross_entropy, kl_divergence
+from robgrad.attacks import Attack, Loss, cross_entropy
 from robgrad.data import scale
 from robgrad.networks import Network, Variables, logits_fn, of_module
 
@@ -77,11 +77,13 @@ class Passes(NamedTuple):
       train: `(variables, images)` to logits and moved variables, in training mode; differentiable.
       evaluate: images to logits in evaluation mode, not differentiated.
       perturb: `(images, labels)` to attacked images, by the network in evaluation mode, not differentiated.
+      batch: what the step was given: the examples with all they carry, and a random key for each.
     """
 
     train: Callable[[Variables, Array], tuple[Array, Variables]]
     evaluate: Callable[[Array], Array]
     perturb: Callable[[Array, Any], Array]
+    batch: Batch
 
 
 Objective = Callable[[Variables, Passes, Array, Array, StepSizes], Outcome]
@@ -118,28 +120,6 @@ def trades() -> Objective:
     return objective
 
 
-class ObjectiveKind(NamedTuple):
-    """An objective that experiments offer by flag.
-
-    Attributes:
-      build: makes it.
-      attack_loss: the loss that its attack ascends; None for the one that the configuration names.
-      random_start: whether its attack cannot start at the image.
-      settings: names of the settings of a configuration that it alone depends on.
-    """
-
-    build: Callable[[], Objective]
-    attack_loss: Loss | None = None
-    random_start: bool = False
-    settings: tuple[str, ...] = ()
-
-
-OBJECTIVES: dict[str, ObjectiveKind] = {
-    "adversarial": ObjectiveKind(adversarial),
-    "trades": ObjectiveKind(trades, kl_divergence, random_start=True, settings=("objective_weight",)),
-}
-
-
 _moments = jax.jit(optax.scale_by_adam().init)
 
 
@@ -173,6 +153,7 @@ def classifier_step(network: nn.Module | Network, attack: Attack, objective: Obj
             lambda variables, images: network.train(variables, images, batch.weights),
             partial(network.evaluate, state.variables),
             perturb,
+            batch,
         )
 
         # On the whole batch, since `vmap` over examples would form one kernel gradient for each.

@@ -1,0 +1,210 @@
+r"""The neighbours, 3: explanations of robust networks against what an expert would point at.
+
+Secure Diagnostics (Najafi et al., 2025) finds that they overlap more, for fractures that a surgeon has marked. Here the
+expert is the mask of the object, on rendered shapes that are small and stand on a texture, or any masks that come with
+a file of images.
+
+    python -m experiments.expert_regions                               # textured small shapes, 3 minutes on 2 cores
+    python -m experiments.expert_regions --dataset=fractures.npz       # with an array test_masks
+
+Expected: saliency, occlusion, GradCAM and DeepLIFT of robust networks overlap more with the mask than the standard
+network's. Beside them stand random maps and the image's edges, which know no network.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.harness import claims, estimate, experiment, figures, presets, trained
+from experiments.harness.config import TrainingConfig, setting, subsets
+from experiments.harness.options import Options
+from experiments.harness.tables import Row
+from experiments.harness.trained import Run
+from robgrad import attacks, data, faithfulness, gradients, intervals, networks, stacking, training
+from robgrad.data import marks
+
+SECTION = "expert regions"
+MEASURES = {"overlap": "overlap", "pointing": "pointing game", "mass": "relevance mass"}
+BASELINES = ("random", "edges")
+SHOWN = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertConfig(TrainingConfig):
+    """Attributions that are compared with the masks."""
+
+    needs_masks: ClassVar[bool] = True
+
+    attributions: tuple[str, ...] = setting(
+        "Attributions compared with the masks.",
+        ("gradient", "occlusion", "grad_cam", "deep_lift"),
+        choices=lambda: tuple(gradients.ATTRIBUTIONS),
+    )
+
+
+_SETTINGS = {"network_seeds": 3, "train_losses": ("xent",)}
+PRESETS = presets.extended(
+    {
+        "paper": {name: _SETTINGS for name in presets.TRAINING["paper"]},
+        "quick": {
+            **{name: _SETTINGS for name in presets.TRAINING["quick"]},
+            "shapes-16": _SETTINGS
+            | {"train_examples": 1500, "test_examples": 200, "epochs": 8, "standard_epochs": 8, "attack_steps": 3}
+            | {"radii": {"l2": (0.25, 0.5), "linf": (0.025, 0.05)}},
+        },
+    }
+)
+
+
+def methods_of(config: ExpertConfig) -> dict[str, gradients.Attribution]:
+    """The attributions and the baselines by name."""
+    known = gradients.ATTRIBUTIONS | {"random": gradients.random}
+    return {name: known[name] for name in dict.fromkeys((*config.attributions, *BASELINES))}
+
+
+def measure(run: Run) -> experiment.Arrays:
+    """Agreement of each network's and attribution's map with each mask, `[network, attribution, image]`."""
+    config, shape = run.config, run.image_shape
+    masks = marks.test_masks(run.dataset, config.test_examples)
+    train, test = subsets(config, run.dataset)
+    recipes, network = trained.recipes_of(config), trained.network_of(config, run.dataset)
+    variables = trained.train_networks(run, recipes, train)
+    methods = methods_of(config)
+
+    def of_image(_, variables, example):
+        key, pixels, mask = example
+        image, own, found = data.scale(pixels), networks.logits_fn(network, variables), []
+        for name, attribution in methods.items():
+            one = gradients.key_named(key, name)
+            values = attribution(one, own, image)
+            agreed = faithfulness.agreement(one, values, mask)
+            found.append({field: getattr(agreed, field) * 1.0 for field in (*MEASURES, "chance")} | {"map": values})
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
+
+    mesh = stacking.device_mesh(stacking.size(variables), config.chunk)
+    keys = jax.random.split(trained.key_of(config.seed, "expert"), len(masks))
+    said = jax.device_get(stacking.per_example(of_image, mesh, config.chunk)((), variables, (keys, test.images, masks)))
+    predict = training.evaluate(network, attacks.no_attack, mesh, chunk=config.chunk)
+    maps = said.pop("map")[:, :SHOWN].swapaxes(1, 2)
+    arrays = {f"agreed/{name}": values.swapaxes(1, 2) for name, values in said.items()}
+    images = np.asarray(data.scale(jnp.asarray(test.images[:SHOWN])), np.float16)
+    return arrays | {
+        "clean_hits": np.asarray(predict(variables, test, keys[0])) == test.labels,
+        "attributions": np.array(list(methods)),
+        "shown/maps": maps.astype(np.float16),
+        "shown/test": images,
+        "shown/masks": masks[:SHOWN].reshape(-1, *shape[:2], 1),
+    }
+
+
+def tabulate(config: ExpertConfig, arrays: experiment.Arrays) -> experiment.Tables:
+    """A row for each kind of network and attribution."""
+    recipes, rows = trained.recipes_of(config), []
+    for kind, members in trained.kinds_of(recipes).items():
+        for index, name in enumerate(arrays["attributions"].tolist()):
+            row: Row = {"network": kind, "network_seeds": len(members), "attribution": name}
+            row["test_accuracy"] = arrays["clean_hits"][members].mean()
+            for field in MEASURES:
+                values = arrays[f"agreed/{field}"][members, index]
+                ends = (field, f"{field}_low", f"{field}_high")
+                row |= dict(zip(ends, map(float, intervals.of_seeds_and_rows(values, intervals.mean)), strict=True))
+            row["mask_share"] = arrays["agreed/chance"].mean()
+            rows.append(row)
+    return {"rows": rows}
+
+
+def claim(config: ExpertConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> Iterator[Row]:
+    """Each attribution overlaps more on the strongest robust networks than on the standard one, and than edges do."""
+    del tables
+    recipes = trained.recipes_of(config)
+    places, names = trained.kinds_of(recipes), arrays["attributions"].tolist()
+    strongest = {norm: [one.kind for one in recipes if one.norm == norm][-1] for norm in config.norms}
+    for field, measure in MEASURES.items():
+        values = arrays[f"agreed/{field}"]
+        over = claims.spread(config.network_seeds, f"{values.shape[2]} images")
+        for name in config.attributions:
+            here = values[:, names.index(name)]
+            edges = values[:, names.index("edges")]
+            for kind in strongest.values():
+                group = f"{measure}, {name.replace('_', ' ')}; {kind}"
+                pairs = {
+                    ("explanations of robust networks overlap more with the mask than the standard one's", "more"): (
+                        here[places[kind]] - here[places["standard"]]
+                    ),
+                    (
+                        "explanations of robust networks overlap more with the mask than the image's edges (our test)",
+                        "-",
+                    ): (here[places[kind]] - edges[places[kind]]),
+                }
+                for (text, published), gains in pairs.items():
+                    value, low, high = map(float, intervals.of_seeds_and_rows(gains, intervals.mean))
+                    one = claims.Claim(SECTION, text, group, published, over)
+                    yield claims.row(one, f"{value:+.3f}", low, high, claims.verdict(low, high))
+
+
+def draw(workdir: Path, config: ExpertConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> None:
+    """Overlaps by attribution and network; images, masks and maps."""
+    recipes = trained.recipes_of(config)
+    places = trained.kinds_of(recipes)
+    colours = figures.palette([*places])
+    groups: dict[str, dict[str, list[figures.Interval]]] = {}
+    for row in tables["rows"]:
+        value, low, high = (row[f"overlap{end}"] for end in ("", "_low", "_high"))
+        groups.setdefault(row["attribution"].replace("_", " "), {})[row["network"]] = [(value, low, high)]
+    label = "overlap with the mask (intersection over union)"
+    figures.intervals_figure(workdir / "overlap.svg", groups, {}, label, colours)
+    maps, names = arrays["shown/maps"].astype(np.float32), arrays["attributions"].tolist()
+    strongest = [recipe.kind for recipe in recipes][-1]
+    shown = {
+        f"{name.replace('_', ' ')}, {kind}": maps[places[kind][0], names.index(name)][..., None]
+        for name in config.attributions
+        for kind in ("standard", strongest)
+    }
+    images: dict[str, np.ndarray] = {"test image": arrays["shown/test"], "mask": arrays["shown/masks"] * 2.0 - 1}
+    figures.image_grid(workdir / "maps.svg", images, shown)
+
+
+def estimated(config: ExpertConfig, dataset: data.Dataset, options: Options, others: Sequence) -> Iterator[Row]:
+    """The networks that other runs do not have; maps take seconds."""
+    train, _ = subsets(config, dataset)
+    yield from estimate.classifiers(config, estimate.missing(config, others), dataset, train, options)
+
+
+_ENDS: Any = (("", ""), ("_low", ", 95% from"), ("_high", ", to"))
+EXPERIMENT = experiment.Experiment(
+    name="expert_regions",
+    title="Explanations against an expert's regions",
+    question="Do explanations of robust networks point more at what matters, the object, than those of standard ones? "
+    "And more than the image's own edges do?",
+    config=ExpertConfig,
+    presets=PRESETS,
+    measure=measure,
+    tabulate=tabulate,
+    claim=claim,
+    draw=draw,
+    columns={
+        "network": "network",
+        "attribution": "attribution",
+        "test_accuracy": "test accuracy",
+        **{f"{field}{end}": f"{title}{what}" for field, title in MEASURES.items() for end, what in _ENDS},
+        "mask_share": "share of the image that is mask",
+    },
+    captions={
+        "overlap.svg": "Overlap of each attribution's highest pixels, as many as the mask has, with it; random maps "
+        "and edges know no network.",
+        "maps.svg": "Test images, masks, and maps of the standard and a robust network.",
+    },
+    estimate=estimated,
+    takes="three minutes",
+    picture="overlap.svg",
+    dataset="shapes-16-textured-small",
+    neighbour=True,
+)
+
+if __name__ == "__main__":
+    experiment.main(EXPERIMENT, __doc__)

@@ -1,0 +1,449 @@
+r"""The neighbours, 1: ways to train for robustness, at equal clean accuracy.
+
+Second-order training (SCORPIO; Tsiligkaridis and Roberts, 2020) beside its rivals: PGD training, a single step, TRADES,
+and regularisers of gradients, curvature, alignment and local linearity. Each is trained at a few strengths and three
+seeds; of each the strength is taken whose clean accuracy, on images held out, is nearest to that of PGD training.
+
+    python -m experiments.ways_to_train                                  # digits, five minutes on 2 cores
+    python -m experiments.ways_to_train --dataset=shapes-16              # where the manifold is known, too
+    python -m experiments.ways_to_train --ways=pgd,scorpio-1,cure --auto_attack=standard
+
+Expected, from the abstract: one iteration beats gradient and curvature regularisation in robust accuracy and masks no
+gradients; several come near PGD training in a fraction of its time; gradients are better than the other regularisers'.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.harness import claims, estimate, evaluated, experiment, figures, launch, presets, trained
+from experiments.harness.config import AttackedConfig, setting, subsets
+from experiments.harness.options import Options
+from experiments.harness.tables import Row
+from experiments.harness.trained import Recipe, Run
+from robgrad import attacks, data, faithfulness, gradients, intervals, manifolds, networks, runs, stacking, training
+
+SECTION, REFERENCE = "second order", "pgd"
+# Timings of a few steps of each way.
+TIMINGS = 3
+# Published: clean, and under PGD-20 at l-inf 8/255, on 500 images of CIFAR-10.
+PUBLISHED = "81.2 clean, 51.8 under PGD-20 (CIFAR-10)"
+
+
+class Way(NamedTuple):
+    """A way to train: its objective, and the strengths tried, radii as shares of the evaluated one or weights."""
+
+    objective: str
+    weights: tuple[float, ...] = ()
+    shares: tuple[float, ...] = (1.0,)
+
+    @property
+    def strengths(self) -> list[tuple[float, float]]:
+        """Share of the radius and weight of each network."""
+        return [(share, weight) for share in self.shares for weight in (self.weights or (0.0,))]
+
+
+WAYS: Mapping[str, Way] = {
+    "standard": Way("adversarial", shares=(0.0,)),
+    REFERENCE: Way("adversarial"),
+    "single-step": Way("single-step", shares=(0.5, 0.75, 1.0)),
+    "trades": Way("trades", (1.0, 3.0, 6.0)),
+    "gradient-penalty": Way("gradient-penalty", (0.5, 1.0, 2.0)),
+    "cure": Way("cure", (0.3, 1.0, 3.0)),
+    "grad-align": Way("grad-align", (0.2,), (0.5, 0.75, 1.0)),
+    "llr": Way("llr", (0.5, 1.0, 2.0)),
+    "scorpio-1": Way("scorpio-1", (0.5, 1.0, 2.0)),
+    "scorpio-5": Way("scorpio-5", (0.5, 1.0, 2.0)),
+    "scorpio-5-differences": Way("scorpio-5-differences", (0.5, 1.0, 2.0)),
+}
+REGULARISERS = ("gradient-penalty", "cure", "llr", "grad-align")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WaysConfig(AttackedConfig):
+    """Ways to train, their attack's radius, and what gradients are measured by."""
+
+    ways: tuple[str, ...] = setting("Ways to train.", tuple(WAYS), choices=lambda: tuple(WAYS))
+    train_radius: float = setting("Radius of training and of AutoAttack, in l-inf.")
+    train_step_size: float = setting("Step of PGD in training.")
+    pca_dimensions: int = setting("Dimensions of the plane that the tangent fraction is estimated by.", 10)
+    measured_examples: int = setting("Test images whose gradients are measured, the first ones.", 200)
+
+
+# Images held out are those that strengths are chosen on.
+_WAYS = {"network_seeds": 3, "norms": ("linf",), "train_losses": ("xent",)}
+PRESETS = presets.extended(
+    presets.AUTO_ATTACK,
+    {
+        "paper": {
+            "mnist": _WAYS | {"train_radius": 0.2, "train_step_size": 0.02},
+            "fashion_mnist": _WAYS | {"train_radius": 0.1, "train_step_size": 0.02},
+            "cifar10": _WAYS
+            | {"train_radius": 16 / 255, "train_step_size": 0.02, "held_out": 1000, "train_examples": 49000},
+        },
+        "quick": {
+            "digits": _WAYS
+            | {"train_radius": 0.2, "train_step_size": 0.05, "held_out": 237, "train_examples": 1200}
+            | {"attacked_examples": 180, "epochs": 12, "standard_epochs": 12, "measured_examples": 180},
+            "shapes-16": _WAYS
+            | {"train_radius": 0.05, "train_step_size": 0.02, "held_out": 300, "train_examples": 1500}
+            | {"attacked_examples": 150, "pca_dimensions": 12},
+            "mnist": _WAYS | {"train_radius": 0.2, "train_step_size": 0.1},
+            "fashion_mnist": _WAYS | {"train_radius": 0.1, "train_step_size": 0.05},
+            "cifar10": _WAYS | {"train_radius": 16 / 255, "train_step_size": 0.03, "held_out": 500},
+        },
+    },
+)
+
+
+class Member(NamedTuple):
+    """One network: the way it was trained, the place of its strength among the way's, and its seed."""
+
+    way: str
+    strength: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """For instance `cure 1 seed 0`."""
+        return f"{self.way} {strength_of(self.way, self.strength)} seed {self.seed}"
+
+
+def strength_of(way: str, place: int) -> str:
+    """What a strength is called: its weight, or its share of the radius."""
+    share, weight = WAYS[way].strengths[place]
+    return f"weight {weight:g}" if len(WAYS[way].weights) > 1 else f"radius {share:g}"
+
+
+def members_of(config: WaysConfig) -> list[Member]:
+    """All networks, seeds innermost."""
+    return [
+        Member(way, strength, seed)
+        for way in config.ways
+        for strength in range(len(WAYS[way].strengths))
+        for seed in range(config.network_seeds)
+    ]
+
+
+@cache
+def step_of(network: nn.Module, way: str, attack_steps: int) -> training.Step:
+    """The training step of a way; the same value each time, so that what is compiled is found again."""
+    kind = training.OBJECTIVES[WAYS[way].objective]
+    options: Any = {"random_start": kind.random_start}
+    attack = attacks.pgd("linf", kind.attack_loss or attacks.cross_entropy, kind.steps or attack_steps, **options)
+    return training.classifier_step(network, attack, kind.build(attacks.LINF))
+
+
+def plan_of(config: WaysConfig, way: str, dataset: data.Dataset) -> trained.Plan:
+    """All networks of one way as a stack."""
+    network, shape = trained.network_of(config, dataset), dataset.train.images.shape[1:]
+    members = [one for one in members_of(config) if one.way == way]
+    shares, weights = np.transpose([WAYS[way].strengths[one.strength] for one in members])
+    step = training.OBJECTIVES[WAYS[way].objective].step
+    radii = jnp.asarray(config.train_radius * shares, jnp.float32)
+    sizes = training.StepSizes(
+        radii,
+        jnp.full(len(members), config.train_step_size) if step is None else step * radii,
+        jnp.full(len(members), config.learning_rate),
+        jnp.asarray(weights, jnp.float32),
+    )
+    key = trained.key_of(config.seed, "classifiers")
+    starts = [training.init_classifier(network, shape, jax.random.fold_in(key, one.seed)) for one in members]
+    names = [one.name for one in members]
+    work = networks.intensity(network, shape)
+    built = step_of(network, way, config.attack_steps)
+    epochs = config.epochs if shares.any() else config.standard_epochs
+    return trained.Plan(
+        way, built, stacking.stack(starts), sizes, names, config.batch_size, epochs, config.shuffle, work
+    )
+
+
+def trained_way(run: Run, way: str, train: data.Split) -> Any:
+    """The variables of a way's networks, trained, continued or loaded."""
+    rows = [{"network": one.name} for one in members_of(run.config) if one.way == way]
+    settings = trained.training_settings(run.config, Recipe("linf", "xent"))
+    settings |= {"objective": WAYS[way].objective, "radius": run.config.train_radius}
+    plan = lambda: plan_of(run.config, way, run.dataset)  # noqa: E731
+    with launch.patiently():
+        return trained.kept(run, way, rows, settings, lambda: trained.fit(run, plan(), train).variables)
+
+
+def seconds_of(run: Run, way: str, train: data.Split) -> np.ndarray:
+    """Seconds of a step and network, timed a few times on a program that is compiled already."""
+    path = run.workdir / "analysis" / f"seconds-{way}.npz"
+    kept = runs.read_arrays(path)
+    if kept is None:
+        costs = []
+        for _ in range(TIMINGS):
+            plan = plan_of(run.config, way, run.dataset)
+            costs.append(estimate.cost_of(plan, train, run.options, seconds=0.7).step / len(plan.names))
+        kept = {"seconds": np.array(costs)}
+        runs.write_arrays(path, kept)
+    return kept["seconds"]
+
+
+def measure(run: Run) -> experiment.Arrays:
+    """Hits on images held out and on test images of all networks; of those chosen what attacks and gradients say."""
+    config = run.config
+    train, test = subsets(config, run.dataset)
+    held = data.Split(*(leaf[: config.held_out] for leaf in run.dataset.train)) if config.held_out else test
+    network = trained.network_of(config, run.dataset)
+    stacks, seconds = [], []
+    for way in config.ways:
+        stacks.append(trained_way(run, way, train))
+        seconds.append(seconds_of(run, way, train))
+    variables = stacking.concatenate(stacks)
+    mesh = stacking.device_mesh(1, config.chunk, intensity=networks.intensity(network, run.image_shape))
+    predict = training.evaluate(network, attacks.no_attack, mesh, chunk=config.chunk)
+    key = trained.key_of(config.seed, "ways")
+    hits = {name: np.asarray(predict(variables, of, key)) == of.labels for name, of in (("held", held), ("test", test))}
+    arrays = {f"{name}_hits": values for name, values in hits.items()} | {"seconds": np.stack(seconds)}
+    chosen = chosen_of(config, arrays)
+    places = [place for places in chosen.values() for place in places]
+    recipes = [members_of(config)[place] for place in places]
+    own = stacking.replicas(variables, places)
+    found = evaluated.auto_attacked(run, recipes, own, test, "linf", (config.train_radius,))
+    arrays |= {"robust_hits": found.pop("robust")[:, 0]} | {name: of for name, of in found.items() if "notes" in name}
+    return arrays | gradients_of(run, network, own, train, test)
+
+
+def chosen_of(config: WaysConfig, arrays: experiment.Arrays) -> dict[str, list[int]]:
+    """Of each way the places of the networks, one a seed, whose clean accuracy is nearest to the reference's."""
+    members, held = members_of(config), arrays["held_hits"].mean(1)
+
+    def accuracy(way: str, strength: int) -> float:
+        return float(np.mean([value for one, value in zip(members, held, strict=True) if one[:2] == (way, strength)]))
+
+    wanted = accuracy(REFERENCE, 0) if REFERENCE in config.ways else max(held)
+    chosen = {}
+    for way in config.ways:
+        count = len(WAYS[way].strengths)
+        best = min(range(count), key=lambda strength, way=way: abs(accuracy(way, strength) - wanted))  # type: ignore[misc]
+        chosen[way] = [place for place, one in enumerate(members) if one[:2] == (way, best)]
+    return chosen
+
+
+def gradients_of(
+    run: Run, network: nn.Module, variables: Any, train: data.Split, test: data.Split
+) -> experiment.Arrays:
+    """Of each chosen network and image: tangent fractions, and ROAD of the gradient there and at another image."""
+    config, shape = run.config, run.image_shape
+    some = data.Split(*(leaf[: config.measured_examples] for leaf in test))
+    planes = {"pca": manifolds.pca(manifolds.fit_pca(train.images, config.pca_dimensions))}
+    if run.dataset.truth is not None:
+        kind, settings = manifolds.KINDS["exact"], {"dataset": run.dataset.name}
+        planes["exact"] = kind.manifold(shape, kind.fit(trained.used(run, train), settings), None, settings)  # type: ignore[misc]
+    elsewhere = gradients.controls.of_another_image(gradients.gradient, data.scale(jnp.asarray(train.images[:500])))
+
+    def of_image(_, variables, example):
+        key, (pixels, label) = example
+        image, own = data.scale(pixels), networks.logits_fn(network, variables)
+        slope = gradients.loss_gradient(own, image)
+        said = {
+            f"fraction/{name}": gradients.tangent_fraction(slope, plane.tangent_space(image).basis)
+            for name, plane in planes.items()
+        }
+        maps = {"road": gradients.gradient(key, own, image), "road_elsewhere": elsewhere(key, own, image)}
+        return said | {name: faithfulness.road(key, own, image, label, values).score for name, values in maps.items()}
+
+    mesh = stacking.device_mesh(stacking.size(variables), config.chunk)
+    keys = jax.random.split(trained.key_of(config.seed, "gradients"), len(some.labels))
+    found = jax.device_get(stacking.per_example(of_image, mesh, config.chunk)((), variables, (keys, some)))
+    assert isinstance(found, dict)
+    return found
+
+
+def places_of(config: WaysConfig, arrays: experiment.Arrays) -> dict[str, list[int]]:
+    """Of each way the places of its chosen networks among the chosen."""
+    places, first = {}, 0
+    for way, members in chosen_of(config, arrays).items():
+        places[way] = list(range(first, first + len(members)))
+        first += len(members)
+    return places
+
+
+MEASURED = {"robust_accuracy": "robust_hits", "fraction_pca": "fraction/pca", "fraction_exact": "fraction/exact"}
+MEASURED |= {"road": "road", "road_elsewhere": "road_elsewhere"}
+
+
+def tabulate(config: WaysConfig, arrays: experiment.Arrays) -> experiment.Tables:
+    """A row for each way at its chosen strength; one for each strength tried."""
+    members, chosen, places = members_of(config), chosen_of(config, arrays), places_of(config, arrays)
+    pgd = arrays["seconds"][config.ways.index(REFERENCE)].mean() if REFERENCE in config.ways else np.nan
+    rows = []
+    for index, way in enumerate(config.ways):
+        row: Row = {"way": way, "strength": strength_of(way, members[chosen[way][0]].strength)}
+        clean = arrays["test_hits"][chosen[way]] * 1.0
+        row |= _bounded("test_accuracy", clean)
+        for column, field in MEASURED.items():
+            if field in arrays:
+                row |= _bounded(column, arrays[field][places[way]] * 1.0)
+        seconds = arrays["seconds"][index].mean()
+        row |= {"ms_per_step": 1000 * seconds, "time_over_pgd": seconds / pgd, "network_seeds": len(places[way])}
+        rows.append(row)
+    tried = []
+    for way in config.ways:
+        for strength in range(len(WAYS[way].strengths)):
+            mine = [place for place, one in enumerate(members) if one[:2] == (way, strength)]
+            about = {"way": way, "strength": strength_of(way, strength), "taken": mine == chosen[way]}
+            accuracy = {f"{name}_accuracy": arrays[f"{name}_hits"][mine].mean() for name in ("held", "test")}
+            tried.append(about | accuracy)
+    named = [members[place] for places in chosen.values() for place in places]
+    return {"rows": rows, "tried": tried, "notes": evaluated.notes_of(named, "linf", arrays)}
+
+
+def _bounded(name: str, values: np.ndarray) -> Row:
+    """Mean and interval of `[seed, image]`."""
+    found = intervals.of_seeds_and_rows(values, intervals.mean)
+    return dict(zip((name, f"{name}_low", f"{name}_high"), map(float, found), strict=True))
+
+
+def claim(config: WaysConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> Iterator[Row]:
+    """What the abstract says, and how each way stands to PGD training."""
+    places, own = places_of(config, arrays), {row["way"]: row for row in tables["rows"]}
+    over = claims.spread(
+        config.network_seeds, f"{arrays['robust_hits'].shape[1]} images, AutoAttack {config.auto_attack}"
+    )
+    there = {*config.ways}
+
+    def gap(field: str, one: str, other: str, margin: float = 0.0) -> tuple[str, Any, Any, str]:
+        gains = arrays[field][places[one]] * 1.0 - arrays[field][places[other]]
+        value, low, high = map(float, intervals.of_seeds_and_rows(gains, intervals.mean))
+        return f"{value:+.3f}", low, high, claims.verdict(low + margin, high + margin)
+
+    def clean(*ways: str) -> str:
+        return "; clean " + ", ".join(f"{own[way]['test_accuracy']:.3f}" for way in ways)
+
+    for rival in ("gradient-penalty", "cure"):
+        if {"scorpio-1", rival} <= there:
+            text = "one iteration beats gradient and curvature regularisation in robust accuracy"
+            ours, low, high, judged = gap("robust_hits", "scorpio-1", rival)
+            one = claims.Claim(SECTION, text, f"against {rival}", "stronger", over)
+            yield claims.row(one, ours + clean("scorpio-1", rival), low, high, judged)
+    for way in [way for way in config.ways if way.startswith("scorpio")]:
+        yield masking(config, arrays, way)
+    for way in ("scorpio-5", "scorpio-5-differences"):
+        if {way, REFERENCE} <= there:
+            text = "several iterations come within 5 points of PGD training"
+            ours, low, high, judged = gap("robust_hits", way, REFERENCE, margin=0.05)
+            one = claims.Claim(SECTION, text, way, "strong robustness", over)
+            yield claims.row(one, ours + clean(way, REFERENCE), low, high, judged)
+            yield faster(config, arrays, way)
+    for field, what in (
+        ("fraction/pca", "tangent fraction"),
+        ("fraction/exact", "true tangent fraction"),
+        ("road", "ROAD"),
+    ):
+        for rival in REGULARISERS:
+            if field in arrays and {"scorpio-1", rival} <= there:
+                text = "its gradients are better than the other regularisers'"
+                images = claims.spread(config.network_seeds, f"{arrays[field].shape[1]} images")
+                one = claims.Claim(SECTION, text, f"{what}, against {rival}", "higher quality", images)
+                yield claims.row(one, *gap(field, "scorpio-1", rival))
+    if "scorpio-1" in there:
+        one = claims.Claim(SECTION, "accuracy on CIFAR-10 at l-inf 8/255", "scorpio", PUBLISHED, "-")
+        yield claims.untested(one)
+    for way in config.ways:
+        if REFERENCE in there and way not in (REFERENCE, "standard"):
+            text = "a way to train is more robust than PGD training at equal clean accuracy (our test)"
+            ours, low, high, judged = gap("robust_hits", way, REFERENCE)
+            one = claims.Claim(SECTION, text, way, "-", over)
+            yield claims.row(one, ours + clean(way, REFERENCE), low, high, judged)
+
+
+def masking(config: WaysConfig, arrays: experiment.Arrays, way: str) -> Row:
+    """Whether AutoAttack noted masked gradients on any of a way's networks."""
+    members, chosen = members_of(config), chosen_of(config, arrays)
+    named = [members[place].name for place in chosen[way]]
+    masked = [name for name in named if any("mask" in str(note) for note in arrays[f"notes/{name}"])]
+    text = "it avoids gradient masking: AutoAttack notes none"
+    over = claims.spread(config.network_seeds, f"AutoAttack {config.auto_attack}")
+    one = claims.Claim(SECTION, text, way, "none", over)
+    judged = claims.FAILS if masked else claims.HOLDS
+    return claims.row(one, f"noted on {len(masked)} of {len(named)} networks", None, None, judged)
+
+
+def faster(config: WaysConfig, arrays: experiment.Arrays, way: str) -> Row:
+    """Whether a step takes less time than one of PGD training, by repeated timings."""
+    seconds = {name: arrays["seconds"][config.ways.index(name)] for name in (way, REFERENCE)}
+    logs = np.log(seconds[REFERENCE] / seconds[way])
+    low, high = intervals.of_mean(logs)
+    text = "several iterations train in significantly less time than PGD training"
+    over = f"{len(logs)} timings on one machine, PGD of {config.attack_steps} steps"
+    one = claims.Claim(SECTION, text, way, "significantly lower", over)
+    ours = f"PGD takes {np.exp(logs.mean()):.2f} times as long"
+    return claims.row(one, ours, float(np.exp(low)), float(np.exp(high)), claims.verdict(low, high))
+
+
+def draw(workdir: Path, config: WaysConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> None:
+    """Robust accuracies with intervals, and against time."""
+    del arrays
+    rows = tables["rows"]
+    colours: dict[str, Any] = {row["way"]: f"C{index}" for index, row in enumerate(rows)}
+    ends = lambda row, name: tuple(row[f"{name}{end}"] for end in ("", "_low", "_high"))  # noqa: E731
+    own = {row["way"]: [ends(row, "robust_accuracy"), ends(row, "test_accuracy")] for row in rows}
+    label = f"accuracy under AutoAttack {config.auto_attack}, l-inf {config.train_radius:g}"
+    figures.intervals_figure(workdir / "ways.svg", {"": own}, {}, label, colours, ("robust", "clean"))
+    points = {row["way"]: (np.array([row["ms_per_step"]]), np.array([row["robust_accuracy"]])) for row in rows}
+    xlabel = "milliseconds a step and network"
+    figures.scatter_figure(workdir / "cost.svg", points, xlabel, "robust accuracy", legend="way to train")
+
+
+def estimated(config: WaysConfig, dataset: data.Dataset, options: Options, others: Sequence) -> Iterator[Row]:
+    """A row for each way; AutoAttack on the networks chosen."""
+    del others
+    train, test = subsets(config, dataset)
+    for way in config.ways:
+        plan = plan_of(config, way, dataset)
+        yield estimate.row_of(dataset.name, plan, train, options, len(plan.names))
+    yield evaluated.estimated(config, dataset, test, "linf", len(config.ways) * config.network_seeds)
+
+
+EXPERIMENT = experiment.Experiment(
+    name="ways_to_train",
+    title="Ways to train for robustness, at equal clean accuracy",
+    question="Does training on the loss's second-order approximation give what PGD training gives, in less time and "
+    "with better gradients than other regularisers? Compared at equal clean accuracy, under AutoAttack.",
+    config=WaysConfig,
+    presets=PRESETS,
+    measure=measure,
+    tabulate=tabulate,
+    claim=claim,
+    draw=draw,
+    columns={
+        "way": "way to train",
+        "strength": "strength taken",
+        **{"test_accuracy": "test accuracy", "test_accuracy_low": "95% from", "test_accuracy_high": "to"},
+        **{"robust_accuracy": "robust accuracy", "robust_accuracy_low": "robust, 95% from"},
+        **{"robust_accuracy_high": "robust, to", "fraction_pca": "tangent fraction by PCA"},
+        **{
+            "fraction_exact": "true tangent fraction",
+            "road": "ROAD",
+            "road_elsewhere": "ROAD of another image's gradient",
+        },
+        **{"ms_per_step": "ms a step and network", "time_over_pgd": "time over PGD training's"},
+    },
+    others={
+        "tried": ("Every strength tried", ("way", "strength", "held_accuracy", "test_accuracy", "taken")),
+        "notes": evaluated.NOTES,
+    },
+    captions={
+        "ways.svg": "Robust accuracy of each way to train at the strength whose clean accuracy (marks) is nearest to "
+        "that of PGD training; intervals are over seeds and images.",
+        "cost.svg": "Robust accuracy against the time of a training step.",
+    },
+    estimate=estimated,
+    takes="five minutes",
+    picture="ways.svg",
+    neighbour=True,
+)
+
+if __name__ == "__main__":
+    experiment.main(EXPERIMENT, __doc__)

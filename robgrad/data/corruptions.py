@@ -1,0 +1,64 @@
+"""Corruptions of known severity: what images look like off their distribution, without an adversary.
+
+After Hendrycks and Dietterich (2019), for images of any size: each maps `(key, image, severity)` to an image, `[H, W,
+C]` in [-1, 1], of a severity from 1 to 5; `jax.vmap` makes batches.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from robgrad.data.images import PIXEL_RANGE
+
+Corruption = Callable[[Array, Array, int], Array]
+
+
+def gaussian_noise(key: Array, image: Array, severity: int) -> Array:
+    """Adds noise of standard deviation 0.12 a step of severity."""
+    return _within(image + 0.12 * severity * jax.random.normal(key, image.shape))
+
+
+def impulse_noise(key: Array, image: Array, severity: int) -> Array:
+    """Sets pixels to black or white, 3% of them a step of severity."""
+    hit, kind = jax.random.split(key)
+    chosen = jax.random.bernoulli(hit, 0.03 * severity, image.shape[:2])[..., None]
+    extreme = jnp.where(jax.random.bernoulli(kind, shape=image.shape[:2]), *PIXEL_RANGE[::-1])[..., None]
+    return jnp.where(chosen, extreme, image)
+
+
+def contrast(key: Array, image: Array, severity: int) -> Array:
+    """Takes the image towards its mean, by 15% a step of severity."""
+    del key
+    mean = image.mean()
+    return mean + (1 - 0.15 * severity) * (image - mean)
+
+
+def brightness(key: Array, image: Array, severity: int) -> Array:
+    """Adds 0.15 a step of severity."""
+    del key
+    return _within(image + 0.15 * severity)
+
+
+def box_blur(key: Array, image: Array, severity: int) -> Array:
+    """Averages each pixel with its neighbours, once a step of severity; edges are repeated."""
+    del key
+    for _ in range(severity):
+        padded = jnp.pad(image, ((1, 1), (1, 1), (0, 0)), mode="edge")
+        rows = (padded[:-2] + padded[1:-1] + padded[2:]) / 3
+        image = (rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]) / 3
+    return image
+
+
+def _within(image: Array) -> Array:
+    return jnp.clip(image, *PIXEL_RANGE)
+
+
+CORRUPTIONS: dict[str, Corruption] = {
+    "gaussian noise": gaussian_noise,
+    "impulse noise": impulse_noise,
+    "contrast": contrast,
+    "brightness": brightness,
+    "blur": box_blur,
+}

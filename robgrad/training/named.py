@@ -1,0 +1,56 @@
+"""Ways to train by name, for flags: what is descended, and what its attack must be.
+
+To add one is to write an `Objective`, in a module of its own, and name it here: the contract test and the experiments'
+flags read that.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+from robgrad.attacks import Loss, Norm, cross_entropy, kl_divergence
+from robgrad.training.objectives import Objective, adversarial, trades
+from robgrad.training.regularisers import (
+    curvature_penalty,
+    gradient_alignment,
+    gradient_penalty,
+    local_linearity,
+    second_order,
+)
+
+
+class ObjectiveKind(NamedTuple):
+    """An objective that experiments offer by flag.
+
+    Attributes:
+      build: makes it, for the norm of the attack.
+      attack_loss: the loss that its attack ascends, or that it makes its term of; None for the configuration's.
+      random_start: whether its attack cannot start at the image.
+      steps: of its attack, where the objective says how many; None for the configuration's.
+      step: of its attack, as a multiple of the radius; None for the configuration's step size.
+      settings: names of the settings of a configuration that it alone depends on.
+    """
+
+    build: Callable[[Norm], Objective]
+    attack_loss: Loss | None = None
+    random_start: bool = False
+    steps: int | None = None
+    step: float | None = None
+    settings: tuple[str, ...] = ()
+
+
+_WEIGHT = ("objective_weight",)
+_penalty = partial(ObjectiveKind, attack_loss=cross_entropy, settings=_WEIGHT)
+OBJECTIVES: dict[str, ObjectiveKind] = {
+    "adversarial": ObjectiveKind(lambda norm: adversarial()),
+    # Fast training (Wong, Rice and Kolter, 2020): one step of 1.25 epsilon from a random start.
+    "single-step": ObjectiveKind(lambda norm: adversarial(), random_start=True, steps=1, step=1.25),
+    "trades": ObjectiveKind(lambda norm: trades(), kl_divergence, random_start=True, settings=_WEIGHT),
+    "gradient-penalty": _penalty(gradient_penalty),
+    "cure": _penalty(curvature_penalty),
+    "grad-align": _penalty(gradient_alignment, steps=1, step=1.0),
+    "llr": _penalty(local_linearity),
+    "scorpio-1": _penalty(second_order),
+    "scorpio-5": _penalty(partial(second_order, iterations=5)),
+    "scorpio-5-differences": _penalty(partial(second_order, iterations=5, difference=0.1)),
+}
