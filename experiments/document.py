@@ -38,6 +38,7 @@ COLUMNS = {
     "fashion_mnist-quick": "Fashion-MNIST, small, one seed",
     "mnist-quick": "MNIST, small, one seed",
     "mnist-paper": "MNIST, paper's size, one seed",
+    "neighbours": "small, three seeds",
 }
 HEAD = """# Recorded results
 
@@ -149,6 +150,8 @@ def _modes_of_rows(rows: Sequence[Row]) -> Iterator[Row]:
 def column_of(results: Mapping[str, Any]) -> str:
     """Which column of the verdicts a record is in."""
     settings = results["config"]
+    if next(one for one in registry.every() if one.name == results["experiment"]).neighbour:
+        return COLUMNS["neighbours"]
     name = f"{settings['dataset']}-{settings['preset']}" if "dataset" in settings else ""
     if results["experiment"] == "known_manifold" and not settings["dataset"].startswith("shapes"):
         name += ", generated"
@@ -171,15 +174,17 @@ def told(path: Path, name: str) -> dict[str, list[Row]]:
     return tables.plain(experiment.judge(other, config_of(other, recorded), arrays))
 
 
-def verdicts() -> str:
-    """One row for each claim, a column for each data set; failures first in a cell."""
+def verdicts(papers: bool, neighbours: bool) -> str:
+    """One row for each claim, published or ours, a column for each data set; failures first in a cell."""
     cells: dict[tuple[str, str], dict[str, list[str]]] = {}
     for path in records():
         one, results, _ = judged(path)
+        if one.neighbour is not neighbours:
+            continue
         every = list(results["claims"])
         for other in readers_of(path, one):
             every += told(path, other.name)["claims"]
-        for claim in every:
+        for claim in [claim for claim in every if claims.is_papers(claim) is papers]:
             row = cells.setdefault((claim["section"], claim["claim"]), {})
             row.setdefault(column_of(results), []).append(claim["verdict"])
     used = {column for row in cells.values() for column in row}
@@ -195,6 +200,11 @@ def verdicts() -> str:
 def results_page() -> str:
     """`experiments/results/README.md`."""
     parts = [HEAD.format(rule=claims.RULE)]
+    parts += [
+        "## What we asked beyond what was published\n",
+        verdicts(False, False) + "\n",
+        verdicts(False, True) + "\n",
+    ]
     for path in records():
         one, results, recomputed = judged(path)
         place, settings = results["environment"], results["config"]
@@ -238,10 +248,13 @@ def redraw() -> None:
 
 
 def readme() -> str:
-    """README with its table of verdicts."""
+    """README with its tables of verdicts on what was published."""
     text = README.read_text()
-    block = f"<!-- verdicts -->\n{verdicts()}\n<!-- /verdicts -->"
-    return re.sub(r"<!-- verdicts -->.*<!-- /verdicts -->", lambda _: block, text, flags=re.DOTALL)
+    for name, neighbours in (("verdicts", False), ("neighbours", True)):
+        block = f"<!-- {name} -->\n{verdicts(True, neighbours)}\n<!-- /{name} -->"
+        head, _, rest = text.partition(f"<!-- {name} -->")
+        text = head + block + rest.partition(f"<!-- /{name} -->")[2]
+    return text
 
 
 def speed() -> str:

@@ -54,8 +54,8 @@ PRESETS = presets.extended(
         "quick": {
             **{name: _SETTINGS for name in presets.TRAINING["quick"]},
             "shapes-16": _SETTINGS
-            | {"train_examples": 1500, "test_examples": 200, "epochs": 8, "standard_epochs": 8, "attack_steps": 3}
-            | {"radii": {"l2": (0.25, 0.5), "linf": (0.025, 0.05)}},
+            | {"train_examples": 2500, "test_examples": 200, "epochs": 10, "standard_epochs": 10, "attack_steps": 3}
+            | {"radii": {"l2": (0.125, 0.25), "linf": (0.0125, 0.025)}, "step_sizes": {"l2": 0.15, "linf": 0.015}},
         },
     }
 )

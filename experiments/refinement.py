@@ -37,6 +37,7 @@ GUIDES = ("lime", "robust-gradient", MASK)
 # Test sets by name: the mark where training had it, gone, that of another class; corrupted without it.
 SETS = ("marked", "removed", "moved", "corrupted")
 SEVERITY = 3
+SHOWN = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,14 +282,8 @@ def measure(run: Run) -> experiment.Arrays:
     found = evaluated.auto_attacked(run, names_of(config), variables, shown["removed"], "linf", (config.train_radius,))
     arrays |= {"hits/robust": found.pop("robust")[:, 0]} | {name: of for name, of in found.items() if "notes" in name}
     first = {name: of.images[:SHOWN] for name, of in shown.items()}
-    return (
-        arrays
-        | flags
-        | {f"shown/{name}": np.asarray(data.scale(jnp.asarray(of)), np.float16) for name, of in first.items()}
-    )
-
-
-SHOWN = 8
+    images = {f"shown/{name}": np.asarray(data.scale(jnp.asarray(of)), np.float16) for name, of in first.items()}
+    return arrays | flags | images | {"guides": np.array(config.guides)}
 
 
 def rows_of(config: RefinementConfig, arrays: experiment.Arrays, name: str) -> dict[str, np.ndarray]:

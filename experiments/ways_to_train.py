@@ -52,16 +52,16 @@ class Way(NamedTuple):
 
 WAYS: Mapping[str, Way] = {
     "standard": Way("adversarial", shares=(0.0,)),
-    REFERENCE: Way("adversarial"),
+    REFERENCE: Way("adversarial", shares=(0.75, 1.0, 1.25)),
     "single-step": Way("single-step", shares=(0.5, 0.75, 1.0)),
     "trades": Way("trades", (1.0, 3.0, 6.0)),
-    "gradient-penalty": Way("gradient-penalty", (0.5, 1.0, 2.0)),
-    "cure": Way("cure", (0.3, 1.0, 3.0)),
+    "gradient-penalty": Way("gradient-penalty", (0.25, 0.5, 1.0)),
+    "cure": Way("cure", (0.1, 0.3, 1.0)),
     "grad-align": Way("grad-align", (0.2,), (0.5, 0.75, 1.0)),
     "llr": Way("llr", (0.5, 1.0, 2.0)),
-    "scorpio-1": Way("scorpio-1", (0.5, 1.0, 2.0)),
-    "scorpio-5": Way("scorpio-5", (0.5, 1.0, 2.0)),
-    "scorpio-5-differences": Way("scorpio-5-differences", (0.5, 1.0, 2.0)),
+    "scorpio-1": Way("scorpio-1", (0.25, 0.5, 1.0)),
+    "scorpio-5": Way("scorpio-5", (0.25, 0.5, 1.0)),
+    "scorpio-5-differences": Way("scorpio-5-differences", (0.25, 0.5, 1.0)),
 }
 REGULARISERS = ("gradient-penalty", "cure", "llr", "grad-align")
 
@@ -136,6 +136,8 @@ def members_of(config: WaysConfig) -> list[Member]:
 def step_of(network: nn.Module, way: str, attack_steps: int) -> training.Step:
     """The training step of a way; the same value each time, so that what is compiled is found again."""
     kind = training.OBJECTIVES[WAYS[way].objective]
+    if not any(WAYS[way].shares):
+        return training.classifier_step(network, attacks.no_attack)
     options: Any = {"random_start": kind.random_start}
     attack = attacks.pgd("linf", kind.attack_loss or attacks.cross_entropy, kind.steps or attack_steps, **options)
     return training.classifier_step(network, attack, kind.build(attacks.LINF))
@@ -221,7 +223,8 @@ def chosen_of(config: WaysConfig, arrays: experiment.Arrays) -> dict[str, list[i
     def accuracy(way: str, strength: int) -> float:
         return float(np.mean([value for one, value in zip(members, held, strict=True) if one[:2] == (way, strength)]))
 
-    wanted = accuracy(REFERENCE, 0) if REFERENCE in config.ways else max(held)
+    at_radius = WAYS[REFERENCE].shares.index(1.0)
+    wanted = accuracy(REFERENCE, at_radius) if REFERENCE in config.ways else max(held)
     chosen = {}
     for way in config.ways:
         count = len(WAYS[way].strengths)

@@ -28,7 +28,7 @@ _NAME = re.compile(r"shapes(?:-(\d+)(?:x([13]))?)?(-textured)?(-small)?")
 
 
 class Canvas(NamedTuple):
-    """What is drawn: `side` x `side` pixels, grey or colour; whether on a texture; whether shapes are half as large."""
+    """What is drawn: `side` x `side` pixels, grey or colour; whether on a texture; whether shapes are 0.7 as large."""
 
     side: int = 28
     channels: int = 1
@@ -146,7 +146,7 @@ def _cover(canvas: Canvas, label: Array | int, code: Array) -> tuple[Array, Arra
     down, across = jnp.meshgrid(centres, centres, indexing="ij")
     right, below, size, angle, stretch, softness = code[: len(GEOMETRY)]
     # A small shape has the more room to be in.
-    reach, whole = (0.6, 0.5) if canvas.small else (0.3, 1.0)
+    reach, whole = (0.45, 0.7) if canvas.small else (0.3, 1.0)
     x, y = across - reach * right, down - reach * below
     cosine, sine = jnp.cos(0.6 * angle), jnp.sin(0.6 * angle)
     scale, wide = whole * (0.5 + 0.12 * size), jnp.exp(0.15 * stretch)
