@@ -174,9 +174,9 @@ def told(path: Path, name: str) -> dict[str, list[Row]]:
     return tables.plain(experiment.judge(other, config_of(other, recorded), arrays))
 
 
-def verdicts(papers: bool, neighbours: bool) -> str:
-    """One row for each claim, published or ours, a column for each data set; failures first in a cell."""
-    cells: dict[tuple[str, str], dict[str, list[str]]] = {}
+def cells(papers: bool, neighbours: bool) -> dict[tuple[str, str], dict[str, list[str]]]:
+    """Verdicts by section and claim, published or ours, and by column."""
+    found: dict[tuple[str, str], dict[str, list[str]]] = {}
     for path in records():
         one, results, _ = judged(path)
         if one.neighbour is not neighbours:
@@ -185,16 +185,37 @@ def verdicts(papers: bool, neighbours: bool) -> str:
         for other in readers_of(path, one):
             every += told(path, other.name)["claims"]
         for claim in [claim for claim in every if claims.is_papers(claim) is papers]:
-            row = cells.setdefault((claim["section"], claim["claim"]), {})
+            row = found.setdefault((claim["section"], claim["claim"]), {})
             row.setdefault(column_of(results), []).append(claim["verdict"])
-    used = {column for row in cells.values() for column in row}
+    return dict(sorted(found.items()))
+
+
+def verdicts(papers: bool, neighbours: bool) -> str:
+    """One row for each claim, a column for each data set; failures first in a cell."""
+    found = cells(papers, neighbours)
+    used = {column for row in found.values() for column in row}
     headings = ["section", "claim", *(column for column in dict.fromkeys(COLUMNS.values()) if column in used)]
+    bold = lambda verdict: claims.summed(verdict).replace(claims.FAILS, f"**{claims.FAILS}**")  # noqa: E731
     rows = [
-        {"section": section, "claim": text}
-        | {column: claims.summed(found).replace(claims.FAILS, f"**{claims.FAILS}**") for column, found in row.items()}
-        for (section, text), row in sorted(cells.items())
+        {"section": section, "claim": text} | {column: bold(verdict) for column, verdict in row.items()}
+        for (section, text), row in found.items()
     ]
     return tables.text(rows, headings, "github")
+
+
+def failures() -> str:
+    """Our own tests that do not hold somewhere, in one paragraph."""
+    said = []
+    for neighbours in (False, True):
+        for (_, text), row in cells(False, neighbours).items():
+            where = [
+                f"{column.split(',')[0].split(' (')[0]} {verdict.count(claims.FAILS)} of {len(verdict)}"
+                for column, verdict in row.items()
+                if claims.FAILS in verdict
+            ]
+            if where:
+                said.append(f"*{text.replace(' (our test)', '').replace(' (our measure)', '')}* ({', '.join(where)})")
+    return f"Of our own tests these **do not hold** somewhere, in so many groups: {'; '.join(said)}."
 
 
 def results_page() -> str:
@@ -248,10 +269,11 @@ def redraw() -> None:
 
 
 def readme() -> str:
-    """README with its tables of verdicts on what was published."""
+    """README with its tables of verdicts on what was published, and what fails of our own tests."""
     text = README.read_text()
-    for name, neighbours in (("verdicts", False), ("neighbours", True)):
-        block = f"<!-- {name} -->\n{verdicts(True, neighbours)}\n<!-- /{name} -->"
+    made = {"verdicts": verdicts(True, False), "neighbours": verdicts(True, True), "failures": failures()}
+    for name, block in made.items():
+        block = f"<!-- {name} -->\n{block}\n<!-- /{name} -->"
         head, _, rest = text.partition(f"<!-- {name} -->")
         text = head + block + rest.partition(f"<!-- /{name} -->")[2]
     return text

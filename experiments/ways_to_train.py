@@ -362,14 +362,15 @@ def claim(config: WaysConfig, arrays: experiment.Arrays, tables: experiment.Tabl
 
 
 def masking(config: WaysConfig, arrays: experiment.Arrays, way: str) -> Row:
-    """Whether AutoAttack noted masked gradients on any of a way's networks."""
+    """Whether AutoAttack noted masked gradients on any of a way's networks; without Square none is no proof."""
     members, chosen = members_of(config), chosen_of(config, arrays)
     named = [members[place].name for place in chosen[way]]
-    masked = [name for name in named if any("mask" in str(note) for note in arrays[f"notes/{name}"])]
+    signs = ("masked", "Square", "not risen")
+    masked = [name for name in named if any(sign in str(note) for note in arrays[f"notes/{name}"] for sign in signs)]
     text = "it avoids gradient masking: AutoAttack notes none"
     over = claims.spread(config.network_seeds, f"AutoAttack {config.auto_attack}")
     one = claims.Claim(SECTION, text, way, "none", over)
-    judged = claims.FAILS if masked else claims.HOLDS
+    judged = claims.FAILS if masked else claims.UNTESTED if config.auto_attack == "short" else claims.HOLDS
     return claims.row(one, f"noted on {len(masked)} of {len(named)} networks", None, None, judged)
 
 

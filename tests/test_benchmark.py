@@ -17,6 +17,7 @@ PEERS = {
     "retrain": {"PyTorch eager", "PyTorch channels-last", "torch.func stack"},
     "gradients": {"PyTorch eager", "PyTorch channels-last", "Captum"},
     "robustness": {"AutoAttack (PyTorch)", "torchattacks"},
+    "attributions": {"Captum", "sparse solver"},
 }
 OURS = {"robgrad, Python loop", "robgrad, plain lax"}
 

@@ -12,6 +12,7 @@ give must be equal. Suites, for the paper's classifiers (and the one for 8x8 dig
     train       standard and adversarial training steps
     retrain     a stack of ROAR retrainings, against one after another
     gradients   input gradients of the loss; their alignment with a VAE-GAN's manifold, against vectorised Jacobians
+    attributions  Integrated Gradients, DeepLIFT and LRP against Captum, ROAD's imputation against a sparse solver
     robustness  standard AutoAttack of the digits network; of a public one for MNIST, where `--witness` says where it is
     vae_gan     steps of the VAE-GAN
     devices     all devices in one process, one device, two processes of half the cores each, XLA's defaults
@@ -108,6 +109,8 @@ def compare(chosen: Wanted, suite: str, name: str, peak: float) -> Iterator[Row]
     """Rows of a suite for a network: contenders started one by one, then taking turns at each task."""
     long = suite == "robustness"
     tasks = {} if long else suites.tasks_of(suite, name, chosen.quick)
+    if not tasks and not long:
+        return
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "work.npz"
         started: dict[str, contest.Contender] = {}
@@ -185,7 +188,7 @@ _FLOAT32_PEERS = {
     label
     for suite in suites.VARIANTS.values()
     for label, program in suite.items()
-    if program.split()[1] in suites.PEERS and "bfloat16" not in label
+    if program.split()[1] in (*suites.PEERS, "sparse") and "bfloat16" not in label
 }
 _missing: set[str] = set()
 

@@ -22,6 +22,9 @@ STACKS = {"digits": (16, 20), "mnist": (2, 2), "cifar": (4, 3)}
 RETRAINING_BATCH = 100
 # Images of the alignment; the 32x32 manifold has 128 dimensions, too many for a loop of Jacobians to be waited for.
 ALIGNED = {"digits": 1000, "mnist": 200}
+# Images of the suite of attributions.
+ATTRIBUTED = {"digits": 1000, "mnist": 100}
+ATTRIBUTIONS = ("integrated gradients, 50 steps", "50 gradients", "DeepLIFT", "LRP, epsilon", "ROAD's imputation")
 OURS = {
     "robgrad": "contenders robgrad",
     "robgrad, Python loop": "contenders python_loop",
@@ -61,6 +64,11 @@ VARIANTS = {
         "AutoAttack (PyTorch)": "robustness pyautoattack",
         "torchattacks": "robustness torchattacks",
     },
+    "attributions": {
+        "robgrad": "attributions robgrad",
+        "Captum": "attributions captum",
+        "sparse solver": "attributions sparse",
+    },
     "vae_gan": {name: OURS[name] for name in ("robgrad", "robgrad, Python loop")},
     "devices": {
         "robgrad": "contenders robgrad",
@@ -87,6 +95,8 @@ TARGETS = {
 
 def target(suite: str, network: str, task: str) -> float | None:
     """What is aimed at in a task, None where nothing is."""
+    if suite == "attributions":
+        return {"50 gradients": None, "ROAD's imputation": 20.0}.get(task, 1.0)
     return 5.0 if task == "alignment" else TARGETS.get(suite, {}).get(network)
 
 
@@ -148,6 +158,11 @@ def tasks_of(suite: str, name: str, few: bool) -> dict[str, Task]:
             return retrain()
         case "devices":
             return attack("l2", long) | (retrain() if name == "digits" else {})
+        case "attributions":
+            if name not in ATTRIBUTED:
+                return {}
+            count = 5 if few else ATTRIBUTED[name]
+            return {task: Task((task,), count, math.nan) for task in ATTRIBUTIONS}
         case "gradients":
             tasks = {"input gradients": Task(("input gradients",), batch, batch * 2 * one)}
             if name in ALIGNED:
@@ -174,6 +189,10 @@ def write(file: Path, suite: str, name: str, tasks: Mapping[str, Task], precisio
     spec: dict[str, Any] = {"stages": model.stages, "window": model.window, "dense": model.dense, "image_shape": shape}
     spec |= {"tasks": {task: one.build for task, one in tasks.items()}, "radii": RADII}
     spec["matmul_precision"] = precision
+    if suite == "attributions" and tasks:
+        count = next(iter(tasks.values())).images
+        arrays["many_images"] = generator.uniform(-1, 1, (count, *shape)).astype(np.float32)
+        arrays["removed"] = generator.random((count, *shape[:2])) < 0.5
     if "alignment" in tasks:
         manifold = manifolds.vae_gan_for(shape)
         variables = manifolds.init_vae_gan(manifold, shape, jax.random.key(1)).variables

@@ -9,7 +9,7 @@ from jax import Array, lax
 
 # Weights of a pixel's eight neighbours.
 _SIDE, _CORNER = 1 / 6, 1 / 12
-_WEIGHTS = ((_CORNER, _SIDE, _CORNER), (_SIDE, 0.0, _SIDE), (_CORNER, _SIDE, _CORNER))
+WEIGHTS = ((_CORNER, _SIDE, _CORNER), (_SIDE, 0.0, _SIDE), (_CORNER, _SIDE, _CORNER))
 
 
 def _neighbours(values: Array) -> Array:
@@ -19,7 +19,7 @@ def _neighbours(values: Array) -> Array:
     return sum(
         (
             weight * padded[down : down + height, right : right + width]
-            for down, row in enumerate(_WEIGHTS)
+            for down, row in enumerate(WEIGHTS)
             for right, weight in enumerate(row)
             if weight
         ),
