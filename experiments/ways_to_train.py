@@ -326,7 +326,7 @@ def claim(config: WaysConfig, arrays: experiment.Arrays, tables: experiment.Tabl
 
     for rival in ("gradient-penalty", "cure"):
         if {"scorpio-1", rival} <= there:
-            text = "one iteration beats gradient and curvature regularisation in robust accuracy"
+            text = "second-order training: one iteration beats gradient and curvature regularisation in robust accuracy"
             ours, low, high, judged = gap("robust_hits", "scorpio-1", rival)
             one = claims.Claim(SECTION, text, f"against {rival}", "stronger", over)
             yield claims.row(one, ours + clean("scorpio-1", rival), low, high, judged)
@@ -334,7 +334,7 @@ def claim(config: WaysConfig, arrays: experiment.Arrays, tables: experiment.Tabl
         yield masking(config, arrays, way)
     for way in ("scorpio-5", "scorpio-5-differences"):
         if {way, REFERENCE} <= there:
-            text = "several iterations come within 5 points of PGD training"
+            text = "second-order training: several iterations come within 5 points of PGD training"
             ours, low, high, judged = gap("robust_hits", way, REFERENCE, margin=0.05)
             one = claims.Claim(SECTION, text, way, "strong robustness", over)
             yield claims.row(one, ours + clean(way, REFERENCE), low, high, judged)
@@ -346,7 +346,7 @@ def claim(config: WaysConfig, arrays: experiment.Arrays, tables: experiment.Tabl
     ):
         for rival in REGULARISERS:
             if field in arrays and {"scorpio-1", rival} <= there:
-                text = "its gradients are better than the other regularisers'"
+                text = "second-order training's gradients are better than the other regularisers'"
                 images = claims.spread(config.network_seeds, f"{arrays[field].shape[1]} images")
                 one = claims.Claim(SECTION, text, f"{what}, against {rival}", "higher quality", images)
                 yield claims.row(one, *gap(field, "scorpio-1", rival))
@@ -367,7 +367,7 @@ def masking(config: WaysConfig, arrays: experiment.Arrays, way: str) -> Row:
     named = [members[place].name for place in chosen[way]]
     signs = ("masked", "Square", "not risen")
     masked = [name for name in named if any(sign in str(note) for note in arrays[f"notes/{name}"] for sign in signs)]
-    text = "it avoids gradient masking: AutoAttack notes none"
+    text = "second-order training avoids gradient masking: AutoAttack notes none"
     over = claims.spread(config.network_seeds, f"AutoAttack {config.auto_attack}")
     one = claims.Claim(SECTION, text, way, "none", over)
     judged = claims.FAILS if masked else claims.UNTESTED if config.auto_attack == "short" else claims.HOLDS
@@ -379,7 +379,7 @@ def faster(config: WaysConfig, arrays: experiment.Arrays, way: str) -> Row:
     seconds = {name: arrays["seconds"][config.ways.index(name)] for name in (way, REFERENCE)}
     logs = np.log(seconds[REFERENCE] / seconds[way])
     low, high = intervals.of_mean(logs)
-    text = "several iterations train in significantly less time than PGD training"
+    text = "second-order training: several iterations train in significantly less time than PGD training"
     over = f"{len(logs)} timings on one machine, PGD of {config.attack_steps} steps"
     one = claims.Claim(SECTION, text, way, "significantly lower", over)
     ours = f"PGD takes {np.exp(logs.mean()):.2f} times as long"
