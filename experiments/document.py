@@ -38,7 +38,6 @@ COLUMNS = {
     "fashion_mnist-quick": "Fashion-MNIST, small, one seed",
     "mnist-quick": "MNIST, small, one seed",
     "mnist-paper": "MNIST, paper's size, one seed",
-    "neighbours": "small, three seeds",
 }
 HEAD = """# Recorded results
 
@@ -151,7 +150,7 @@ def column_of(results: Mapping[str, Any]) -> str:
     """Which column of the verdicts a record is in."""
     settings = results["config"]
     if next(one for one in registry.every() if one.name == results["experiment"]).neighbour:
-        return COLUMNS["neighbours"]
+        return f"small sets, {settings['network_seeds']} seeds"
     name = f"{settings['dataset']}-{settings['preset']}" if "dataset" in settings else ""
     if results["experiment"] == "known_manifold" and not settings["dataset"].startswith("shapes"):
         name += ", generated"
@@ -194,7 +193,8 @@ def verdicts(papers: bool, neighbours: bool) -> str:
     """One row for each claim, a column for each data set; failures first in a cell."""
     found = cells(papers, neighbours)
     used = {column for row in found.values() for column in row}
-    headings = ["section", "claim", *(column for column in dict.fromkeys(COLUMNS.values()) if column in used)]
+    every = dict.fromkeys([*COLUMNS.values(), *sorted(used)])
+    headings = ["section", "claim", *(column for column in every if column in used)]
     bold = lambda verdict: claims.summed(verdict).replace(claims.FAILS, f"**{claims.FAILS}**")  # noqa: E731
     rows = [
         {"section": section, "claim": text} | {column: bold(verdict) for column, verdict in row.items()}
@@ -215,7 +215,7 @@ def failures() -> str:
             ]
             if where:
                 said.append(f"*{text.replace(' (our test)', '').replace(' (our measure)', '')}* ({', '.join(where)})")
-    return f"Of our own tests these **do not hold** somewhere, in so many groups: {'; '.join(said)}."
+    return f"Of our own tests these **do not hold** somewhere, in so many groups: {'; '.join(said) or 'none'}."
 
 
 def results_page() -> str:

@@ -12,9 +12,9 @@ and no guide at all: adversarial training for as long.
 Expected, from the abstracts: robust accuracy and accuracy off the distribution rise; clean accuracy pays little.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,11 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.harness import claims, estimate, evaluated, experiment, figures, launch, presets, trained
-from experiments.harness.config import AttackedConfig, setting, subsets
+from experiments.harness.config import AutoAttackConfig, ConfigError, FittedConfig, setting, subsets
 from experiments.harness.options import Options
 from experiments.harness.tables import Row
 from experiments.harness.trained import Run
-from robgrad import attacks, data, gradients, intervals, networks, runs, stacking, training
+from robgrad import attacks, data, gradients, networks, runs, stacking, training
 from robgrad.data import corruptions, marks
 
 SECTION = "refinement"
@@ -41,7 +41,7 @@ SHOWN = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class RefinementConfig(AttackedConfig):
+class RefinementConfig(FittedConfig, AutoAttackConfig):
     """Guides, rounds, and what a round does."""
 
     guides: tuple[str, ...] = setting(
@@ -51,12 +51,14 @@ class RefinementConfig(AttackedConfig):
     flagged_share: float = setting("Share of an image that is flagged, the least relevant.", 0.5, most=1.0)
     penalty: float = setting("Weight of the squared gradient on what is flagged.", 10.0, zero=True)
     lime_samples: int = setting("Evaluations of the network for each explanation of LIME.", 100)
-    mark_agreement: float = setting("Share of training images whose mark tells their class.", 0.9, most=1.0)
+    mark_agreement: float = setting(
+        "Share of training images whose mark tells their class for sure; others' marks are drawn.", 0.9, most=1.0
+    )
     train_radius: float = setting("Radius of training and of AutoAttack, in l-inf.")
     train_step_size: float = setting("Step of PGD in training.")
 
 
-_SETTINGS = {"network_seeds": 3, "norms": ("linf",), "train_losses": ("xent",)}
+_SETTINGS = {"network_seeds": 3}
 _OF = {
     "mnist": {"train_radius": 0.2, "train_step_size": 0.1},
     "fashion_mnist": {"train_radius": 0.1, "train_step_size": 0.05},
@@ -91,9 +93,16 @@ def trainings_of(config: RefinementConfig) -> tuple[str, ...]:
 
 
 def guides_of(config: RefinementConfig, dataset: data.Dataset) -> tuple[str, ...]:
-    """The guides of the configuration, the true mask only where the data set knows it."""
+    """The guides of the configuration, the true mask only where the data set knows it.
+
+    Raises:
+      ConfigError: if none is left.
+    """
     known = dataset.truth is not None and dataset.truth.mask is not None
-    return tuple(guide for guide in config.guides if known or guide != MASK)
+    guides = tuple(guide for guide in config.guides if known or guide != MASK)
+    if not guides:
+        raise ConfigError(f"--guides={MASK}: expected a data set whose masks are known (shapes), got {dataset.name}")
+    return guides
 
 
 def with_recorded(config: RefinementConfig, arrays: experiment.Arrays) -> RefinementConfig:
@@ -127,26 +136,20 @@ def masks_of(run: Run, guide: str, network: nn.Module, own: Any, robust: Any, tr
         assert whole.mask is not None
         known = jax.jit(jax.vmap(whole.mask))(jnp.asarray(train.labels), jnp.asarray(whole.train_codes))
         return np.asarray(known) < 0.5
-    lime = gradients.lime(samples=config.lime_samples, output=gradients.outputs.probability_of_prediction)
-    attribution, of = (lime, own) if guide == "lime" else (gradients.gradient, robust)
-    return explained(network, attribution, config, guide)(of, train.images, key)
+    flag = explained(network, guide, config.lime_samples, config.flagged_share, config.chunk)
+    return flag(own if guide == "lime" else robust, train.images, key)
 
 
-_compiled: dict[tuple, Any] = {}
+@cache
+def explained(network: nn.Module, guide: str, samples: int, share: float, chunk: int) -> Callable[..., np.ndarray]:
+    """Compiles what LIME, or the gradient, flags of many images of one network."""
+    attribution = gradients.lime(samples=samples) if guide == "lime" else gradients.gradient
 
+    def of_image(_, variables, example):
+        key, pixels = example
+        return flagged_of(attribution(key, networks.logits_fn(network, variables), data.scale(pixels)), share)
 
-def explained(network: nn.Module, attribution: gradients.Attribution, config: RefinementConfig, guide: str):
-    """Compiles what an attribution flags of many images of one network; once for a guide and its settings."""
-    named = (guide, network, config.lime_samples, config.flagged_share, config.chunk)
-    if named not in _compiled:
-
-        def of_image(_, variables, example):
-            key, pixels = example
-            values = attribution(key, networks.logits_fn(network, variables), data.scale(pixels))
-            return flagged_of(values, config.flagged_share)
-
-        _compiled[named] = stacking.per_example(of_image, stacking.device_mesh(1, config.chunk), config.chunk)
-    run = _compiled[named]
+    run = stacking.per_example(of_image, stacking.device_mesh(1, chunk), chunk)
 
     def flag(variables: Any, images: np.ndarray, key: jax.Array) -> np.ndarray:
         keys = jax.random.split(key, len(images))
@@ -165,78 +168,94 @@ def fitted(
     work = networks.intensity(trained.network_of(config, run.dataset), run.image_shape)
     names = [f"{name} {index}" for index in range(count)]
     plan = trained.Plan(name, step, states, sizes, names, config.batch_size, epochs, config.shuffle, work)
-    return trained.fit(run, plan, examples)
+    states = trained.fit(run, plan, examples)
+    runs.remove(run.workdir / "checkpoints" / name)
+    return states
 
 
-def variables_of(run: Run, train: data.Split) -> tuple[Any, experiment.Arrays]:
-    """The variables of all trainings, seeds innermost, and what share of the marks each guide has flagged at first."""
+def variables_of(run: Run, train: data.Split, keys: np.ndarray) -> tuple[Any, experiment.Arrays]:
+    """The variables of all trainings, seeds innermost, and what share of the marks each guide has flagged at first.
+
+    Args:
+      run: whose.
+      train: the marked images.
+      keys: whose mark each of them carries.
+    """
     config, network = run.config, trained.network_of(run.config, run.dataset)
     steps, every = steps_of(network, config.attack_steps), config.standard_epochs + config.rounds * config.epochs
+    seeds = range(config.network_seeds)
 
     @cache
     def base() -> training.TrainState:
         """Standard networks, from which all go on."""
         key = trained.key_of(config.seed, "classifiers")
-        keys = [jax.random.fold_in(key, seed) for seed in range(config.network_seeds)]
-        starts = stacking.stack([training.init_classifier(network, run.image_shape, one) for one in keys])
-        return fitted(run, "base", steps[STANDARD], starts, train, config.standard_epochs, 0.0)
+        starts = [training.init_classifier(network, run.image_shape, jax.random.fold_in(key, seed)) for seed in seeds]
+        return fitted(run, "base", steps[STANDARD], stacking.stack(starts), train, config.standard_epochs, 0.0)
 
-    def again(seeds: Sequence[int]) -> training.TrainState:
+    def again(some: Sequence[int]) -> training.TrainState:
         """Copies, since training gives its buffers away."""
-        return jax.tree.map(jnp.copy, stacking.replicas(base(), seeds))
+        return jax.tree.map(jnp.copy, stacking.replicas(base(), some))
 
-    def keep(name: str, make) -> Any:
-        rows = [{"network": one.name} for one in names_of(config) if one.training == name]
-        settings = trained.training_settings(config, trained.Recipe()) | {"refined": name}
+    def keep(name: str, names: Sequence[str], make: Callable[[], Any]) -> Any:
+        numbers = ("epochs", "standard_epochs", "rounds", "train_radius", "train_step_size", "mark_agreement")
+        settings = trained.settings_of(config, *numbers) | {"refined": name}
         with launch.patiently():
-            return trained.kept(run, name, rows, settings, make)
+            return trained.kept(run, name, [{"network": one} for one in names], settings, make)
 
-    found = {
-        name: keep(
-            name,
-            lambda name=name: (
-                fitted(run, name, steps[name], again(range(config.network_seeds)), train, every, 0.0).variables
-            ),
-        )
-        for name in (STANDARD, ADVERSARIAL)
-    }
+    def alike(name: str) -> Any:
+        states = lambda: fitted(run, name, steps[name], again(seeds), train, every, 0.0).variables  # noqa: E731
+        return keep(name, [Member(name, seed).name for seed in seeds], states)
+
+    found = {name: alike(name) for name in (STANDARD, ADVERSARIAL)}
     flags: experiment.Arrays = {}
     for guide in config.guides:
-        path = run.workdir / "analysis" / f"flagged-{guide}.npz"
-
-        def refine(guide: str = guide, path: Path = path) -> Any:
-            done = [
-                refined(run, guide, again([seed]), stacking.replica(found[ADVERSARIAL], seed), train, seed)
-                for seed in range(config.network_seeds)
-            ]
-            runs.write_arrays(path, {"shares": np.array([share for _, share in done])})
-            return stacking.stack([variables for variables, _ in done])
-
-        found[guide] = keep(guide, refine)
-        shares = runs.read_arrays(path)
-        flags[f"flagged/{guide}"] = np.full(config.network_seeds, np.nan) if shares is None else shares["shares"]
+        own, shares = [], []
+        for seed in seeds:
+            name, robust = Member(guide, seed).name, stacking.replica(found[ADVERSARIAL], seed)
+            one = partial(refined, run, guide, seed, partial(again, [seed]), robust, train, keys)
+            own.append(keep(name, [name], one))
+            kept = runs.read_arrays(run.workdir / "analysis" / f"flagged-{name}.npz")
+            shares.append(np.nan if kept is None else float(kept["share"]))
+        found[guide], flags[f"flagged/{guide}"] = stacking.concatenate(own), np.array(shares)
     return stacking.concatenate(list(found.values())), flags
 
 
 def refined(
-    run: Run, guide: str, states: training.TrainState, robust: Any, train: data.Split, seed: int
-) -> tuple[Any, float]:
-    """One network refined in rounds by a guide: its variables, and the share of the marks flagged in the first."""
+    run: Run,
+    guide: str,
+    seed: int,
+    start: Callable[[], training.TrainState],
+    robust: Any,
+    train: data.Split,
+    keys: np.ndarray,
+) -> Any:
+    """A stack of one network, refined in rounds by a guide; what share of the marks the first flags is kept."""
     config, network = run.config, trained.network_of(run.config, run.dataset)
-    step, shares = steps_of(network, config.attack_steps)[GUIDED], []
-    corners = marks.places(run.image_shape, len(run.dataset.classes))[train.labels]
+    step, states = steps_of(network, config.attack_steps)[GUIDED], start()
     for turn in range(config.rounds):
-        key = trained.key_of(config.seed, f"{guide} {turn}")
+        key = trained.key_of(config.seed, f"{guide} {turn} seed {seed}")
         masks = masks_of(run, guide, network, stacking.replica(states.variables, 0), robust, train, key)
-        shares.append(np.mean([mask[r : r + 2, c : c + 2].mean() for mask, (r, c) in zip(masks, corners, strict=True)]))
+        if not turn:
+            share = flagged_marks(masks, marks.places(run.image_shape, len(run.dataset.classes))[keys])
+            runs.write_arrays(run.workdir / "analysis" / f"flagged-{guide} seed {seed}.npz", {"share": np.array(share)})
         label = f"{guide}, seed {seed}, round {turn + 1}"
         epochs = config.standard_epochs + (turn + 1) * config.epochs
         states = fitted(run, label, step, states, Guided(*train, masks), epochs, config.penalty)
-    return stacking.replica(states.variables, 0), float(shares[0])
+    return states.variables
 
 
-def sets_of(config: RefinementConfig, dataset: data.Dataset) -> tuple[data.Split, dict[str, data.Split]]:
-    """The marked training images, and the test sets by name; the corrupted one holds every corruption in turn."""
+def flagged_marks(masks: np.ndarray, corners: np.ndarray) -> float:
+    """Share of the marks' pixels, at corners `[N, 2]`, that masks `[N, H, W]` flag."""
+    side = marks.SIDE
+    pairs = zip(masks, corners, strict=True)
+    return float(np.mean([mask[row : row + side, column : column + side].mean() for mask, (row, column) in pairs]))
+
+
+def sets_of(config: RefinementConfig, dataset: data.Dataset) -> tuple[data.Split, np.ndarray, dict[str, data.Split]]:
+    """The marked training images, whose marks they carry, and the test sets by name.
+
+    The corrupted one holds the test images under every corruption in turn.
+    """
     train, test = subsets(config, dataset)
     classes = len(dataset.classes)
     keys = marks.agreeing(train.labels, classes, config.mark_agreement, config.seed)
@@ -249,7 +268,7 @@ def sets_of(config: RefinementConfig, dataset: data.Dataset) -> tuple[data.Split
         spoiled.append(np.asarray(jax.vmap(lambda key, image, of=corrupt: of(key, image, SEVERITY))(draws, images)))
     labels = np.tile(test.labels, len(spoiled))
     shown["corrupted"] = data.Split(np.clip(np.concatenate(spoiled), *data.PIXEL_RANGE), labels)
-    return marks.marked(train, classes, keys), shown
+    return marks.marked(train, classes, keys), keys, shown
 
 
 class Member(NamedTuple):
@@ -273,8 +292,8 @@ def measure(run: Run) -> experiment.Arrays:
     """Hits of every network on every test set, and under AutoAttack with the mark taken away."""
     run = run._replace(config=replace(run.config, guides=guides_of(run.config, run.dataset)))
     config = run.config
-    train, shown = sets_of(config, run.dataset)
-    variables, flags = variables_of(run, train)
+    train, keys, shown = sets_of(config, run.dataset)
+    variables, flags = variables_of(run, train, keys)
     network = trained.network_of(config, run.dataset)
     mesh = stacking.device_mesh(stacking.size(variables), config.chunk)
     predict, key = training.evaluate(network, attacks.no_attack, mesh, chunk=config.chunk), jax.random.key(0)
@@ -287,8 +306,10 @@ def measure(run: Run) -> experiment.Arrays:
 
 
 def rows_of(config: RefinementConfig, arrays: experiment.Arrays, name: str) -> dict[str, np.ndarray]:
-    """Hits on one test set by training, `[seed, image]`."""
+    """Hits on one test set by training, `[seed, image]`; of the corrupted one the share of an image's corruptions."""
     hits, seeds = arrays[f"hits/{name}"] * 1.0, config.network_seeds
+    if name == "corrupted":
+        hits = hits.reshape(len(hits), len(corruptions.CORRUPTIONS), -1).mean(1)
     return {one: hits[index * seeds : (index + 1) * seeds] for index, one in enumerate(trainings_of(config))}
 
 
@@ -298,49 +319,50 @@ def tabulate(config: RefinementConfig, arrays: experiment.Arrays) -> experiment.
     for name in trainings_of(config):
         row: Row = {"training": name, "network_seeds": config.network_seeds}
         for kind in (*SETS, "robust"):
-            found = intervals.of_seeds_and_rows(rows_of(config, arrays, kind)[name], intervals.mean)
-            ends = (f"{kind}_accuracy", f"{kind}_accuracy_low", f"{kind}_accuracy_high")
-            row |= dict(zip(ends, map(float, found), strict=True))
+            row |= claims.bounded(f"{kind}_accuracy", rows_of(config, arrays, kind)[name])
         row["mark_flagged"] = arrays[f"flagged/{name}"].mean() if f"flagged/{name}" in arrays else np.nan
         rows.append(row)
     return {"rows": rows, "notes": evaluated.notes_of(names_of(config), "linf", arrays)}
 
 
-_PUBLISHED = {
+RISES = {
     "robust": "robust accuracy rises",
+    "corrupted": f"accuracy under corruptions of severity {SEVERITY} rises",
     "removed": "accuracy without the mark rises",
     "moved": "accuracy with the mark moved rises",
-    "corrupted": f"accuracy under corruptions of severity {SEVERITY} rises",
 }
+# What the abstracts speak of, for LIME against standard training.
+PUBLISHED = ("robust", "corrupted")
 
 
 def claim(config: RefinementConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> Iterator[Row]:
     """What refinement by LIME gains over standard training, as published; what each guide gains over none, as fair."""
     del tables
     config = with_recorded(config, arrays)
+
+    def compared(text: str, kind: str, guide: str, base: str, published: str, margin: float = 0.0) -> Row:
+        values = rows_of(config, arrays, kind)
+        gains = values[guide] - values[base]
+        each = f", {len(corruptions.CORRUPTIONS)} corruptions each" if kind == "corrupted" else ""
+        over = claims.spread(config.network_seeds, f"{gains.shape[1]} images{each}")
+        text += "" if published != "-" else " (our test)"
+        return claims.gain(claims.Claim(SECTION, text, guide, published, over), gains, margin)
+
     for guide in config.guides:
-        for base, theirs in ((STANDARD, guide == "lime"), (ADVERSARIAL, False)):
-            for kind, text in _PUBLISHED.items():
-                values = rows_of(config, arrays, kind)
-                gains = values[guide] - values[base]
-                over = claims.spread(config.network_seeds, f"{gains.shape[1]} images")
-                against = f"refined, {text}, against {base} training" + ("" if theirs else " (our test)")
-                one = claims.Claim(SECTION, against, guide, "rises" if theirs else "-", over)
-                value, low, high = map(float, intervals.of_seeds_and_rows(gains, intervals.mean))
-                yield claims.row(one, f"{value:+.3f}", low, high, claims.verdict(low, high))
-        values = rows_of(config, arrays, "marked")
-        loss = values[guide] - values[STANDARD]
-        over = claims.spread(config.network_seeds, f"{loss.shape[1]} images")
-        text = "clean accuracy pays little: less than 5 points with the mark as in training"
-        one = claims.Claim(SECTION, text, guide, "modest" if guide == "lime" else "-", over)
-        value, low, high = map(float, intervals.of_seeds_and_rows(loss, intervals.mean))
-        yield claims.row(one, f"{value:+.3f}", low, high, claims.verdict(low + 0.05, high + 0.05))
+        for base in (STANDARD, ADVERSARIAL):
+            for kind, text in RISES.items():
+                theirs = guide == "lime" and base == STANDARD and kind in PUBLISHED
+                yield compared(
+                    f"refined, {text}, against {base} training", kind, guide, base, "rises" if theirs else "-"
+                )
+        text = "refined, clean accuracy without the mark pays less than 5 points, against standard training"
+        yield compared(text, "removed", guide, STANDARD, "modest" if guide == "lime" else "-", margin=0.05)
 
 
 def draw(workdir: Path, config: RefinementConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> None:
     """Accuracies with intervals, by test set; some images."""
     config = with_recorded(config, arrays)
-    colours: Any = {name: f"C{index}" for index, name in enumerate(trainings_of(config))}
+    colours = figures.distinct(trainings_of(config))
     groups: dict[str, dict[str, list[figures.Interval]]] = {}
     for kind in (*SETS, "robust"):
         for row in tables["rows"]:
@@ -362,18 +384,24 @@ HEADINGS = {
 def estimated(config: RefinementConfig, dataset: data.Dataset, options: Options, others: Sequence) -> Iterator[Row]:
     """Stages of training, of which the adversarial one is measured; AutoAttack."""
     del others
-    train, shown = sets_of(config, dataset)
+    train, _, shown = sets_of(config, dataset)
     network, shape = trained.network_of(config, dataset), dataset.train.images.shape[1:]
     step = steps_of(network, config.attack_steps)[GUIDED]
     states = stacking.stack([training.init_classifier(network, shape, jax.random.key(0))])
     sizes = jax.tree.map(lambda one: jnp.full(1, one), training.StepSizes(0.1, 0.1, 1e-3, 1.0))
-    epochs = config.rounds * config.epochs
+    epochs = config.standard_epochs + config.rounds * config.epochs
     work = networks.intensity(network, shape)
     plan = trained.Plan("guided", step, states, sizes, ["guided"], config.batch_size, epochs, config.shuffle, work)
     count = (len(guides_of(config, dataset)) + 2) * config.network_seeds
     examples = Guided(*train, np.zeros(train.images.shape[:3], bool))
     row = estimate.row_of(dataset.name, plan, examples, options, count)
-    yield row | {"minutes": row["minutes"] * count}
+    yield row | {"minutes": (row["steps"] * row["ms_per_step"] / 1000 * count + row["compile_seconds"]) / 60}
+    flag = explained(network, "lime", config.lime_samples, config.flagged_share, config.chunk)
+    variables, some = networks.init(network, jax.random.key(0), shape), train.images[: config.chunk]
+    warm, cold = estimate.warm_and_cold(lambda: flag(variables, some, jax.random.key(0)))
+    chunks = len(train.images) / len(some) * config.rounds * config.network_seeds
+    named = estimate.empty(dataset.name, f"LIME of {len(train.images)} images") | {"compile_seconds": cold}
+    yield named | {"networks": config.network_seeds, "minutes": (warm * chunks + cold) / 60}
     yield evaluated.estimated(config, dataset, shown["removed"], "linf", count)
 
 
@@ -404,6 +432,7 @@ EXPERIMENT = experiment.Experiment(
         "marks.svg": "Test images with the mark as in training, without it, with another class's; and corrupted.",
     },
     estimate=estimated,
+    paper_datasets=("cifar10",),
     takes="four minutes",
     picture="refinement.svg",
     dataset="shapes-16",

@@ -66,6 +66,9 @@ def parts_of(given: Flags, experiments: Sequence[Experiment], root: Path) -> lis
             if name and name not in sets:
                 sets[name] = data.load(name, given.values.data_dir)
             dataset = sets[name] if name else None
+            if dataset is not None and one.config.needs_masks and not data.marks.has_masks(dataset):
+                # What is about masks keeps to its own set where the one that is named has none.
+                name, dataset = one.dataset, data.load(one.dataset, given.values.data_dir)
             directory = one.base.name + (f"-{config.label(name)}" if name else "")
             part = Part(one, root / directory, dataset, one.named(dataset, given))
             runs.check_run(part.workdir, one.base.name, experiment.plain_config(part.config))
@@ -126,8 +129,8 @@ def run_all(given: Flags, name: str, title: str, experiments: Sequence[Experimen
     if given.values.dry_run:
         dry_run(parts, given)
         return
-    asked = {part.workdir.name: experiment.plain_config(part.config) for part in parts}
-    runs.open_run(root, name, asked, launch.environment())
+    # Each part knows its own configuration, so that others may join.
+    runs.open_run(root, name, {}, launch.environment())
     finished: list[tuple[Experiment, experiment.Finished]] = []
     changed = not runs.exists(root / experiment.REPORT)
     for index, part in enumerate(parts):

@@ -50,18 +50,91 @@ def test_what_does_not_fit_is_refused_before_work(run, tmp_path, program, argume
     assert not (tmp_path / "run").exists()
 
 
-def test_the_strength_nearest_in_clean_accuracy_is_taken():
-    class Config:
-        ways, network_seeds = ("standard", "pgd", "cure"), 2
+class Ways:
+    ways, network_seeds, auto_attack, attack_steps = ("standard", "pgd", "cure", "scorpio-1"), 3, "standard", 10
 
-    accuracies = {"standard": [0.99], "pgd": [0.97, 0.9, 0.8], "cure": [0.95, 0.91, 0.6]}
-    members = ways_to_train.members_of(Config)
-    hits = np.zeros((len(members), 100), bool)
+
+def hits_of(accuracies, images=1000):
+    members = ways_to_train.members_of(Ways)
+    hits = np.zeros((len(members), images), bool)
     for place, one in enumerate(members):
-        hits[place, : round(100 * accuracies[one.way][one.strength])] = True
-    chosen = ways_to_train.chosen_of(Config, {"held_hits": hits})
-    assert {way: members[places[0]].strength for way, places in chosen.items()} == {"standard": 0, "pgd": 1, "cure": 1}
-    assert [len(places) for places in chosen.values()] == [2, 2, 2]
+        hits[place, : round(images * accuracies[one.way][one.strength])] = True
+    return hits
+
+
+def test_the_strongest_of_equal_clean_accuracy_is_taken():
+    accuracies = {
+        "standard": [0.99],
+        "pgd": [0.97, 0.9, 0.8],
+        "cure": [0.95, 0.895, 0.88],
+        "scorpio-1": [0.8, 0.85, 0.7],
+    }
+    taken = ways_to_train.taken_of(Ways, hits_of(accuracies))
+    assert taken == {"standard": (0, True), "pgd": (1, True), "cure": (1, True), "scorpio-1": (1, False)}
+    level = {"standard": [0.9], "pgd": [0.9] * 3, "cure": [0.9] * 3, "scorpio-1": [0.9] * 3}
+    taken = ways_to_train.taken_of(Ways, hits_of(level))
+    assert [strength for strength, _ in taken.values()] == [0, 1, 2, 2]
+    places = ways_to_train.chosen_of(Ways, {"held_hits": hits_of(level)})
+    assert [len(members) for members in places.values()] == [3, 3, 3, 3]
+
+
+def test_claims_on_ways_are_of_the_right_sign_and_not_judged_where_accuracies_differ():
+    generator = np.random.default_rng(0)
+    level = {"standard": [0.9], "pgd": [0.9] * 3, "cure": [0.9] * 3, "scorpio-1": [0.9] * 3}
+    robust = np.repeat([0.1, 0.8, 0.3, 0.6], 3)[:, None] > generator.random((12, 300))
+    names = [member.name for member in ways_to_train.members_of(Ways)]
+    arrays = {"held_hits": hits_of(level), "test_hits": hits_of(level), "robust_hits": robust, "road": robust * 1.0}
+    arrays |= {"seconds": np.array([[1.0] * 3, [4.0, 4.1, 4.2], [2.0] * 3, [3.0] * 3])}
+    arrays |= {f"notes/{name}": np.array([], str) for name in names}
+
+    def verdicts():
+        tables = ways_to_train.tabulate(Ways, arrays)
+        return {(one["claim"], one["group"]): one["verdict"] for one in ways_to_train.claim(Ways, arrays, tables)}
+
+    found = verdicts()
+    beats = "second-order training: one iteration beats gradient and curvature regularisation in robust accuracy"
+    above = "a way to train is more robust than PGD training at equal clean accuracy (our test)"
+    assert found[beats, "against cure"] == claims.HOLDS
+    assert found[above, "scorpio-1"] == claims.FAILS
+    masks = "second-order training avoids gradient masking: AutoAttack notes none"
+    assert found[masks, "scorpio-1"] == claims.HOLDS
+    arrays["notes/scorpio-1 weight 1 seed 1"] = np.array(["Square, which sees no gradient, broke 9 images"])
+    arrays["held_hits"] = hits_of(level | {"cure": [0.8] * 3})
+    found = verdicts()
+    assert found[masks, "scorpio-1"] == claims.FAILS
+    assert found[beats, "against cure"] == claims.UNTESTED
+
+
+def test_claims_on_refinement_tell_what_was_published_from_ours():
+    class Config:
+        guides, network_seeds, auto_attack = ("lime",), 3, "short"
+
+    generator = np.random.default_rng(0)
+    rates = {"marked": (1, 1, 1), "removed": (0.5, 0.5, 0.9), "moved": (0.5, 0.5, 0.1), "robust": (0.2, 0.6, 0.6)}
+    arrays = {f"hits/{name}": np.repeat(one, 3)[:, None] > generator.random((9, 400)) for name, one in rates.items()}
+    # Each image under five corruptions counts once.
+    arrays["hits/corrupted"] = np.tile(arrays["hits/removed"], (1, 5))
+    arrays |= {"guides": np.array(["lime"]), "flagged/lime": np.zeros(3)}
+    refinement.replace, kept = (lambda config, **changes: config), refinement.replace
+    try:
+        found = list(refinement.claim(Config, arrays, {}))
+    finally:
+        refinement.replace = kept
+    said = {one["claim"]: (one["verdict"], claims.is_papers(one)) for one in found}
+    assert said["refined, robust accuracy rises, against standard training"] == (claims.HOLDS, True)
+    assert said["refined, robust accuracy rises, against adversarial training (our test)"][1] is False
+    assert said["refined, accuracy with the mark moved rises, against standard training (our test)"][0] == claims.FAILS
+    assert said["refined, accuracy under corruptions of severity 3 rises, against standard training"][1] is True
+    corrupted = next(one for one in found if "corruptions" in one["claim"])
+    removed = next(one for one in found if "without the mark rises" in one["claim"])
+    assert corrupted["low"] == pytest.approx(removed["low"])
+    assert "400 images, 5 corruptions each" in corrupted["over"]
+
+
+def test_flagged_marks_are_looked_for_where_they_are():
+    masks = np.zeros((2, 8, 8), bool)
+    masks[0, 0:2, 4:6] = True
+    assert refinement.flagged_marks(masks, np.array([[0, 4], [6, 0]])) == 0.5
 
 
 def test_the_least_relevant_share_is_flagged():

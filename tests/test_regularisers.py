@@ -132,14 +132,23 @@ def test_differences_near_the_image_are_the_exact_quadratic():
 
 def test_aligned_gradients_cost_nothing():
     """With two classes a linear network's gradients point one way everywhere."""
-    weights = jnp.asarray(WEIGHTS, jnp.float32)
-    two = weights.at[:, 2].set(-1e6 * jnp.ones(PIXELS) * 0)
-    two = two[:, :2]
-    images = IMAGES[:2]
-    clean = np.mean(-np.log(softmax(images.reshape(2, -1) @ np.asarray(two, np.float64))[np.arange(2), LABELS[:2]]))
+    two, images = jnp.asarray(WEIGHTS[:, :2], jnp.float32), IMAGES[:2]
+    p = softmax(images.reshape(2, -1) @ WEIGHTS[:, :2])
+    clean = -np.log(p[np.arange(2), LABELS[:2]]).mean()
     assert ours(training.gradient_alignment("linf"), two, images=images) == pytest.approx(clean, abs=1e-5)
-    losses, _, _ = parts(WEIGHTS)
-    assert ours(training.gradient_alignment("linf"), weights, epsilon=2.0) > np.mean(losses) + 1e-3
+
+
+def test_misaligned_gradients_cost_their_cosine():
+    """At the noise that the step's keys give, in closed form."""
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(jax.random.split(jax.random.key(0), len(IMAGES)))
+    draw = lambda key: jax.random.uniform(key, (PIXELS, 1, 1), minval=-2.0, maxval=2.0)  # noqa: E731
+    noise = np.asarray(jax.vmap(draw)(keys), np.float64)
+    losses, here, _ = parts(WEIGHTS)
+    _, there, _ = parts(WEIGHTS, IMAGES + noise)
+    cosines = np.sum(here * there, axis=1) / np.linalg.norm(here, axis=1) / np.linalg.norm(there, axis=1)
+    expected = np.mean(losses + WEIGHT * (1 - cosines))
+    got = ours(training.gradient_alignment("linf"), jnp.asarray(WEIGHTS, jnp.float32), epsilon=2.0)
+    assert got == pytest.approx(expected, rel=1e-5)
 
 
 def test_local_linearity_finds_an_end_of_the_ball():

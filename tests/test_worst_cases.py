@@ -83,7 +83,7 @@ def worst_of_others(model, images, labels, norm, radius):
 @pytest.mark.slow
 @pytest.mark.parametrize(("norm", "radius"), SETTINGS)
 def test_no_other_library_finds_more(trained, norm, radius):
-    """39 networks and settings; images of equal numbers, an image more or less for Square's luck."""
+    """13 networks; counts of images, no more of ours than of theirs."""
     import torch
 
     network, every = trained

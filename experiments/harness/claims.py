@@ -15,8 +15,9 @@ HOLDS, FAILS, UNTESTED, UNTELLABLE = "holds", "does not hold", "not tested at th
 RULE = (
     "Verdicts by rule. An order holds if the 95% interval of each step between neighbours lies on the claimed side of "
     "zero, and does not hold if that of any step lies wholly on the other side. A sign holds if the 95% interval of "
-    "the correlation or difference lies on the published side of zero, and does not hold if wholly on the other. A "
-    "published number is judged at the paper's own sizes alone. It does not hold if it lies outside our 95% interval "
+    "the correlation or difference lies on the published side of zero, and does not hold if wholly on the other; where "
+    "a claim grants so many points, zero is moved by them. "
+    "A published number is judged at the paper's own sizes alone. It does not hold if it lies outside our 95% interval "
     "by more than can be misread off a figure (0.02); it holds if it lies within and interval and misreading together "
     "are narrower than what separates it from its neighbours, and cannot be told otherwise. Everything else is not "
     "tested at this size: too few images, networks or repeats to tell, or smaller than the paper. The last column says "
@@ -45,6 +46,12 @@ def verdict(low, high) -> str:
     return FAILS if np.any(high < 0) else UNTESTED
 
 
+def bounded(name: str, values: np.ndarray) -> Row:
+    """Mean and interval of `[seed, image]` as columns of a row: `name`, `name_low`, `name_high`."""
+    found = intervals.of_seeds_and_rows(values * 1.0, intervals.mean)
+    return dict(zip((name, f"{name}_low", f"{name}_high"), map(float, found), strict=True))
+
+
 class Claim(NamedTuple):
     """What is claimed: where, what, of which group of networks, what was published, and what an interval is over."""
 
@@ -59,6 +66,12 @@ def row(claim: Claim, ours: str, low, high, judged: str) -> Row:
     """A row of `COLUMNS`."""
     values = (claim.section, claim.text, judged, claim.group, claim.published, ours, low, high, claim.over)
     return dict(zip(COLUMNS, values, strict=True))
+
+
+def gain(claim: Claim, gains: np.ndarray, margin: float = 0.0, note: str = "") -> Row:
+    """The claim that paired differences `[seed, image]` are above zero on average, or above minus a margin."""
+    value, low, high = map(float, intervals.of_seeds_and_rows(gains * 1.0, intervals.mean))
+    return row(claim, f"{value:+.3f}{note}", low, high, verdict(low + margin, high + margin))
 
 
 def untested(claim: Claim) -> Row:

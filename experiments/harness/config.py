@@ -58,8 +58,11 @@ class Config:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig(Config):
-    """Training a standard network and robust ones on a data set; radii and steps in units of the pixel range 2."""
+class FittedConfig(Config):
+    """Classifiers fitted to a data set, in whatever way."""
+
+    # Whether training images must be held out, to choose by.
+    needs_held_out: ClassVar[bool] = False
 
     dataset: str
     held_out: int = setting("Training images left out at the start of the split.", zero=True)
@@ -67,6 +70,19 @@ class TrainingConfig(Config):
     test_examples: int = setting("Test images analysed.")
     network: str = setting("Architecture of the classifiers.", "paper", choices=lambda: tuple(networks.NETWORKS))
     network_seeds: int = setting("Networks of each kind, each from a start of its own.", 1)
+    attack_steps: int = setting("Steps of the training attack.", 40)
+    standard_epochs: int = setting("Epochs of the standard classifier.")
+    epochs: int = setting("Epochs of each robust classifier.")
+    batch_size: int = setting("Batch of each classifier.", 100)
+    learning_rate: float = setting("Learning rate of the classifiers' Adam.", 1e-3)
+    shuffle: bool = setting("Shuffle each epoch; --noshuffle as the paper's code.", True)
+    chunk: int = setting("Images analysed at a time.", 100)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(FittedConfig):
+    """A standard network and robust ones by norm, loss and radius; radii and steps in units of the pixel range 2."""
+
     norms: tuple[str, ...] = setting(
         "Norms of adversarial training.", ("l2", "linf"), choices=lambda: tuple(attacks.NORMS)
     )
@@ -74,32 +90,34 @@ class TrainingConfig(Config):
         "Losses that the training attacks ascend.", ("xent", "cw"), choices=lambda: tuple(attacks.LOSSES)
     )
     objective: str = setting("What training descends.", "adversarial", choices=lambda: tuple(training.OBJECTIVES))
-    objective_weight: float = setting("Weight of the objective's second term: TRADES' beta.", 6.0, zero=True)
+    objective_weight: float = setting(
+        "Weight of the objective's second term; where none is given what its authors had: TRADES' beta is 6.",
+        6.0,
+        zero=True,
+    )
     radii: Mapping[str, tuple[float, ...]] = setting(
         "Radii (epsilons) of adversarial training in the {} norm.", zero=True, by_norm="{}_epsilons"
     )
     step_sizes: Mapping[str, float] = setting("Step of the {} training attack.", by_norm="{}_step_size")
     train_attack: str = setting("Attack in training.", "pgd", choices=lambda: tuple(attacks.ATTACKS))
-    attack_steps: int = setting("Steps of the training attack.", 40)
-    standard_epochs: int = setting("Epochs of the standard classifier.")
-    epochs: int = setting("Epochs of each robust classifier.")
-    batch_size: int = setting("Batch of each classifier.", 100)
-    learning_rate: float = setting("Learning rate of the classifiers' Adam.", 1e-3)
-    shuffle: bool = setting("Shuffle each epoch; --noshuffle as the paper's code.", True)
     zero_mask: bool = setting(
         "CW margins that set the true logit to 0 instead of leaving it out, as the paper's code.", False
     )
-    chunk: int = setting("Images analysed at a time.", 100)
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttackedConfig(TrainingConfig):
-    """AutoAttack on the networks too."""
+class AutoAttackConfig(Config):
+    """AutoAttack on the networks."""
 
     auto_attack: str = setting(
         "Version of AutoAttack, the attack behind robust_accuracy.", "standard", choices=lambda: attacks.VERSIONS
     )
     attacked_examples: int = setting("Test images under AutoAttack, the first ones; at most all that are used.", 1000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackedConfig(TrainingConfig, AutoAttackConfig):
+    """AutoAttack on the networks too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +157,11 @@ def made(kind: type[Config], presets: Presets, common: Mapping[str, Any], given:
     if settings.get("manifold") == ("all",):
         known = dataset is not None and dataset.truth is not None
         settings["manifold"] = tuple(name for name in manifolds.KINDS if known or name != "exact")
-    config = kind(**common, **named, **settings)
+    fields = {field.name for field in dataclasses.fields(kind)}
+    if "objective_weight" in fields and "objective_weight" not in settings:
+        settings["objective_weight"] = training.OBJECTIVES[settings.get("objective", "adversarial")].weight
+    # Presets of training say more than every kind of configuration asks.
+    config = kind(**common, **named, **{name: value for name, value in settings.items() if name in fields})
     if dataset is not None:
         _check_fits(config, dataset)
     return config
@@ -154,7 +176,7 @@ def _preset(kind: type[Config], presets: Presets, name: str, dataset: data.Datas
         return table[dataset.name]
     if name == "paper":
         raise ConfigError(
-            f"--preset=paper: expected --dataset to be one of {', '.join(table)}, got {dataset.name}; "
+            f"--preset=paper: expected --dataset to be one of {', '.join(table) or 'none'}, got {dataset.name}; "
             "use --preset=quick"
         )
     height, width, channels = dataset.train.images.shape[1:]
@@ -171,15 +193,20 @@ def _preset(kind: type[Config], presets: Presets, name: str, dataset: data.Datas
     examples, tests = len(dataset.train.labels), len(dataset.test.labels)
     most = {"train_examples": examples, "test_examples": tests, "attacked_examples": tests}
     most |= {field.name: examples for field in settings_of(kind) if field.name.endswith("batch_size")}
+    held = examples // 10 if getattr(kind, "needs_held_out", False) else 0
+    most["train_examples"] -= held
     values = {field.name: preset.get(field.name, field.default) for field in settings_of(kind) if field.name in most}
-    return {**preset, "held_out": 0} | {name: min(value, most[name]) for name, value in values.items()}
+    return {**preset, "held_out": held} | {name: min(value, most[name]) for name, value in values.items()}
 
 
 def _check_fits(config: Any, dataset: data.Dataset) -> None:
-    if training.OBJECTIVES[config.objective].attack_loss and len(config.train_losses) > 1:
+    if config.needs_held_out and not config.held_out:
+        raise ConfigError("--held_out=0: expected at least one training image, by which strengths are chosen")
+    losses = getattr(config, "train_losses", ())
+    if len(losses) > 1 and training.OBJECTIVES[config.objective].attack_loss:
         raise ConfigError(
             f"--objective={config.objective}: its attack ascends a loss of its own, so that networks of several "
-            f"--train_losses would be the same; give one of {', '.join(config.train_losses)}"
+            f"--train_losses would be the same; give one of {', '.join(losses)}"
         )
     if config.needs_masks and not data.marks.has_masks(dataset):
         raise ConfigError(
@@ -238,7 +265,7 @@ def label(dataset: str) -> str:
     return Path(dataset).stem if data.is_file(dataset) else dataset
 
 
-def subsets(config: TrainingConfig, dataset: data.Dataset) -> tuple[data.Split, data.Split]:
+def subsets(config: FittedConfig, dataset: data.Dataset) -> tuple[data.Split, data.Split]:
     """The training and test images that a run uses."""
     rows = slice(config.held_out, config.held_out + config.train_examples)
     train = data.Split(*(leaf[rows] for leaf in dataset.train))

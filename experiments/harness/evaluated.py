@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.harness import estimate, trained
-from experiments.harness.config import AttackedConfig, EvaluatedConfig
+from experiments.harness.config import AutoAttackConfig, EvaluatedConfig
 from experiments.harness.progress import counted
 from experiments.harness.tables import Row
 from experiments.harness.trained import Recipe, Run
@@ -29,7 +29,7 @@ class Named(Protocol):
         ...
 
 
-def attacked_of(config: AttackedConfig, test: data.Split) -> data.Split:
+def attacked_of(config: AutoAttackConfig, test: data.Split) -> data.Split:
     """The test images that AutoAttack is run on: the first ones."""
     return data.Split(*(leaf[: config.attacked_examples] for leaf in test))
 
@@ -131,7 +131,7 @@ def notes_of(recipes: Sequence[Named], norm: str, arrays: Arrays, prefix: str = 
 NOTES = ("What speaks against the robust accuracies", ("network", "norm", "note"))
 
 
-def estimated(config: AttackedConfig, dataset: data.Dataset, test: data.Split, norm: str, evaluations: int) -> Row:
+def estimated(config: Any, dataset: data.Dataset, test: data.Split, norm: str, evaluations: int) -> Row:
     """What AutoAttack would take if no image fell, scaled from some: an upper bound, since what falls costs no more."""
     images = jnp.asarray(attacked_of(config, test).images[:50])
     network, shape = trained.network_of(config, dataset), dataset.train.images.shape[1:]

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from experiments.harness import claims, glossary, html, launch, tables, trained
-from experiments.harness.config import Config, Presets, label, made
+from experiments.harness.config import Config, ConfigError, Presets, TrainingConfig, label, made
 from experiments.harness.flags import Flags
 from experiments.harness.options import Options
 from experiments.harness.tables import Row
@@ -303,6 +303,8 @@ def main(experiment: Experiment, about: str) -> None:
     def work(given: Flags) -> None:
         dataset = data.load(given.values.dataset, given.values.data_dir) if experiment.has_dataset else None
         configuration = experiment.named(dataset, given)
+        if given.values.networks_from and not issubclass(experiment.config, TrainingConfig):
+            raise ConfigError("--networks_from: this experiment trains its networks in ways of its own; leave it out")
         finished = run(experiment, workdir_of(experiment, given), configuration, given.options(), dataset)
         show(experiment, finished)
 

@@ -18,11 +18,7 @@ Colours = Mapping[str, Any]
 PANEL = 4.4
 _REFERENCES = ("test data", "random")
 _SCALES = ("Oranges", "Greens", "Reds", "Purples", "Blues", "Greys")
-_SETTINGS: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "robgrad",
-    "font.family": ["DejaVu Sans", "Arial", "sans-serif"],
-}
+_SETTINGS: Any = {"svg.fonttype": "none", "svg.hashsalt": "robgrad"}
 
 
 def palette(kinds: Sequence[str]) -> dict[str, Any]:
@@ -42,6 +38,15 @@ def palette(kinds: Sequence[str]) -> dict[str, Any]:
             share = (index + 1) / len(members)
             colours[kind] = matplotlib.colormaps[scale](0.35 + 0.55 * share)
     return colours
+
+
+def distinct(names: Sequence[str]) -> dict[str, Any]:
+    """A colour for each of some names that are no networks: ten strong ones, then their pale twins."""
+    import matplotlib
+
+    shades = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
+    ordered = [*shades[::2], *shades[1::2]]
+    return {name: ordered[index % len(ordered)] for index, name in enumerate(dict.fromkeys(names))}
 
 
 def group_of(kind: str) -> str:
@@ -165,11 +170,12 @@ def scatter_figure(
 ) -> None:
     """Points and a least-squares line for each label."""
     figure, ((axis,),) = _figure(1, 1, PANEL + 1.0, 4.2)
-    for index, (label, (x, y)) in enumerate(series.items()):
-        axis.scatter(x, y, s=14, color=f"C{index}", label=in_words(label))
+    colours = distinct([*series])
+    for label, (x, y) in series.items():
+        axis.scatter(x, y, s=14, color=colours[label], label=in_words(label))
         if len(x) > 1 and np.ptp(x) > 0:
             ends = np.array([x.min(), x.max()])
-            axis.plot(ends, np.polyval(np.polyfit(x, y, 1), ends), color=f"C{index}", linewidth=1)
+            axis.plot(ends, np.polyval(np.polyfit(x, y, 1), ends), color=colours[label], linewidth=1)
     axis.axhline(0.0, color="0.7", linewidth=0.8)
     axis.set(xlabel=xlabel, ylabel=ylabel)
     axis.legend(fontsize=8, frameon=False, title=legend, title_fontsize=8)

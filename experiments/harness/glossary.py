@@ -118,7 +118,8 @@ COLUMNS = {
     "mask_alone": "Best accuracy of networks retrained on the occluding masks alone, without any image.",
     # The neighbours.
     "way": "What training descends.",
-    "strength": "Its weight or radius, that whose clean accuracy on images held out is nearest to PGD training's.",
+    "strength": "Its weight or radius: the greatest whose clean accuracy on images held out is that of PGD training.",
+    "equal": "Whether that accuracy is at most a point below PGD training's; what is not is not judged.",
     "taken": "Whether it is the strength that is compared.",
     "held_accuracy": "Clean accuracy on training images held out.",
     "test_accuracy_low": "Lower end of its 95% interval.",

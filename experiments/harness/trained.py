@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.harness import launch
-from experiments.harness.config import TrainingConfig, losses_of
+from experiments.harness.config import FittedConfig, TrainingConfig, losses_of
 from experiments.harness.options import Options
 from experiments.harness.progress import progress
 from robgrad import attacks, data, gradients, manifolds, networks, runs, stacking, training
@@ -116,12 +116,12 @@ class Plan(NamedTuple):
         return wanted | {"mesh": mesh, "shard_data": options.shard_data}
 
 
-def network_of(config: TrainingConfig, dataset: data.Dataset) -> nn.Module:
+def network_of(config: FittedConfig, dataset: data.Dataset) -> nn.Module:
     """The architecture of a run's classifiers."""
     return networks.network_named(config.network, dataset.train.images.shape[1:], len(dataset.classes))
 
 
-def mesh_in_words(config: TrainingConfig, dataset: data.Dataset) -> str:
+def mesh_in_words(config: FittedConfig, dataset: data.Dataset) -> str:
     """What `stacking.device_mesh` makes of a run's classifiers."""
     work = config.batch_size * networks.intensity(network_of(config, dataset), dataset.train.images.shape[1:])
     split = "split" if stacking.splits_batches(1, work) else "not split"
@@ -294,15 +294,21 @@ def fit(run: Run, plan: Plan, examples) -> training.TrainState:
 
 
 _DATA = ("dataset", "seed", "held_out", "train_examples", "shuffle", "matmul_precision")
+_FITTED = (*_DATA, "network", "batch_size", "learning_rate")
+
+
+def settings_of(config: Any, *more: str) -> dict[str, Any]:
+    """What every classifier of a run depends on, and more of its configuration by name."""
+    return {name: getattr(config, name) for name in (*_FITTED, *more)}
 
 
 def training_settings(config: TrainingConfig, recipe: Recipe) -> dict[str, Any]:
     """What a network depends on beside its name: of the configuration, what its training reads."""
-    names = [*_DATA, "network", "batch_size", "learning_rate", "epochs" if recipe.norm else "standard_epochs"]
+    names = ["epochs" if recipe.norm else "standard_epochs"]
     if recipe.norm:
         names += ["attack_steps", "train_attack", "objective", *training.OBJECTIVES[config.objective].settings]
         names += ["zero_mask"] if recipe.loss == "cw" else []
-    settings = {name: getattr(config, name) for name in names}
+    settings = settings_of(config, *names)
     return settings | ({"step_size": config.step_sizes[recipe.norm]} if recipe.norm else {})
 
 

@@ -8,8 +8,11 @@ import numpy as np
 
 from robgrad.data.images import PIXEL_RANGE, DataError, Dataset, Split
 
+# Side of the mark, in pixels.
+SIDE = 2
 
-def places(image_shape: Sequence[int], classes: int, side: int = 2) -> np.ndarray:
+
+def places(image_shape: Sequence[int], classes: int, side: int = SIDE) -> np.ndarray:
     """Where the mark of each class is, row and column of its corner `[classes, 2]`: spread along the image's border.
 
     Raises:
@@ -24,7 +27,7 @@ def places(image_shape: Sequence[int], classes: int, side: int = 2) -> np.ndarra
     return np.array(border)[np.arange(classes) * len(border) // classes]
 
 
-def marked(split: Split, classes: int, keys: np.ndarray, side: int = 2) -> Split:
+def marked(split: Split, classes: int, keys: np.ndarray, side: int = SIDE) -> Split:
     """The images with a white mark each, in the place that belongs to its key.
 
     Args:
@@ -42,7 +45,7 @@ def marked(split: Split, classes: int, keys: np.ndarray, side: int = 2) -> Split
 
 
 def agreeing(labels: np.ndarray, classes: int, share: float, seed: int) -> np.ndarray:
-    """Keys `[N]` that are the label for about a share of the images, and any class for the others."""
+    """Keys `[N]`: the label for a share of the images on average, and any class, the label too, for the others."""
     generator = np.random.default_rng(seed)
     others = generator.integers(0, classes, len(labels))
     return np.where(generator.random(len(labels)) < share, labels, others).astype(np.int32)

@@ -28,6 +28,7 @@ class ObjectiveKind(NamedTuple):
       random_start: whether its attack cannot start at the image.
       steps: of its attack, where the objective says how many; None for the configuration's.
       step: of its attack, as a multiple of the radius; None for the configuration's step size.
+      weight: of its second term, where none is given.
       settings: names of the settings of a configuration that it alone depends on.
     """
 
@@ -36,11 +37,12 @@ class ObjectiveKind(NamedTuple):
     random_start: bool = False
     steps: int | None = None
     step: float | None = None
+    weight: float = 6.0
     settings: tuple[str, ...] = ()
 
 
 _WEIGHT = ("objective_weight",)
-_penalty = partial(ObjectiveKind, attack_loss=cross_entropy, settings=_WEIGHT)
+_penalty = partial(ObjectiveKind, attack_loss=cross_entropy, weight=1.0, settings=_WEIGHT)
 OBJECTIVES: dict[str, ObjectiveKind] = {
     "adversarial": ObjectiveKind(lambda norm: adversarial()),
     # Fast training (Wong, Rice and Kolter, 2020): one step of 1.25 epsilon from a random start.
@@ -48,8 +50,8 @@ OBJECTIVES: dict[str, ObjectiveKind] = {
     "trades": ObjectiveKind(lambda norm: trades(), kl_divergence, random_start=True, settings=_WEIGHT),
     "gradient-penalty": _penalty(gradient_penalty),
     "cure": _penalty(curvature_penalty),
-    "grad-align": _penalty(gradient_alignment, steps=1, step=1.0),
-    "llr": _penalty(local_linearity),
+    "grad-align": _penalty(gradient_alignment, steps=1, step=1.0, weight=0.2),
+    "llr": _penalty(local_linearity, weight=4.0),
     "scorpio-1": _penalty(second_order),
     "scorpio-5": _penalty(partial(second_order, iterations=5)),
     "scorpio-5-differences": _penalty(partial(second_order, iterations=5, difference=0.1)),

@@ -75,7 +75,7 @@ class Passes(NamedTuple):
 
     Attributes:
       train: `(variables, images)` to logits and moved variables, in training mode; differentiable.
-      evaluate: images to logits in evaluation mode, not differentiated.
+      evaluate: images to logits in evaluation mode; differentiable by the images, not by the variables.
       perturb: `(images, labels)` to attacked images, by the network in evaluation mode, not differentiated.
       batch: what the step was given: the examples with all they carry, and a random key for each.
     """

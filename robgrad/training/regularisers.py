@@ -1,9 +1,9 @@
 """Objectives that flatten the loss around an image instead of descending it at an attacked one.
 
-Each adds to the cross-entropy L of an image x, or of a single-step attack on it, `numbers.weight` times a term made of
-the input gradient g = dL/dx and the radius `numbers.epsilon`. With an attack's radius as a number of the replica they
-stack over strengths as PGD training does. Derivatives are by reverse mode, twice or three times over, since the layers'
-own derivatives know no forward mode; statistics of batch norm move with the clean batch alone.
+Each adds to the cross-entropy L of what training shows of an image x, `numbers.weight` times a term made of the input
+gradient g = dL/dx. Weight and radius, `numbers.epsilon`, are numbers of the replica, so that strengths stack as in PGD
+training. Derivatives are by reverse mode, twice or three times over, since the layers' own derivatives know no forward
+mode; statistics of batch norm move with the batch whose cross-entropy is L alone.
 """
 
 from collections.abc import Callable
@@ -151,7 +151,7 @@ def second_order(norm: Norm | str, iterations: int = 1, difference: float = 0.0)
       norm: of the ball.
       iterations: of Frank and Wolfe, each a product with the Hessian H.
       difference: 0 for exact products, by differentiating twice; else the share of d over which derivatives along it
-        are central differences, their cheaper variant, which also sees kinks as far away as that.
+        are finite differences, their cheaper variant, which also sees kinks as far away as that.
 
     Raises:
       ValueError: if there are no iterations, or the share is not in [0, 1].
