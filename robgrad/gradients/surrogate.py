@@ -101,7 +101,7 @@ def lime(
         raise ValueError(f"expected at least 2 samples, got {samples}")
 
     def attribution(key: Array, logits_fn: LogitsFn, image: Array) -> Array:
-        image = checked_example(logits_fn, one_image(image))
+        image = one_image(checked_example(logits_fn, image))
         cells, count = regions.of(image), regions.count(image.shape)
         explained = output(logits_fn, image)
         base = image.mean((0, 1)) if fill is None else fill
