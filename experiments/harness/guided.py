@@ -1,0 +1,190 @@
+"""Training guided by explanations, in rounds: what a guide flags, and networks refined by it, kept in a run."""
+
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.harness import launch, trained
+from experiments.harness.trained import Run
+from robgrad import attacks, data, gradients, networks, runs, stacking, training
+from robgrad.data import marks
+
+Arrays = dict[str, np.ndarray]
+STANDARD, ADVERSARIAL, GUIDED, MASK = "standard", "adversarial", "guided", "true-mask"
+GUIDES = ("lime", "robust-gradient", MASK)
+
+
+class Guided(NamedTuple):
+    """Training images, labels, and which pixels are flagged `[N, H, W]`."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    masks: np.ndarray
+
+
+def trainings_of(config: Any) -> tuple[str, ...]:
+    """The ways to train: without a guide, then with each."""
+    return (STANDARD, ADVERSARIAL, *config.guides)
+
+
+@cache
+def steps_of(network: nn.Module, attack_steps: int) -> dict[str, training.Step]:
+    """The steps of standard, adversarial and guided training; the same values each time."""
+    attack = attacks.pgd("linf", attacks.cross_entropy, attack_steps)
+    return {
+        STANDARD: training.classifier_step(network, attacks.no_attack),
+        ADVERSARIAL: training.classifier_step(network, attack),
+        GUIDED: training.classifier_step(network, attack, training.masked_gradient_penalty()),
+    }
+
+
+def flagged_of(values: jax.Array, share: float) -> jax.Array:
+    """Pixels of a map `[H, W]` among the share of lowest value."""
+    order = jnp.argsort(jnp.argsort(jnp.ravel(values)))
+    return (order < share * values.size).reshape(values.shape)
+
+
+def masks_of(run: Run, guide: str, network: nn.Module, own: Any, robust: Any, train: data.Split, key) -> np.ndarray:
+    """Which pixels of each training image a guide flags, `[N, H, W]` bool."""
+    config = run.config
+    if guide == MASK:
+        whole = trained.used(run, train).truth
+        assert whole is not None
+        assert whole.mask is not None
+        known = jax.jit(jax.vmap(whole.mask))(jnp.asarray(train.labels), jnp.asarray(whole.train_codes))
+        return np.asarray(known) < 0.5
+    flag = explained(network, guide, config.lime_samples, config.flagged_share, config.chunk)
+    return flag(own if guide == "lime" else robust, train.images, key)
+
+
+@cache
+def explained(network: nn.Module, guide: str, samples: int, share: float, chunk: int) -> Callable[..., np.ndarray]:
+    """Compiles what LIME, or the gradient, flags of many images of one network."""
+    attribution = gradients.lime(samples=samples) if guide == "lime" else gradients.gradient
+
+    def of_image(_, variables, example):
+        key, pixels = example
+        return flagged_of(attribution(key, networks.logits_fn(network, variables), data.scale(pixels)), share)
+
+    run = stacking.per_example(of_image, stacking.device_mesh(1, chunk), chunk)
+
+    def flag(variables: Any, images: np.ndarray, key: jax.Array) -> np.ndarray:
+        keys = jax.random.split(key, len(images))
+        return np.asarray(run((), stacking.stack([variables]), (keys, images))[0])
+
+    return flag
+
+
+def fitted(
+    run: Run, name: str, step: training.Step, states: training.TrainState, examples: Any, epochs: int, weight: float
+):
+    """Trains a stack on, from where it is, kept and continued under a name."""
+    config, count = run.config, stacking.size(states)
+    sizes = training.StepSizes(config.train_radius, config.train_step_size, config.learning_rate, weight)
+    sizes = jax.tree.map(lambda number: jnp.full(count, number, jnp.float32), sizes)
+    work = networks.intensity(trained.network_of(config, run.dataset), run.image_shape)
+    names = [f"{name} {index}" for index in range(count)]
+    plan = trained.Plan(name, step, states, sizes, names, config.batch_size, epochs, config.shuffle, work)
+    states = trained.fit(run, plan, examples)
+    runs.remove(run.workdir / "checkpoints" / name)
+    return states
+
+
+def variables_of(run: Run, train: data.Split, keys: np.ndarray) -> tuple[Any, Arrays]:
+    """The variables of all trainings, seeds innermost, and what share of the marks each guide has flagged at first.
+
+    Args:
+      run: whose.
+      train: the marked images.
+      keys: whose mark each of them carries.
+    """
+    config, network = run.config, trained.network_of(run.config, run.dataset)
+    steps, every = steps_of(network, config.attack_steps), config.standard_epochs + config.rounds * config.epochs
+    seeds = range(config.network_seeds)
+
+    @cache
+    def base() -> training.TrainState:
+        """Standard networks, from which all go on."""
+        key = trained.key_of(config.seed, "classifiers")
+        starts = [training.init_classifier(network, run.image_shape, jax.random.fold_in(key, seed)) for seed in seeds]
+        return fitted(run, "base", steps[STANDARD], stacking.stack(starts), train, config.standard_epochs, 0.0)
+
+    def again(some: Sequence[int]) -> training.TrainState:
+        """Copies, since training gives its buffers away."""
+        return jax.tree.map(jnp.copy, stacking.replicas(base(), some))
+
+    def keep(name: str, names: Sequence[str], make: Callable[[], Any]) -> Any:
+        numbers = ("epochs", "standard_epochs", "rounds", "train_radius", "train_step_size", "mark_agreement")
+        settings = trained.settings_of(config, *numbers) | {"refined": name}
+        with launch.patiently():
+            return trained.kept(run, name, [{"network": one} for one in names], settings, make)
+
+    def alike(name: str) -> Any:
+        states = lambda: fitted(run, name, steps[name], again(seeds), train, every, 0.0).variables  # noqa: E731
+        return keep(name, [Member(name, seed).name for seed in seeds], states)
+
+    found = {name: alike(name) for name in (STANDARD, ADVERSARIAL)}
+    flags: Arrays = {}
+    for guide in config.guides:
+        own, shares = [], []
+        for seed in seeds:
+            name, robust = Member(guide, seed).name, stacking.replica(found[ADVERSARIAL], seed)
+            one = partial(refined, run, guide, seed, partial(again, [seed]), robust, train, keys)
+            own.append(keep(name, [name], one))
+            kept = runs.read_arrays(run.workdir / "analysis" / f"flagged-{name}.npz")
+            shares.append(np.nan if kept is None else float(kept["share"]))
+        found[guide], flags[f"flagged/{guide}"] = stacking.concatenate(own), np.array(shares)
+    return stacking.concatenate(list(found.values())), flags
+
+
+def refined(
+    run: Run,
+    guide: str,
+    seed: int,
+    start: Callable[[], training.TrainState],
+    robust: Any,
+    train: data.Split,
+    keys: np.ndarray,
+) -> Any:
+    """A stack of one network, refined in rounds by a guide; what share of the marks the first flags is kept."""
+    config, network = run.config, trained.network_of(run.config, run.dataset)
+    step, states = steps_of(network, config.attack_steps)[GUIDED], start()
+    for turn in range(config.rounds):
+        key = trained.key_of(config.seed, f"{guide} {turn} seed {seed}")
+        masks = masks_of(run, guide, network, stacking.replica(states.variables, 0), robust, train, key)
+        if not turn:
+            share = flagged_marks(masks, marks.places(run.image_shape, len(run.dataset.classes))[keys])
+            runs.write_arrays(run.workdir / "analysis" / f"flagged-{guide} seed {seed}.npz", {"share": np.array(share)})
+        label = f"{guide}, seed {seed}, round {turn + 1}"
+        epochs = config.standard_epochs + (turn + 1) * config.epochs
+        states = fitted(run, label, step, states, Guided(*train, masks), epochs, config.penalty)
+    return states.variables
+
+
+def flagged_marks(masks: np.ndarray, corners: np.ndarray) -> float:
+    """Share of the marks' pixels, at corners `[N, 2]`, that masks `[N, H, W]` flag."""
+    side = marks.SIDE
+    pairs = zip(masks, corners, strict=True)
+    return float(np.mean([mask[row : row + side, column : column + side].mean() for mask, (row, column) in pairs]))
+
+
+class Member(NamedTuple):
+    """One network: how it was trained, and its seed."""
+
+    training: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """For instance `lime seed 0`."""
+        return f"{self.training} seed {self.seed}"
+
+
+def names_of(config: Any) -> list[Member]:
+    """All networks, seeds innermost."""
+    return [Member(name, seed) for name in trainings_of(config) for seed in range(config.network_seeds)]

@@ -1,0 +1,136 @@
+"""Ways to train as stacks over strengths and seeds: what they are, trained and kept in a run, and timed."""
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.harness import estimate, launch, trained
+from experiments.harness.progress import counted
+from experiments.harness.trained import Run
+from robgrad import attacks, data, networks, runs, stacking, training
+
+REFERENCE = "pgd"
+# Rounds of timing a few steps of every way.
+TIMINGS = 3
+
+
+class Way(NamedTuple):
+    """A way to train: its objective, and the strengths tried, from weak to strong: shares of the radius, or weights."""
+
+    objective: str
+    weights: tuple[float, ...] = ()
+    shares: tuple[float, ...] = (1.0,)
+
+    @property
+    def strengths(self) -> list[tuple[float, float]]:
+        """Share of the radius and weight of each network."""
+        return [(share, weight) for share in self.shares for weight in (self.weights or (0.0,))]
+
+
+WAYS: Mapping[str, Way] = {
+    "standard": Way("adversarial", shares=(0.0,)),
+    REFERENCE: Way("adversarial", shares=(0.75, 1.0, 1.25)),
+    "single-step": Way("single-step", shares=(0.5, 0.75, 1.0)),
+    "trades": Way("trades", (1.0, 3.0, 6.0)),
+    "gradient-penalty": Way("gradient-penalty", (0.25, 0.5, 1.0)),
+    "cure": Way("cure", (0.1, 0.3, 1.0)),
+    "grad-align": Way("grad-align", (0.2,), (0.5, 0.75, 1.0)),
+    "llr": Way("llr", (0.5, 1.0, 2.0)),
+    "scorpio-1": Way("scorpio-1", (0.25, 0.5, 1.0)),
+    "scorpio-5": Way("scorpio-5", (0.25, 0.5, 1.0)),
+    "scorpio-5-differences": Way("scorpio-5-differences", (0.25, 0.5, 1.0)),
+}
+
+
+class Member(NamedTuple):
+    """One network: the way it was trained, the place of its strength among the way's, and its seed."""
+
+    way: str
+    strength: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """For instance `cure 1 seed 0`."""
+        return f"{self.way} {strength_of(self.way, self.strength)} seed {self.seed}"
+
+
+def strength_of(way: str, place: int) -> str:
+    """What a strength is called: its weight, or its share of the radius."""
+    share, weight = WAYS[way].strengths[place]
+    return f"weight {weight:g}" if len(WAYS[way].weights) > 1 else f"radius {share:g}"
+
+
+def members_of(config: Any) -> list[Member]:
+    """All networks, seeds innermost."""
+    return [
+        Member(way, strength, seed)
+        for way in config.ways
+        for strength in range(len(WAYS[way].strengths))
+        for seed in range(config.network_seeds)
+    ]
+
+
+@cache
+def step_of(network: nn.Module, way: str, attack_steps: int) -> training.Step:
+    """The training step of a way; the same value each time, so that what is compiled is found again."""
+    kind = training.OBJECTIVES[WAYS[way].objective]
+    if not any(WAYS[way].shares):
+        return training.classifier_step(network, attacks.no_attack)
+    options: Any = {"random_start": kind.random_start}
+    attack = attacks.pgd("linf", kind.attack_loss or attacks.cross_entropy, kind.steps or attack_steps, **options)
+    return training.classifier_step(network, attack, kind.build(attacks.LINF))
+
+
+def plan_of(config: Any, way: str, dataset: data.Dataset) -> trained.Plan:
+    """All networks of one way as a stack."""
+    network, shape = trained.network_of(config, dataset), dataset.train.images.shape[1:]
+    members = [one for one in members_of(config) if one.way == way]
+    shares, weights = np.transpose([WAYS[way].strengths[one.strength] for one in members])
+    step = training.OBJECTIVES[WAYS[way].objective].step
+    radii = jnp.asarray(config.train_radius * shares, jnp.float32)
+    sizes = training.StepSizes(
+        radii,
+        jnp.full(len(members), config.train_step_size) if step is None else step * radii,
+        jnp.full(len(members), config.learning_rate),
+        jnp.asarray(weights, jnp.float32),
+    )
+    key = trained.key_of(config.seed, "classifiers")
+    starts = [training.init_classifier(network, shape, jax.random.fold_in(key, one.seed)) for one in members]
+    names = [one.name for one in members]
+    work = networks.intensity(network, shape)
+    built = step_of(network, way, config.attack_steps)
+    epochs = config.epochs if shares.any() else config.standard_epochs
+    return trained.Plan(
+        way, built, stacking.stack(starts), sizes, names, config.batch_size, epochs, config.shuffle, work
+    )
+
+
+def trained_way(run: Run, way: str, train: data.Split) -> Any:
+    """The variables of a way's networks, trained, continued or loaded."""
+    rows = [{"network": one.name} for one in members_of(run.config) if one.way == way]
+    named = ("attack_steps", "epochs", "standard_epochs", "train_radius", "train_step_size")
+    settings = trained.settings_of(run.config, *named) | {"objective": WAYS[way].objective}
+    plan = lambda: plan_of(run.config, way, run.dataset)  # noqa: E731
+    with launch.patiently():
+        return trained.kept(run, way, rows, settings, lambda: trained.fit(run, plan(), train).variables)
+
+
+def seconds_of(run: Run, train: data.Split) -> np.ndarray:
+    """Seconds of a step and network `[way, round]`: ways take turns, so that a machine's drift meets all alike."""
+    path, ways = run.workdir / "analysis" / "seconds.npz", run.config.ways
+    kept = runs.read_arrays(path)
+    if kept is None:
+        costs = np.zeros((len(ways), TIMINGS))
+        for place, _ in counted(range(TIMINGS * len(ways)), f"timing {len(ways)} ways to train"):
+            turn, index = divmod(place, len(ways))
+            plan = plan_of(run.config, ways[index], run.dataset)
+            costs[index, turn] = estimate.cost_of(plan, train, run.options, seconds=0.7).step / len(plan.names)
+        kept = {"seconds": costs}
+        runs.write_arrays(path, kept)
+    return kept["seconds"]
