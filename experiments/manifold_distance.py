@@ -171,8 +171,8 @@ def _bounded(name: str, values: np.ndarray, statistic) -> Row:
 
 
 def rescaled(distances: np.ndarray, clean: np.ndarray) -> np.ndarray:
-    """Distances in units where the clean test data's own span [0, 1]; as they are where those lie on the manifold."""
-    return distances if on_manifold(clean) else (distances - clean.min()) / np.ptp(clean)
+    """Distances in units where the clean test data's own span [0, 1]; as they are where those are all alike."""
+    return distances if on_manifold(clean) or np.ptp(clean) == 0 else (distances - clean.min()) / np.ptp(clean)
 
 
 def on_manifold(clean: np.ndarray) -> bool:

@@ -54,7 +54,7 @@ PAPERS = "--preset=paper: expected --dataset to be one of"
         ("manifold_distance", ["--norms=l2,l7"], "expected some of l2, linf"),
         ("manifold_distance", ["--train_losses=hinge"], "expected some of xent, cw"),
         ("manifold_distance", ["--network=vgg"], "value should be one of <paper|preact-resnet-18"),
-        ("manifold_distance", ["--objective=luck"], "value should be one of <adversarial|trades"),
+        ("manifold_distance", ["--objective=luck"], "value should be one of <adversarial|single-step|trades"),
         ("manifold_distance", ["--analysis_attack=luck"], "value should be one of <pgd|"),
         ("roar_kar", ["--attributions=gradient,luck"], "expected some of gradient"),
         ("manifold_distance", ["--manifold=plane"], "expected some of vae-gan, pca, local-pca, denoiser, exact, all"),
@@ -95,7 +95,6 @@ def images_of(images):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        (images_of(np.zeros((6, 8, 8), np.uint8)), "shape [N, H, W, C], got [6, 8, 8]; add the missing axes"),
         (images_of(np.zeros((6, 64), np.uint8)), "shape [N, H, W, C], got [6, 64]; add the missing axes"),
         (images_of(np.full((6, 8, 8, 1), 7.0)), "got values from 7 to 7"),
         (images_of(np.full((6, 8, 8, 1), np.nan)), "got values from nan"),

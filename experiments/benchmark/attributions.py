@@ -65,12 +65,17 @@ def by_captum(arrays: Arrays, spec: Mapping[str, Any]) -> dict[str, Callable[[],
     """The same by Captum."""
     import torch
     from captum import attr
+    from captum.attr._utils.lrp_rules import EpsilonRule
 
     from experiments.benchmark import peers
     from experiments.harness.options import cores
 
     torch.set_num_threads(cores())
     work = peers.Work(arrays, spec, "captum")
+    for layer in work.model:
+        if isinstance(layer, torch.nn.Flatten):
+            # It has no rule of its own there; this one is the identity but for the stabiliser.
+            layer.rule = EpsilonRule()
     images = torch.tensor(arrays["many_images"]).permute(0, 3, 1, 2).contiguous().to(work.device)
     with torch.no_grad():
         target = work.model(images).argmax(1)
@@ -86,7 +91,7 @@ def by_captum(arrays: Arrays, spec: Mapping[str, Any]) -> dict[str, Callable[[],
         run = lambda: made.attribute(images.clone().requires_grad_(True), target=target, **options)  # noqa: E731
         signed = name == LRP
         size = lambda values: (values.sum(1) if signed else values.abs().sum(1)).abs().mean()  # noqa: E731
-        return lambda: [float(size(run()))]
+        return lambda: [float(size(run().detach()))]
 
     return {name: partial(attribution, name) for name in known}
 

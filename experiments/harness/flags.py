@@ -61,6 +61,9 @@ class Flags:
         """Defines one flag as absl's `DEFINE_kind` does, in a group of the help."""
         define = getattr(flags, f"DEFINE_{kind}")
         define(name, default, *arguments, text, flag_values=self.values, **bounds)
+        if kind == "enum":
+            # In words, as of lists: absl's own '<one|other>' has no place at which a line could end.
+            self.values[name].help = f"{text} One of {', '.join(*arguments)}."
         self._names[group].append(name)
 
     def check(self, name: str, is_good, expected: str) -> None:
