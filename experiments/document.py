@@ -280,11 +280,17 @@ def readme() -> str:
 
 
 def speed() -> str:
-    """`experiments/benchmark/README.md` with its table: each variant's time as a ratio to robgrad's."""
-    results = json.loads((RECORDS / "benchmark" / "results.json").read_text())
+    """`experiments/benchmark/README.md` with the tables of each recorded run of the benchmark."""
+    records = [json.loads(path.read_text()) for path in sorted(RECORDS.glob("benchmark*/results.json"))]
+    block = "\n\n".join(["<!-- speed -->", *map(_of_benchmark, records), "<!-- /speed -->"])
+    return re.sub(r"<!-- speed -->.*<!-- /speed -->", lambda _: block, SPEED.read_text(), flags=re.DOTALL)
+
+
+def _of_benchmark(results: dict[str, Any]) -> str:
+    """One run: targets, each variant's time as a ratio to robgrad's, where robgrad is behind, and growth."""
     rows: dict[tuple, Row] = {}
     for row in results["rows"]:
-        if row["suite"] in ("attack", "train", "retrain", "gradients") and row["variant"] != "robgrad":
+        if row["suite"] in suites.COMPARED and row["variant"] != "robgrad":
             place = (row["suite"], row["network"], row["task"])
             ratio = f"{row['ratio']:.2f}" if row["equal_work"] else "gives something else"
             named = dict(zip(("suite", "network", "task"), place, strict=True))
@@ -306,10 +312,15 @@ def speed() -> str:
     place = results["environment"]
     where = f"Commit {place['commit']}, {place['devices']}, JAX {place['jax']}; a large float32 product reaches "
     where += f"{results['peak_flops'] / 1e9:.0f} GFLOP/s there. {results.get('note', '')}".rstrip()
-    said = "\n".join(["Where robgrad is behind:", "", *behind] if behind else ["robgrad is behind nowhere."])
-    goals = f"Against the fastest float32 peer of each task, and what is aimed at:\n\n{goals}"
-    block = f"<!-- speed -->\n{where}\n\n{goals}\n\nAll contenders:\n\n{table}\n\n{said}\n<!-- /speed -->"
-    return re.sub(r"<!-- speed -->.*<!-- /speed -->", lambda _: block, SPEED.read_text(), flags=re.DOTALL)
+    parts = [where]
+    if aimed:
+        parts += ["Against the fastest float32 peer of each task, and what is aimed at:", goals]
+    if rows:
+        parts += ["All contenders:", table]
+        parts += ["Where robgrad is behind:", "\n".join(behind)] if behind else ["robgrad is behind nowhere."]
+    if grown := results.get("growth"):
+        parts += ["Growth with size, as exponents (1 is linear):", tables.text(grown, tuple(grown[0]), "github")]
+    return "\n\n".join(parts)
 
 
 def work(given: Flags) -> None:

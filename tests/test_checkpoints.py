@@ -211,3 +211,11 @@ def test_networks_of_another_data_set_are_refused(tmp_path, refused, uninterrupt
     said = refused(NAME, *given, *(one for one in RUN if "examples" not in one), "--train_examples=100")
     assert "was trained with" in said
     assert not (tmp_path / "run" / "networks").exists()
+
+
+def test_large_stacks_lie_in_files_that_travel(tmp_path):
+    values = np.random.default_rng(0).integers(0, 2**31, (3, 3136, 4096), np.int32)
+    runs.save_stack(tmp_path / "large", {"kernel": values}, {"kind": "other"})
+    sizes = [path.stat().st_size for path in (tmp_path / "large").rglob("*") if path.is_file()]
+    assert sum(sizes) > 0.8 * values.nbytes > 2**26
+    assert max(sizes) < 2**26

@@ -15,13 +15,14 @@ give must be equal. Suites, for the paper's classifiers (and the one for 8x8 dig
     attributions  Integrated Gradients, DeepLIFT and LRP against Captum, ROAD's imputation against a sparse solver
     robustness  standard AutoAttack of the digits network; of a public one for MNIST, where `--witness` says where it is
     vae_gan     steps of the VAE-GAN
+    scale       time, compiling and memory against stack, images, pixels, host devices and processes
     devices     all devices in one process, one device, two processes of half the cores each, XLA's defaults
     data        loading a data set, cold and from its cache
     startup     imports; the digits experiment's share of compiling, with a cold and a warm cache
 
 Peers are PyTorch (eager, channels-last, compiled, as a `torch.func` stack), torchattacks, foolbox (PyTorch and JAX),
-ART, Captum and AutoAttack's own code; what is not installed is named and left out. Leaves `results.json` and
-`speed.svg`.
+ART, Captum and AutoAttack's own code; what is not installed is named and left out. Leaves `results.json`,
+`speed.svg` and `scale.svg`.
 """
 
 import importlib.util
@@ -29,7 +30,6 @@ import json
 import math
 import os
 import re
-import socket
 import statistics
 import subprocess
 import sys
@@ -42,7 +42,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.benchmark import contest, robustness, suites
+from experiments.benchmark import contest, robustness, scale, suites
 from experiments.harness import figures, launch, tables
 from experiments.harness.flags import Flags
 from experiments.harness.tables import Row
@@ -52,7 +52,6 @@ COLUMNS = (
     *("suite", "network", "task", "variant", "ms", "spread", "per_second", "gflops", "share_of_peak"),
     *("compile_seconds", "memory_mib", "ratio"),
 )
-_SIZE = "--xla_force_host_platform_device_count"
 
 
 class Wanted(NamedTuple):
@@ -93,14 +92,11 @@ def contender(file: Path, program: str) -> contest.Contender:
     given = os.environ["XLA_FLAGS"]
     # Contenders share a GPU, so none may take it whole.
     variables = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    alone = variables | {"XLA_FLAGS": re.sub(rf"{_SIZE}=\d+", f"{_SIZE}=1", given)}
+    alone = variables | {"XLA_FLAGS": scale.with_devices(given, 1)}
     if variant == "plain_xla":
         return contest.Contender([command], variables | {"XLA_FLAGS": ""})
     if variant == "two_processes":
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            address = f"localhost:{free.getsockname()[1]}"
-        return contest.Contender([[*command, address, "2", str(index)] for index in range(2)], alone)
+        return contest.Contender([[*command, *one] for one in contest.joined(2)], alone)
     several = variant in ("robgrad", "bfloat16")
     return contest.Contender([command], variables if several else alone)
 
@@ -259,6 +255,12 @@ def data(chosen: Wanted) -> Iterator[Row]:
             yield _row("data", name, "load", state, float(said.split()[-1])) | {"ratio": None}
 
 
+def growth(chosen: Wanted) -> Iterator[Row]:
+    """What grows with what, one axis after another."""
+    for axis in scale.AXES:
+        yield from scale.compare(axis, chosen.rounds, chosen.quick)
+
+
 def timed(command: Sequence[str], variables: Mapping[str, str] | None = None) -> tuple[float, str]:
     """Runs a program; returns its seconds and all that it printed."""
     began = time.perf_counter()
@@ -301,7 +303,7 @@ def work(given: Flags) -> None:
     workdir, rows = Path(values.workdir or "runs/benchmark").expanduser(), []
     peak = peak_flops(chosen)
     launch.show(f"a large float32 product: {peak / 1e9:.0f} GFLOP/s")
-    alone = {"data": data, "startup": startup}
+    alone = {"data": data, "startup": startup, "scale": growth}
     plan = [
         partial(alone[suite], chosen) if suite in alone else partial(compare, chosen, suite, name, peak)
         for suite in chosen.suites
@@ -313,8 +315,9 @@ def work(given: Flags) -> None:
             launch.show(tables.text(part, COLUMNS), "")
         rows += part
         keep(workdir, rows, peak)
-    if summary := against_the_best(rows):
-        launch.show(tables.text(summary, tuple(summary[0])))
+    for summary in (against_the_best(rows), scale.growth(rows)):
+        if summary:
+            launch.show(tables.text(summary, tuple(summary[0])))
     launch.show(f"\nresults: {workdir}")
 
 
@@ -323,6 +326,9 @@ def keep(workdir: Path, rows: Sequence[Row], peak: float) -> None:
     results: dict[str, Any] = {"experiment": "benchmark", "environment": launch.environment(), "peak_flops": peak}
     summary = against_the_best(rows)
     results |= {"rows": tables.plain(rows), "against_the_best": tables.plain(summary)}
+    if grown := scale.growth(rows):
+        results["growth"] = tables.plain(grown)
+        scale.figure(workdir / "scale.svg", [row for row in rows if row["suite"] == "scale"])
     runs.write(workdir / "results.json", json.dumps(results, indent=2, allow_nan=False))
     if summary:
         names = [f"{row['suite']}, {row['network']}: {row['task']} ({row['best_peer']})" for row in summary]

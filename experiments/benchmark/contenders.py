@@ -9,7 +9,6 @@ and `foolbox_jax`.
 """
 
 import contextlib
-import os
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -286,10 +285,7 @@ def main(file: str, variant: str, *joined: str) -> None:
     jax.config.update("jax_default_matmul_precision", spec["matmul_precision"])
     jax.config.update("jax_enable_compilation_cache", False)
     if joined:
-        # Each of several processes has its part of the cores, as it would on a machine of its own.
-        cores, (address, count, index) = sorted(os.sched_getaffinity(0)), (joined[0], int(joined[1]), int(joined[2]))
-        os.sched_setaffinity(0, cores[index::count])
-        jax.distributed.initialize(address, count, index)
+        contest.join(*joined)
     with alternatives.plain_lax() if variant == "plain_lax" else contextlib.nullcontext():
         contest.serve(builders_of(Work(arrays, spec, variant)))
 

@@ -6,6 +6,7 @@ seconds of a task each time it is named on its standard input.
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -110,6 +111,23 @@ def _timed(task: Task) -> tuple[float, list[float]]:
 
 def _write(answer: Mapping[str, Any]) -> None:
     print(f"{_MARK}{json.dumps(answer)}", flush=True)
+
+
+def joined(count: int) -> list[list[str]]:
+    """What each of several processes that work together is told: an address, how many there are, which it is."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    return [[address, str(count), str(index)] for index in range(count)]
+
+
+def join(address: str, count: str, index: str) -> None:
+    """In one of several processes: keeps to its part of the cores, as on a machine of its own, and finds the others."""
+    import jax
+
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cores[int(index) :: int(count)])
+    jax.distributed.initialize(address, int(count), int(index))
 
 
 def read(file: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -77,12 +77,14 @@ VARIANTS = {
         "one device, XLA's defaults": "contenders plain_xla",
     },
 }
-SUITES = (*VARIANTS, "data", "startup")
+SUITES = (*VARIANTS, "scale", "data", "startup")
 PEERS = {
     **{name: "torch" for name in ("eager", "channels_last", "compiled", "bfloat16", "func_stack")},
     **{name: name for name in ("torchattacks", "foolbox", "art", "captum", "pyautoattack")},
     "foolbox_jax": "foolbox",
 }
+# Suites of which robgrad's peers are part.
+COMPARED = ("attack", "train", "retrain", "gradients", "attributions", "robustness")
 # The best float32 peer's time over robgrad's that is aimed at on a CPU.
 TARGETS = {
     "attack": {"digits": 2.2, "mnist": 1.2, "cifar": 1.05},

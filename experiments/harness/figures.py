@@ -148,16 +148,24 @@ def intervals_figure(
 
 
 def curve_figure(
-    path: Path, panels: Mapping[str, Mapping[str, tuple]], xlabel: str, ylabel: str, colours: Colours
+    path: Path,
+    panels: Mapping[str, Mapping[str, tuple]],
+    xlabel: str,
+    ylabel: str,
+    colours: Colours,
+    scale: str = "linear",
 ) -> None:
-    """One panel for each title, one line with error bars for each label: `(x, y, deviation)`."""
-    figure, axes = _figure(1, len(panels), PANEL, 3.6)
+    """One panel for each title, one line with error bars for each label: `(x, y, deviation)`; from five on in pairs."""
+    columns = len(panels) if len(panels) < 5 else 2
+    figure, axes = _figure(-(-len(panels) // columns), columns, PANEL, 3.6)
     for axis, (title, curves) in zip(axes.flat, panels.items(), strict=True):
         for label, (x, y, deviation) in curves.items():
             style = {"color": colours[label], "linestyle": "--" if label in _REFERENCES else "-"}
             axis.errorbar(x, y, deviation, label=label, marker="o", markersize=3, capsize=2, **style)
-        axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
+        axis.set(title=title, xlabel=xlabel, ylabel=ylabel, xscale=scale, yscale=scale)
         axis.legend(fontsize=8, frameon=False)
+    for axis in list(axes.flat)[len(panels) :]:
+        axis.remove()
     _save(figure, path)
 
 

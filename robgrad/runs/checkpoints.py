@@ -28,6 +28,8 @@ from robgrad.runs.directory import RunError, exists, first_line, of_file_system,
 
 FORMAT = 2
 KEPT = 2
+# Bytes of a file at which the next is begun, and of a part of an array: a run's directory can travel in small pieces.
+PIECE = 2**25
 
 
 class FormatError(RunError):
@@ -96,7 +98,7 @@ def states_of(directory: Path, start) -> Iterator[tuple[Any, Callable[[Any], Non
             if step not in manager.all_steps():
                 copy = _plain(states)
                 _reserve(directory, copy)
-                manager.save(step, args=ocp.args.StandardSave(copy), force=True)
+                manager.save(step, args=_in_pieces(copy), force=True)
 
     try:
         yield _newest(manager, directory, start), save
@@ -111,7 +113,8 @@ def _newest(manager: ocp.CheckpointManager, directory: Path, start):
         try:
             with reading(directory / str(step)):
                 template = jax.tree.map(np.zeros_like, _plain(start))
-                restored = manager.restore(step, args=ocp.args.StandardRestore(template))
+                kinds = ocp.checkpoint_utils.construct_restore_args(template)
+                restored = manager.restore(step, args=ocp.args.PyTreeRestore(template, restore_args=kinds))
                 chex.assert_trees_all_equal_shapes_and_dtypes(restored, template)
         except DamagedError as error:
             damage = error
@@ -135,7 +138,7 @@ def save_stack(path: Path, variables, about: Mapping[str, Any]) -> None:
     """Saves a finished stack of variables and a plain description of it, whole or not at all."""
     with writing(path), _checkpointer() as checkpointer:
         items = ocp.args.Composite(
-            variables=ocp.args.StandardSave(jax.tree.map(np.asarray, variables)),
+            variables=_in_pieces(jax.tree.map(np.asarray, variables)),
             about=ocp.args.JsonSave({"format": FORMAT, **about}),
         )
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -269,6 +272,12 @@ def _variables(path: Path, shapes, replicas: int):
     with reading(path), _checkpointer() as checkpointer:
         items = ocp.args.Composite(variables=ocp.args.StandardRestore(template))
         return jax.tree.map(jnp.asarray, checkpointer.restore(path.absolute(), items).variables)
+
+
+def _in_pieces(tree) -> ocp.args.PyTreeSave:
+    """What saves a tree in files of about `PIECE` bytes, twice that at most."""
+    parts = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=PIECE // 2), tree)
+    return ocp.args.PyTreeSave(tree, parts, ocdbt_target_data_file_size=PIECE)
 
 
 def _reserve(directory: Path, tree) -> None:
