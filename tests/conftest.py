@@ -31,6 +31,15 @@ def forget_programs():
     gc.collect()
 
 
+@pytest.fixture(scope="module")
+def optimised():
+    """From here on in a module machine code is as fast as a user's; long attacks take 40 times as long otherwise."""
+    kept = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", kept)
+
+
 @pytest.fixture(scope="session")
 def cache_dir():
     """Shared by the experiments that tests start, in all of pytest's workers, so that only the first compiles."""

@@ -306,15 +306,6 @@ def witness():
     return logits_fn
 
 
-@pytest.fixture
-def optimised():
-    """Machine code as fast as a user's: what the suite compiles otherwise runs 40 times as long here."""
-    kept = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", kept)
-
-
 @pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.slow)])
 def test_verdicts_are_the_reference_implementations(count, optimised):
     """On MNIST's first test images, at l-inf 0.3, by AutoAttack's own code (recorded with the witness)."""

@@ -18,7 +18,7 @@ SETTINGS = [("l2", 0.5), ("linf", 0.1), ("linf", 0.2)]
 
 
 @pytest.fixture(scope="module")
-def trained():
+def trained(optimised):
     """The networks of section 2.1 on digits at its small size: the variables by name."""
     digits, network, found = data_sets.load("digits"), networks.digits_cnn(), {}
     margin = partial(attacks.cw_margin, bound=500.0)

@@ -55,8 +55,8 @@ def by_robgrad(arrays: Arrays, spec: Mapping[str, Any]) -> dict[str, Callable[[]
 
     def imputed() -> contest.Task:
         removed = jnp.asarray(arrays["removed"])
-        run = jax.jit(jax.vmap(faithfulness.impute))
-        return lambda: [float(jnp.abs(run(images, removed)).mean())]
+        run = stacking.per_example(lambda _, params, pair: faithfulness.impute(*pair), work.mesh(1), 100)
+        return lambda: [float(jnp.abs(run((), one, (images, removed))[0]).mean())]
 
     return {name: partial(attribution, name) for name in MADE} | {GRADIENTS: repeated, ROAD: imputed}
 
@@ -72,10 +72,7 @@ def by_captum(arrays: Arrays, spec: Mapping[str, Any]) -> dict[str, Callable[[],
 
     torch.set_num_threads(cores())
     work = peers.Work(arrays, spec, "captum")
-    for layer in work.model:
-        if isinstance(layer, torch.nn.Flatten):
-            # It has no rule of its own there; this one is the identity but for the stabiliser.
-            layer.rule = EpsilonRule()
+    flat = next(layer for layer in work.model if isinstance(layer, torch.nn.Flatten))
     images = torch.tensor(arrays["many_images"]).permute(0, 3, 1, 2).contiguous().to(work.device)
     with torch.no_grad():
         target = work.model(images).argmax(1)
@@ -88,7 +85,12 @@ def by_captum(arrays: Arrays, spec: Mapping[str, Any]) -> dict[str, Callable[[],
     def attribution(name: str) -> contest.Task:
         kind, options = known[name]
         made = kind(work.model)
-        run = lambda: made.attribute(images.clone().requires_grad_(True), target=target, **options)  # noqa: E731
+
+        def run():
+            # It has no rule there, and Captum takes rules away after each call; this is the identity but for rounding.
+            flat.rule = EpsilonRule()
+            return made.attribute(images.clone().requires_grad_(True), target=target, **options)
+
         signed = name == LRP
         size = lambda values: (values.sum(1) if signed else values.abs().sum(1)).abs().mean()  # noqa: E731
         return lambda: [float(size(run().detach()))]
