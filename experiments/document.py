@@ -51,7 +51,9 @@ and `measurements.npz`, what was measured of each image, from which tables and v
 
 def records() -> list[Path]:
     """The recorded runs of experiments."""
-    return sorted(path.parent for path in RECORDS.glob("*/results.json") if path.parent.name != "benchmark")
+    return sorted(
+        path.parent for path in RECORDS.glob("*/results.json") if not path.parent.name.startswith("benchmark")
+    )
 
 
 @cache

@@ -29,20 +29,17 @@ import importlib.util
 import json
 import math
 import os
-import re
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.benchmark import contest, robustness, scale, suites
+from experiments.benchmark import contest, programs, robustness, scale, suites
 from experiments.harness import figures, launch, tables
 from experiments.harness.flags import Flags
 from experiments.harness.tables import Row
@@ -211,70 +208,6 @@ def peak_flops(chosen: Wanted) -> float:
     return 2 * side**3 / best
 
 
-def startup(chosen: Wanted) -> Iterator[Row]:
-    """Imports, against those of JAX, Flax and Optax; the digits experiment with a cold and a warm cache."""
-    families = "import robgrad; [getattr(robgrad, name) for name in robgrad.__all__]"
-    programs = {"jax": "import jax", "jax, flax, optax": "import jax, flax, optax", "robgrad": "import robgrad"}
-    programs["robgrad, every family"] = families
-    times: dict[str, list[float]] = {name: [] for name in programs}
-    for _ in range(1 + (1 if chosen.quick else chosen.rounds)):
-        for name, program in programs.items():
-            times[name].append(timed([sys.executable, "-c", program])[0])
-    base = statistics.median(times["robgrad, every family"][1:])
-    for name, every in times.items():
-        median = statistics.median(every[1:])
-        yield _row("startup", "-", "import", name, median) | {"ratio": median / base}
-    small = ["--train_examples=200", "--epochs=1", "--standard_epochs=1", "--vae_gan_epochs=1", "--test_examples=40"]
-    with tempfile.TemporaryDirectory() as directory:
-        for state in ("cold", "warm"):
-            command = [sys.executable, "-m", "experiments.manifold_distance", "-v", f"--workdir={directory}/{state}"]
-            cache = {"JAX_COMPILATION_CACHE_DIR": f"{directory}/cache"}
-            seconds, said = timed([*command, *(small if chosen.quick else [])], cache)
-            compiling = float(re.findall(r"compiling took (\S+) s", said)[-1])
-            row = _row("startup", "digits", "manifold_distance", f"{state} cache", seconds)
-            yield row | {"compile_seconds": compiling, "ratio": compiling / seconds}
-
-
-def data(chosen: Wanted) -> Iterator[Row]:
-    """Loading a data set in a fresh process, from its own files and from the cache of decoded images."""
-    name, given = chosen.loaded, os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-    program = (
-        "import sys, time; from robgrad import data; began = time.perf_counter(); "
-        "data.load(*sys.argv[1:]); print(time.perf_counter() - began)"
-    )
-    with tempfile.TemporaryDirectory() as directory:
-        # The set's files under another roof, so that neither its cache nor the user's is touched.
-        for path in Path(given).expanduser().glob(f"{name}/*/*"):
-            if not path.name.startswith("robgrad-"):
-                link = Path(directory, *path.parts[-3:])
-                link.parent.mkdir(parents=True, exist_ok=True)
-                link.symlink_to(path.resolve())
-        for state in ("cold", "cached"):
-            command = [sys.executable, "-c", program, name, directory]
-            _, said = timed(command, {"XDG_CACHE_HOME": f"{directory}/cache"})
-            yield _row("data", name, "load", state, float(said.split()[-1])) | {"ratio": None}
-
-
-def growth(chosen: Wanted) -> Iterator[Row]:
-    """What grows with what, one axis after another."""
-    for axis in scale.AXES:
-        yield from scale.compare(axis, chosen.rounds, chosen.quick)
-
-
-def timed(command: Sequence[str], variables: Mapping[str, str] | None = None) -> tuple[float, str]:
-    """Runs a program; returns its seconds and all that it printed."""
-    began = time.perf_counter()
-    result = subprocess.run(command, env=os.environ | (variables or {}), capture_output=True, text=True)
-    if result.returncode:
-        raise runs.RunError(f"{' '.join(command[:3])}: {result.stderr.strip().splitlines()[-1]}")
-    return time.perf_counter() - began, result.stderr + result.stdout
-
-
-def _row(suite: str, network: str, task: str, variant: str, seconds: float) -> Row:
-    named = {"suite": suite, "network": network, "task": task, "variant": variant, "ms": 1000 * seconds}
-    return dict.fromkeys(COLUMNS) | named
-
-
 def against_the_best(rows: Sequence[Row]) -> list[Row]:
     """For each task the fastest float32 peer, its time over robgrad's, and the ratio aimed at."""
     best: dict[tuple[str, str, str], Row] = {}
@@ -303,9 +236,13 @@ def work(given: Flags) -> None:
     workdir, rows = Path(values.workdir or "runs/benchmark").expanduser(), []
     peak = peak_flops(chosen)
     launch.show(f"a large float32 product: {peak / 1e9:.0f} GFLOP/s")
-    alone = {"data": data, "startup": startup, "scale": growth}
+    alone = {
+        "scale": partial(scale.points, chosen.rounds, chosen.quick),
+        "data": partial(programs.loading, chosen.loaded),
+        "startup": partial(programs.startup, chosen.rounds, chosen.quick),
+    }
     plan = [
-        partial(alone[suite], chosen) if suite in alone else partial(compare, chosen, suite, name, peak)
+        alone[suite] if suite in alone else partial(compare, chosen, suite, name, peak)
         for suite in chosen.suites
         for name in (["-"] if suite in alone else networks_of(chosen, suite))
     ]

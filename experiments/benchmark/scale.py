@@ -127,6 +127,12 @@ def contender(axis: str, size: int) -> contest.Contender:
     return contest.Contender(several, {"XLA_FLAGS": flags, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"})
 
 
+def points(rounds: int, few: bool) -> Iterator[Row]:
+    """The rows of all axes; of two small sizes each where few are wanted."""
+    for axis in AXES:
+        yield from compare(axis, rounds, few)
+
+
 def compare(axis: str, rounds: int, few: bool) -> Iterator[Row]:
     """A row for each size along an axis: medians of warm runs, compiling apart, and the most memory."""
     first = None

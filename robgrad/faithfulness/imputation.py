@@ -27,6 +27,11 @@ def _neighbours(values: Array) -> Array:
     )
 
 
+def _total(values: Array) -> Array:
+    """The sum over an image, rows first and by themselves: XLA adds those side by side, all at once one by one."""
+    return lax.optimization_barrier(values.sum(0)).sum()
+
+
 def impute(
     image: Array,
     removed: Array,
@@ -45,7 +50,7 @@ def impute(
       removed: `[H, W]` bool. Where all are, they become the image's mean.
       key: of the noise; none is added where None.
       noise: standard deviation of what is added to removed pixels, in pixel units; the paper has 0.01.
-      tolerance: of the residual's length over the right-hand side's.
+      tolerance: of the residual's length over the right-hand side's, both in the norm of the preconditioner.
       most: steps at most.
     """
     missing = removed[..., None]
@@ -59,22 +64,22 @@ def impute(
     start = jnp.where(missing, image.mean((0, 1)), 0.0)
     residual = wanted - system(start)
     scaled = residual / weight
-    least = (tolerance**2) * jnp.maximum(jnp.sum(wanted**2), 1e-12)
+    least = (tolerance**2) * jnp.maximum(_total(wanted**2 / weight), 1e-12)
 
     def unfinished(carry) -> Array:
-        _, residual, _, _, step = carry
-        return (step < most) & (jnp.sum(residual**2) > least) & ~everything
+        _, _, _, product, step = carry
+        return (step < most) & (product > least) & ~everything
 
     def turn(carry):
         values, residual, direction, product, step = carry
         mapped = system(direction)
-        length = product / jnp.maximum(jnp.sum(direction * mapped), 1e-30)
+        length = product / jnp.maximum(_total(direction * mapped), 1e-30)
         values, residual = values + length * direction, residual - length * mapped
-        new = jnp.sum(residual**2 / weight)
+        new = _total(residual**2 / weight)
         direction = residual / weight + new / jnp.maximum(product, 1e-30) * direction
         return values, residual, direction, new, step + 1
 
-    carry = (start, residual, scaled, jnp.sum(residual * scaled), jnp.int32(0))
+    carry = (start, residual, scaled, _total(residual * scaled), jnp.int32(0))
     values = lax.while_loop(unfinished, turn, carry)[0]
     if key is not None:
         values = values + noise * jax.random.normal(key, image.shape)
