@@ -156,6 +156,8 @@ def curve_figure(
     scale: str = "linear",
 ) -> None:
     """One panel for each title, one line with error bars for each label: `(x, y, deviation)`; from five on in pairs."""
+    from matplotlib.ticker import LogLocator
+
     columns = len(panels) if len(panels) < 5 else 2
     figure, axes = _figure(-(-len(panels) // columns), columns, PANEL, 3.6)
     for axis, (title, curves) in zip(axes.flat, panels.items(), strict=True):
@@ -163,6 +165,13 @@ def curve_figure(
             style = {"color": colours[label], "linestyle": "--" if label in _REFERENCES else "-"}
             axis.errorbar(x, y, deviation, label=label, marker="o", markersize=3, capsize=2, **style)
         axis.set(title=title, xlabel=xlabel, ylabel=ylabel, xscale=scale, yscale=scale)
+        if scale == "log":
+            places = sorted({value for x, _, _ in curves.values() for value in x})
+            axis.set_xticks(places, [f"{place:g}" for place in places])
+            axis.xaxis.set_minor_formatter("")
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_minor_formatter("")
         axis.legend(fontsize=8, frameon=False)
     for axis in list(axes.flat)[len(panels) :]:
         axis.remove()
