@@ -8,7 +8,7 @@ import jax
 import pytest
 
 import experiments.benchmark.__main__ as benchmark
-from experiments.benchmark import contest, suites
+from experiments.benchmark import contest, scale, suites
 from robgrad import networks
 
 PEERS = {
@@ -74,6 +74,25 @@ def test_a_contender_that_gives_something_else_is_named(capsys):
     assert benchmark.is_equal("attack", "digits", "PGD", "peer", [1.0], [1.001])
     assert not benchmark.is_equal("attack", "digits", "PGD", "peer", [0.5], [1.0])
     assert "peer gave 0.5, robgrad 1" in capsys.readouterr().out
+
+
+def test_growth_is_the_exponent_that_was_put_in():
+    def rows(axis, power):
+        sizes = (1, 4, 16, 64)
+        whole = {"suite": "scale", "task": axis, "compile_seconds": 2.0}
+        # What a call costs at any size hides the growth of the small ones.
+        return [whole | {"variant": str(n), "ms": 3 + 100 * n**power, "memory_mib": 500 + 0 * n} for n in sizes]
+
+    found = scale.growth([*rows("pixels", 1.0), *rows("images analysed", 2.0), *rows(scale.DEVICES, 0.0)])
+    assert [round(row["time_exponent"], 2) for row in found] == [1.0, 2.0, 0.0]
+    assert [row["as_wanted"] for row in found] == ["met", "**missed**", "met"]
+    assert all(abs(row["memory_exponent"]) < 1e-9 for row in found)
+
+
+@pytest.mark.parametrize("axis", ["pixels", "images analysed"])
+def test_what_grows_gives_a_number(axis):
+    (value,) = scale.AXES[axis].build(64)()
+    assert 0 < value < 10
 
 
 def test_operations_are_counted_as_by_hand():

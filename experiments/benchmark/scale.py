@@ -6,6 +6,7 @@ Each size is measured in processes of its own, so that its memory and its compil
 axes work grows with the size; devices and processes share work that stays the same.
 """
 
+import math
 import os
 import re
 import statistics
@@ -49,7 +50,7 @@ def images_of(count: int, side: int = SIDE) -> data.Split:
 
 
 def trained_stack(replicas: int) -> contest.Task:
-    """Ten steps of PGD-2 training of that many networks for digits, over all devices; gives each one's last loss."""
+    """Ten steps of PGD-2 training of that many networks for digits, over all devices; gives a kernel's mean size."""
     network, images = networks.digits_cnn(), images_of(BATCH * STEPS)
     step = training.classifier_step(network, attacks.pgd("l2", attacks.cross_entropy, 2))
     start = training.init_classifier(network, (SIDE, SIDE, 1), jax.random.key(0))
@@ -90,24 +91,20 @@ def attacked(count: int) -> contest.Task:
     return lambda: [float(of(epsilon=0.1).robust.mean())]
 
 
-def differentiated(side: int) -> contest.Task:
-    """Gradients of the loss by 200 images of that many pixels a side."""
+def differentiated(pixels: int) -> contest.Task:
+    """Gradients of the loss by 200 square images of that many pixels."""
+    side = math.isqrt(pixels)
     own, images = untrained(side), images_of(200, side)
     of = lambda image, label: gradients.loss_gradient(own, data.scale(image), label)  # noqa: E731
     run = jax.jit(jax.vmap(of))
     return lambda: [float(jnp.abs(run(*images)).mean())]
 
 
-def of_pixels(count: int) -> contest.Task:
-    """`differentiated` by the pixels of an image instead of its side."""
-    return differentiated(round(count**0.5))
-
-
 AXES = {
     "networks in a stack": Axis(trained_stack, (1, 4, 16, 64, 256), (1, 2)),
     "images analysed": Axis(analysed, (1000, 4000, 16000, 60000), (100, 200)),
     "images under AutoAttack": Axis(attacked, (1000, 4000, 16000), (100, 200)),
-    "pixels": Axis(of_pixels, (64, 256, 1024, 4096), (64, 256)),
+    "pixels": Axis(differentiated, (64, 256, 1024, 4096), (64, 256)),
     DEVICES: Axis(lambda _: trained_stack(16), (1, 2, 4, 8), (1, 2), grows=False),
     PROCESSES: Axis(lambda _: trained_stack(16), (1, 2), (1, 2), grows=False),
 }
