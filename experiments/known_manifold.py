@@ -15,6 +15,7 @@ direction, 0.3118 for a standard and 0.6754 for a robust network, with another g
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -154,7 +155,7 @@ def _of_estimate(config: KnownConfig, arrays: experiment.Arrays, recipes: Sequen
     """How an estimate's fractions and tangent spaces compare with the true ones."""
     by_image, by_network = correlations(config, arrays, recipes, name)
     pairs = _pairs(config, arrays, name)
-    bias, low, high = _over_images(pairs, lambda some: np.nanmean(some[..., 0] - some[..., 1]))
+    bias, low, high = _over_images(pairs, lambda some: np.nanmean(some[..., 0] - some[..., 1], axis=(0, -1)))
     angles = principal_angles(arrays[f"{name}/products"])
     return {
         "estimate": manifolds.KINDS[name].title,
@@ -190,25 +191,22 @@ def _pairs(config: KnownConfig, arrays: experiment.Arrays, name: str) -> np.ndar
     return np.stack([*both], axis=-1).swapaxes(0, 1)
 
 
-def _over_images(values: np.ndarray, statistic: Callable[[np.ndarray], float]) -> tuple[float, float, float]:
-    """A statistic of rows and its interval, over images."""
-    return statistic(values), *intervals.of_many(values, statistic)
+def _over_images(values: np.ndarray, statistic: Callable[[np.ndarray], Any]) -> tuple[float, float, float]:
+    """A statistic over the first axis, images, and its interval."""
+    return float(statistic(values)), *intervals.of_many(values, statistic)
 
 
-def _rank_correlation(pairs: np.ndarray) -> float:
-    """Spearman's correlation of `[n, 2]`; rows that are not finite are left out."""
-    kept = pairs[np.isfinite(pairs).all(axis=1)]
-    if len(kept) < 2:
-        return np.nan
-    one, two = (stats.rankdata(column) for column in kept.T)
-    return float(np.corrcoef(one, two)[0, 1]) if min(np.ptp(one), np.ptp(two)) > 0 else np.nan
+def _rank_correlation(pairs: np.ndarray) -> np.ndarray:
+    """Spearman's correlation of `[n, ..., 2]` over the first axis, of pairs that are finite.
 
-
-def _rank_correlations(pairs: np.ndarray) -> np.ndarray:
-    """Spearman's correlation of each of `[n, m, 2]`, all finite; NaN where one side is constant."""
-    ranks = stats.rankdata(pairs, axis=0) - (len(pairs) + 1) / 2
+    NaN where one side is constant or fewer than two are finite.
+    """
+    kept = np.where(np.isfinite(pairs).all(-1, keepdims=True), pairs, np.nan)
+    ranks = stats.rankdata(kept, axis=0, nan_policy="omit")
+    ranks = np.nan_to_num(ranks - intervals.mean(ranks))
     squares = (ranks**2).sum(0).prod(-1)
-    return np.divide(ranks.prod(-1).sum(0), np.sqrt(squares), out=np.full(len(squares), np.nan), where=squares > 0)
+    out = np.full(squares.shape, np.nan)
+    return np.divide(ranks.prod(-1).sum(0), np.sqrt(squares), out=out, where=squares > 0)
 
 
 def correlations(config: KnownConfig, arrays: experiment.Arrays, recipes: Sequence[Recipe], name: str):
@@ -218,14 +216,12 @@ def correlations(config: KnownConfig, arrays: experiment.Arrays, recipes: Sequen
     """
     pairs = _pairs(config, arrays, name)
 
-    def within(some: np.ndarray) -> float:
-        if np.isfinite(some).all():
-            return float(intervals.mean(_rank_correlations(some)))
-        return float(np.nanmean([_rank_correlation(one) for one in some.swapaxes(0, 1)]))
+    def within(some: np.ndarray) -> np.ndarray:
+        return intervals.mean(np.moveaxis(_rank_correlation(some), -1, 0))
 
     kinds = trained.kinds_of(recipes).values()
     means = np.stack([np.nanmean(pairs[:, members], axis=(0, 1)) for members in kinds])
-    value = _rank_correlation(means)
+    value = float(_rank_correlation(means))
     return _over_images(pairs, within), (value, *intervals.of_correlation(value, len(means), rank=True))
 
 
@@ -265,10 +261,10 @@ def claim(config: KnownConfig, arrays: experiment.Arrays, tables: experiment.Tab
             )
 
 
-def _difference_of_rises(values: np.ndarray) -> float:
-    """From first to last network, at the image and by another image; `[image, both]`."""
-    here, there = np.split(intervals.mean(values), 2)
-    return (here[-1] - here[0]) - (there[-1] - there[0])
+def _difference_of_rises(values: np.ndarray) -> np.ndarray:
+    """From first to last network, at the image and by another image; `[image, ..., both]`."""
+    here, there = np.split(intervals.mean(values), 2, axis=-1)
+    return (here[..., -1] - here[..., 0]) - (there[..., -1] - there[..., 0])
 
 
 def draw(workdir: Path, config: KnownConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> None:

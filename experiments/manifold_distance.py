@@ -244,9 +244,11 @@ def _modes(config: ManifoldConfig, clean: np.ndarray, kept: Mapping[str, np.ndar
         yield claims.row(one, f"{ours:.3g}", float(low), float(high), judged)
 
 
-def _mode(pairs: np.ndarray) -> float:
-    clean, values = pairs.T
-    return densities.mode(rescaled(values[np.isfinite(values)], clean))
+def _mode(pairs: np.ndarray) -> np.ndarray:
+    """The rescaled mode of `[image, ..., (clean, attacked)]`, over images."""
+    columns = np.moveaxis(pairs, 0, -1).reshape(-1, 2, len(pairs))
+    modes = [densities.mode(rescaled(values[np.isfinite(values)], clean)) for clean, values in columns]
+    return np.reshape(modes, pairs.shape[1:-1])
 
 
 def is_paper_size(config: ManifoldConfig) -> bool:

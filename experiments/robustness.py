@@ -75,7 +75,7 @@ def tabulate(config: RobustnessConfig, arrays: experiment.Arrays) -> experiment.
         for place, radius in enumerate(radii):
             for kind, members in trained.kinds_of(recipes).items():
                 robust = arrays[f"{norm}/robust"][members, place] * 1.0
-                value, low, high = intervals.of_seeds_and_rows(robust, np.mean)
+                value, low, high = intervals.of_seeds_and_rows(robust, intervals.mean)
                 named = {**recipes[members[0]].row, "norm": norm, "epsilon": radius}
                 rows.append(
                     named
@@ -114,7 +114,7 @@ def claim(config: RobustnessConfig, arrays: experiment.Arrays, tables: experimen
                 continue
             robust = arrays[f"{norm}/robust"][:, radii.index(recipe.epsilon)] * 1.0
             gains = robust[places[recipe.kind]] - robust[places["standard"]]
-            value, low, high = intervals.of_seeds_and_rows(gains, np.mean)
+            value, low, high = intervals.of_seeds_and_rows(gains, intervals.mean)
             over = claims.spread(config.network_seeds, f"{gains.shape[1]} images, AutoAttack {config.auto_attack}")
             text = "a network is more robust than the standard one at the radius it was trained for"
             text += f" (our test, AutoAttack {config.auto_attack})"

@@ -12,6 +12,8 @@ import numpy as np
 from scipy import stats
 
 Bounds = tuple[Any, Any]
+# Numbers of bootstrap samples in memory at a time, few enough to stay in a processor's caches.
+_AT_ONCE = 250_000
 
 
 def of_mean(values: np.ndarray) -> Bounds:
@@ -32,9 +34,19 @@ def draws(values: np.ndarray, statistic: Callable[[np.ndarray], Any], resamples:
 
     Rows are independent, for instance what several networks do to one image, so that differences of networks are
     paired.
+
+    Args:
+      values: `[rows, ...]`.
+      statistic: of `[rows, samples, ...]`, over the first axis: samples come many at a time, in the second.
+      resamples: how many.
     """
-    generator = np.random.default_rng(0)
-    return np.stack([statistic(values[generator.integers(0, len(values), len(values))]) for _ in range(resamples)])
+    generator, rows = np.random.default_rng(0), len(values)
+    at_once = max(1, _AT_ONCE // max(values.size, 1))
+    found = []
+    for start in range(0, resamples, at_once):
+        drawn = generator.integers(0, rows, (min(at_once, resamples - start), rows))
+        found.append(np.asarray(statistic(values[drawn.T])))
+    return np.concatenate(found)
 
 
 def mean(values: np.ndarray) -> Any:
@@ -57,6 +69,7 @@ def median(values: np.ndarray) -> Any:
 def of_many(values: np.ndarray, statistic: Callable[[np.ndarray], Any], resamples: int = 1000) -> Bounds:
     """The percentile bootstrap interval of a statistic of the rows of `values`; for some thirty rows or more.
 
+    The statistic is as in `draws`: over the first axis, whatever axes follow.
     Of medians' differences in pairs it is cautious: it covers 98 to 99%.
     """
     if len(values) < 2:
@@ -119,13 +132,12 @@ def of_seeds_and_rows(values: np.ndarray, statistic: Callable[[np.ndarray], Any]
 
     Args:
       values: `[seeds, rows, ...]`, the same rows for every seed.
-      statistic: of `[rows, ...]`.
+      statistic: of `[rows, ...]`, over the first axis, whatever axes follow.
 
     With one seed the interval is over rows alone; with more it holds seeds too, by `of_seeds`.
     """
-    estimates = np.stack([np.asarray(statistic(one), float) for one in values])
     if len(values) == 1:
-        return estimates[0], *of_many(values[0], statistic)
+        return np.asarray(statistic(values[0]), float), *of_many(values[0], statistic)
     by_row = np.moveaxis(values, 1, 0)
-    by_seed = draws(by_row, lambda some: np.stack([statistic(one) for one in np.moveaxis(some, 1, 0)]))
-    return estimates.mean(0), *of_seeds(estimates, shared_variance(by_seed))
+    estimates = np.asarray(statistic(by_row), float)
+    return estimates.mean(0), *of_seeds(estimates, shared_variance(draws(by_row, statistic)))

@@ -30,7 +30,7 @@ shapes = st.fixed_dictionaries(
     {
         "size": st.tuples(st.integers(1, 9), st.integers(1, 9)),
         "window": st.tuples(st.integers(1, 5), st.integers(1, 5)),
-        "channels": st.tuples(st.integers(1, 3), st.integers(1, 3)),
+        "channels": st.tuples(st.sampled_from([1, 3, 7]), st.sampled_from([1, 4, 5])),
         "stride": st.integers(1, 3),
         "padding": st.sampled_from(["SAME", "VALID"]),
         "name": st.sampled_from(sorted(PAIRS)),
@@ -55,7 +55,7 @@ def derivatives(layer, stride, padding):
     )
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(shapes)
 def test_convolutions_equal_lax_in_all_derivatives(case):
     size, window, channels = case["size"], case["window"], case["channels"]
@@ -97,7 +97,7 @@ def test_max_pool_propagates_nan():
 @pytest.mark.parametrize("training", [False, True])
 def test_loops_contain_no_slow_convolution(training):
     """Every convolution of a compiled loop is dense and in the one layout with a fast kernel."""
-    model = networks.CNN(((4, 4), (4,)), 3, 8, 10)
+    model = networks.CNN(((8, 8), (8,)), 3, 8, 10)
     images = jnp.ones((5, 8, 8, 2))
     params = networks.init(model, jax.random.key(0), images.shape[1:])["params"]
 
@@ -113,6 +113,6 @@ def test_loops_contain_no_slow_convolution(training):
     body, carry = (step, (params, images)) if training else (images_only, images)
     text = jax.jit(lambda carry: lax.fori_loop(0, 3, body, carry)).lower(carry).compile().as_text()
     convolutions = [line for line in text.splitlines() if re.search(r"= \S+ convolution\(", line)]
-    assert len(convolutions) >= 5
+    assert len(convolutions) >= (6 if training else 4)
     assert all("dim_labels=b01f_01io->b01f" in line for line in convolutions)
     assert not any(re.search(r"(lhs|rhs)_dilate|[^_]stride=", line) for line in convolutions)

@@ -111,13 +111,13 @@ def ordered(claim: Claim, values: np.ndarray, statistic: Callable[[np.ndarray], 
     Args:
       claim: what is claimed.
       values: `[seeds, examples, networks]`, examples paired.
-      statistic: of one seed.
+      statistic: of one seed's `[examples, ...]`, over the first axis, whatever axes follow.
       rises: what is claimed.
     """
     if not np.isfinite(values).any(axis=1).all():
         return untested(claim)
     sign = 1 if rises else -1
-    averages = np.mean([statistic(one) for one in values], axis=0)
+    averages = np.mean(statistic(np.moveaxis(values, 1, 0)), axis=0)
     _, *steps = intervals.of_seeds_and_rows(values, lambda draw: sign * np.diff(statistic(draw)))
     return order(claim, averages, steps, rises)
 
