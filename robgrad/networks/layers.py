@@ -5,8 +5,10 @@ nothing dilated. The derivatives that JAX derives of a convolution ask for other
 of loops are rewritten into the fast one and inside `fori_loop`, `scan` and `map` are not; there, and
 wherever zeros are dilated in, they fall to kernels tens of times slower. So here strided and transposed
 convolutions become dense ones by moving pixels between space and channels, and both derivatives of a
-dense convolution are written out as dense convolutions, or as matrix products where those are slow.
-A loop of attack or training steps then costs what its steps cost.
+dense convolution are written out as dense convolutions, or as matrix products where those are slow; on
+a CPU the convolution itself is a product where few channels come out of it (as in the derivative of a
+first layer by the image) or few numbers go into a place of a small result (as in the first layer of small
+grey images). A loop of attack or training steps then costs what its steps cost.
 """
 
 import itertools
