@@ -39,6 +39,9 @@ def draws(values: np.ndarray, statistic: Callable[[np.ndarray], Any], resamples:
       values: `[rows, ...]`.
       statistic: of `[rows, samples, ...]`, over the first axis: samples come many at a time, in the second.
       resamples: how many.
+
+    Raises:
+      ValueError: if the statistic does not give one value, or array, for each sample.
     """
     generator, rows = np.random.default_rng(0), len(values)
     at_once = max(1, _AT_ONCE // max(values.size, 1))
@@ -46,6 +49,9 @@ def draws(values: np.ndarray, statistic: Callable[[np.ndarray], Any], resamples:
     for start in range(0, resamples, at_once):
         drawn = generator.integers(0, rows, (min(at_once, resamples - start), rows))
         found.append(np.asarray(statistic(values[drawn.T])))
+        if found[-1].shape[:1] != drawn.shape[:1]:
+            gave = list(found[-1].shape)
+            raise ValueError(f"expected a statistic over the first axis, [{len(drawn)}, ...] of these, got {gave}")
     return np.concatenate(found)
 
 

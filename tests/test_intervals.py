@@ -107,6 +107,12 @@ def test_nothing_is_said_of_one():
     assert all(map(math.isnan, intervals.of_many(np.ones(1), intervals.mean)))
 
 
+def test_a_statistic_of_everything_is_refused():
+    """`numpy.mean` without an axis would mix the samples."""
+    with pytest.raises(ValueError, match="expected a statistic over the first axis"):
+        intervals.of_many(np.arange(40.0), np.mean)
+
+
 def test_seeds_and_rows_agree_with_their_parts():
     """One seed is a bootstrap of rows; rows without spread leave the t interval of the seeds."""
     values = np.random.default_rng(0).normal(size=(1, 80))
