@@ -9,7 +9,7 @@ from experiments.harness import registry, tables
 _OTHERS = {
     "reproduce": ("every experiment on shared networks, and one page", "35 minutes", "report.html"),
     "neighbours": ("three later works on the same question, and one page", "12 minutes", "report.html"),
-    "benchmark": ("what robgrad costs against what one would use instead", "most of an hour", "speed.svg"),
+    "benchmark": ("what robgrad costs against what one would use instead", "an hour or more", "speed.svg"),
     "document": ("the result tables of the documentation, from the recorded runs", "seconds", "-"),
 }
 

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from scipy.linalg import subspace_angles
+from scipy.stats import spearmanr
 
 from experiments import known_manifold
 from experiments.harness import analysed
@@ -34,6 +35,15 @@ def test_principal_angles_equal_scipys():
     np.testing.assert_allclose(found, expected, atol=1e-6)
     # An estimate of fewer dimensions is at right angles to what it is short of.
     np.testing.assert_allclose(known_manifold.principal_angles(np.eye(4)[None, :2]), [[0, 0, *[np.pi / 2] * 2]])
+
+
+def test_rank_correlations_equal_scipys_of_what_is_finite():
+    pairs = np.random.default_rng(0).normal(size=(30, 4, 2)).round(1)
+    pairs[..., 1] += pairs[..., 0]
+    pairs[:5, 1, 0], pairs[3:9, 2, 1], pairs[:, 3, 1] = np.nan, np.nan, 1.0
+    expected = [spearmanr(*one[np.isfinite(one).all(1)].T).statistic for one in pairs[:, :3].swapaxes(0, 1)]
+    found = known_manifold._rank_correlation(pairs)
+    np.testing.assert_allclose(found, [*expected, np.nan])
 
 
 def test_others_of_an_image():

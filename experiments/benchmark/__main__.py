@@ -1,6 +1,6 @@
 r"""What robgrad costs against what one would use instead, on this machine, as ratios within one run.
 
-    python -m experiments.benchmark                                  # everything, most of an hour on 2 cores
+    python -m experiments.benchmark                                  # everything, an hour or more on 2 cores
     python -m experiments.benchmark --quick                          # does it run? a few minutes
     python -m experiments.benchmark --suites=attack --networks=digits --peers=eager,foolbox
 
