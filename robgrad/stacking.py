@@ -6,6 +6,7 @@ examples over the second. What runs inside is written for one replica and its sh
 """
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -21,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 REPLICA, DATA = "replica", "data"
 WHOLE = P()
 # Operations for each parameter in a pass over a batch from which host devices had better share it (measured).
-INTENSE = 600
+INTENSE = 450
 
 
 # Whole trees at a time: leaf by leaf every shape would compile a program of its own.
@@ -109,6 +110,24 @@ def intensity(function: Callable, *arguments) -> float:
     parameters = sum(np.size(leaf) for leaf in jax.tree.leaves((held, arguments[:-1])))
     operations = (jax.jit(function).lower(*arguments).cost_analysis() or {}).get("flops", 0.0)
     return operations / max(parameters, 1)
+
+
+def compiled(function: Callable, mesh: Mesh | None, **options) -> Callable:
+    """`jax.jit`, with what XLA should know of the devices that the program is for.
+
+    Where `XLA_FLAGS` choose YNNPACK's convolutions, each of them runs on one thread: faster where a device a core takes
+    part, slower where fewer devices are to keep all cores busy. Those programs get XLA's own convolutions.
+
+    Args:
+      function: to compile.
+      mesh: its devices; None for one of them.
+      options: of `jax.jit`.
+    """
+    devices = len(mesh.local_devices) if mesh else 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    chosen = jax.default_backend() == "cpu" and "individual_convolution" in os.environ.get("XLA_FLAGS", "")
+    others = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"} if devices < cores else None
+    return jax.jit(function, compiler_options=others if chosen else None, **options)
 
 
 def everywhere(tree, mesh: Mesh):
@@ -222,12 +241,12 @@ def per_example(function: Callable, mesh: Mesh, chunk: int = 100) -> Callable:
         local, mesh=mesh, in_specs=(P(), P(REPLICA), P(DATA)), out_specs=P(REPLICA, DATA), check_vma=False
     )
 
-    @jax.jit
-    def compiled(shared, stacked, examples):
+    def run(shared, stacked, examples):
         results = _whole(spread(shared, padded(stacked, rows), padded(examples, columns)), mesh)
         return jax.tree.map(lambda leaf: leaf[: size(stacked), : size(examples)], results)
 
-    return lambda *arguments: compiled(*everywhere(arguments, mesh))
+    program = compiled(run, mesh)
+    return lambda *arguments: program(*everywhere(arguments, mesh))
 
 
 def _whole(tree, mesh: Mesh):

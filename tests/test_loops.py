@@ -1,13 +1,18 @@
 """What compiled loops of attack and training steps hold: nothing of a kernel's size is copied or turned in them."""
 
+import importlib.metadata
 import math
+import os
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.harness import launch, options
 from robgrad import attacks, networks, stacking, training
 from robgrad import data as data_sets
 from robgrad.training import loop
@@ -17,6 +22,7 @@ NETWORKS = {
     "mnist": (networks.mnist_cnn(), (28, 28, 1)),
     "cifar": (networks.cifar_cnn(), (32, 32, 3)),
 }
+FAST = launch._FAST_CPU_FLAGS.get(importlib.metadata.version("jaxlib"), ())
 # In no network's shapes, so that what has it is no kernel.
 BATCH = 7
 
@@ -42,7 +48,7 @@ def training_text(network, shape):
     numbers = jax.tree.map(lambda leaf: jnp.full(1, leaf), training.StepSizes(1.0, 0.1))
     mesh = stacking.device_mesh(1, BATCH, jax.devices()[:1])
     data = data_sets.Split(jnp.zeros((2 * BATCH, *shape), jnp.uint8), jnp.zeros(2 * BATCH, int))
-    lowered = loop._segment.lower(step, mesh, (BATCH, 2 * BATCH), True, False, states, numbers, data, np.int32(3))
+    lowered = loop.segment(mesh).lower(step, mesh, (BATCH, 2 * BATCH), True, False, states, numbers, data, np.int32(3))
     return lowered.compile().as_text(), states.variables
 
 
@@ -74,3 +80,27 @@ def test_what_the_test_looks_for_is_found():
     run = jax.jit(lambda matrix: jax.lax.fori_loop(0, 5, lambda _, matrix: jnp.sort(matrix.T, axis=1), matrix))
     text = run.lower(jnp.ones((300, 300))).compile().as_text()
     assert list(moved_in_loops(text, [(300, 300)]))
+
+
+CONVOLUTIONS = """
+import jax, jax.numpy as jnp, numpy as np
+from robgrad import stacking
+images = jax.random.normal(jax.random.key(0), (9, 8, 8, 16))
+kernel = jax.random.normal(jax.random.key(1), (3, 3, 16, 32))
+names = ("NHWC", "HWIO", "NHWC")
+run = lambda x, k: jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=names)
+programs = [stacking.compiled(run, stacking.device_mesh(2, 9, jax.devices()[:count])) for count in (1, 2)]
+print(*("ynn" in program.lower(images, kernel).compile().as_text() for program in programs))
+one, other = (np.asarray(program(images, kernel)) for program in programs)
+np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+"""
+
+
+@pytest.mark.skipif(options.cores() != 2, reason="needs two cores: where one device does not keep all of them busy")
+@pytest.mark.skipif("convolution" not in str(FAST), reason="no convolutions of one thread are chosen for this jaxlib")
+def test_convolutions_of_one_thread_are_for_a_device_a_core():
+    """A program for fewer devices than cores keeps XLA's own convolutions; both agree to rounding."""
+    flags = f"--xla_force_host_platform_device_count=2 {' '.join(FAST)}"
+    given = os.environ | {"XLA_FLAGS": flags, "JAX_DISABLE_MOST_OPTIMIZATIONS": "false"}
+    said = subprocess.run([sys.executable, "-c", CONVOLUTIONS], env=given, capture_output=True, text=True, check=True)
+    assert said.stdout.split() == ["False", "True"], said

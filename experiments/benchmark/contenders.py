@@ -109,7 +109,7 @@ def compiled_step(work: Work, norm: attacks.Norm, epsilon: float, step_size: flo
         return jnp.clip(image + norm.project(moved - image, jnp.float32(epsilon)), -1.0, 1.0)
 
     # The parameters are an argument, as they are in the loop: constants would be folded.
-    run = jax.jit(jax.vmap(step, in_axes=(None, 0, 0, 0)))
+    run = stacking.compiled(jax.vmap(step, in_axes=(None, 0, 0, 0)), None)
     given = (work.variables, work.images, work.labels)
     return partial(run.lower(*given, work.images).compile(), *given)
 
@@ -157,7 +157,7 @@ def looped(work: Work, step: training.Step, stack, batch: training.Batch, steps:
         return lax.fori_loop(0, steps, body, (state, jnp.zeros(())))[1]
 
     if work.variant == "python_loop":
-        run = jax.jit(stacking.per_replica(one_step, mesh)).lower(*given).compile()
+        run = stacking.compiled(stacking.per_replica(one_step, mesh), mesh).lower(*given).compile()
 
         def from_python(stack):
             (states, numbers), last = stack, np.nan
@@ -166,7 +166,7 @@ def looped(work: Work, step: training.Step, stack, batch: training.Batch, steps:
             return np.asarray(last)
 
         return from_python
-    whole = jax.jit(stacking.per_replica(all_steps, mesh)).lower(*given).compile()
+    whole = stacking.compiled(stacking.per_replica(all_steps, mesh), mesh).lower(*given).compile()
     return lambda stack: np.asarray(whole(stack, given[1]))
 
 

@@ -24,7 +24,10 @@ from experiments.harness.flags import Flags
 
 STOPPED = 75  # EX_TEMPFAIL: what was asked for is not done yet, try again.
 # Only for releases it was tried on: an XLA that does not know the flag refuses to start.
-_FAST_CPU_FLAGS = dict.fromkeys(("0.10.2", "0.12.0.1"), ("--xla_cpu_experimental_ynn_fusion_type=dot",))
+_FAST_CPU_FLAGS = {
+    "0.10.2": ("--xla_cpu_experimental_ynn_fusion_type=dot,individual_convolution",),
+    "0.12.0.1": ("--xla_cpu_experimental_ynn_fusion_type=dot",),
+}
 
 detail = logging.getLogger("robgrad")
 # Seconds that a process waits for the first one to answer: as long as JAX would, which then ends without a line.

@@ -45,9 +45,9 @@ class _Attacker:
         self.apply, self.norm, self.version = apply, norm, version
         self.pixel_range, self.batch = pixel_range, batch
         self.meshes: dict[tuple[int, ...], Mesh] = {}
-        self.logits_of = jax.jit(jax.vmap(apply, in_axes=(None, 0)))
+        self.logits_of = stacking.compiled(jax.vmap(apply, in_axes=(None, 0)), None)
         loss = lambda variables, image, label: cross_entropy(apply(variables, image), label)  # noqa: E731
-        self.slopes_of = jax.jit(jax.vmap(jax.grad(loss, 1), in_axes=(None, 0, 0)))
+        self.slopes_of = stacking.compiled(jax.vmap(jax.grad(loss, 1), in_axes=(None, 0, 0)), None)
         self.compiled: dict[int, Tools] = {}
         self.parts: dict[int, tuple[list[Part], list[str]]] = {}
 

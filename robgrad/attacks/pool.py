@@ -58,7 +58,6 @@ def tools_of(apply: Apply, search: Search, wanted: int, mesh: Mesh) -> Tools:
 
     starts = spread(start, (None, 0, 0, 0, 0, None))
 
-    @jax.jit
     def begun(variables, fresh, keys, images, labels, targets, epsilon, states):
         new = starts(variables, keys, images, labels, targets, epsilon)
         if states is None:
@@ -66,8 +65,8 @@ def tools_of(apply: Apply, search: Search, wanted: int, mesh: Mesh) -> Tools:
         pick = lambda a, b: jnp.where(fresh.reshape(-1, *[1] * (a.ndim - 1)), a, b)  # noqa: E731
         return jax.tree.map(pick, new, states)
 
-    advanced = jax.jit(spread(advance, (None, 0, 0, 0, None, 0)), donate_argnums=5)
-    return Tools(begun, advanced, stride, search.steps)
+    advanced = stacking.compiled(spread(advance, (None, 0, 0, 0, None, 0)), mesh, donate_argnums=5)
+    return Tools(stacking.compiled(begun, mesh), advanced, stride, search.steps)
 
 
 def attack_all(tools: Tools, size: int, variables, examples: Examples, epsilon: float) -> tuple[np.ndarray, np.ndarray]:

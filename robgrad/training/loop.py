@@ -6,7 +6,7 @@ metrics)`, such as `objectives.classifier_step` or the VAE-GAN's.
 
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -122,7 +122,7 @@ def fit(
     data = stacking.split(data, mesh) if shard_data else jax.tree.map(jnp.asarray, stacking.everywhere(data, mesh))
     done, steps, count, saved = int(states.step[0]), epochs * per_epoch, 1, time.monotonic()
     save_steps = checkpoints.steps if checkpoints else 0
-    run = partial(_segment, step, mesh, (batch_size, examples), shuffle, shard_data)
+    run = partial(segment(mesh), step, mesh, (batch_size, examples), shuffle, shard_data)
     while done < steps:
         count = min(count, per_epoch - done % per_epoch, *([save_steps - done % save_steps] if save_steps else []))
         began = time.perf_counter()
@@ -145,7 +145,12 @@ def fit(
     return states
 
 
-@partial(jax.jit, static_argnums=range(5), donate_argnums=5)
+@cache
+def segment(mesh: Mesh) -> Callable:
+    """`_segment` compiled for a mesh: the loop of all that `fit` does."""
+    return stacking.compiled(_segment, mesh, static_argnums=range(5), donate_argnums=5)
+
+
 def _segment(
     step: Step, mesh: Mesh, sizes: tuple[int, int], shuffle: bool, shard_data: bool, states, numbers, data, count
 ):
