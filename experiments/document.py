@@ -312,8 +312,8 @@ def _of_benchmark(results: dict[str, Any]) -> str:
         aimed.append(row | {"target": wanted, "met": met})
     goals = tables.text(aimed, ("suite", "network", "task", "best_peer", "ratio", "target", "met"), "github")
     place = results["environment"]
-    where = f"Commit {place['commit']}, {place['devices']}, JAX {place['jax']}; a large float32 product reaches "
-    where += f"{results['peak_flops'] / 1e9:.0f} GFLOP/s there. {results.get('note', '')}".rstrip()
+    where = f"Commit {place['commit']}, {place['devices']}{_of_processor(place)}, JAX {place['jax']}; a large float32 "
+    where += f"product reaches {results['peak_flops'] / 1e9:.0f} GFLOP/s there. {results.get('note', '')}".rstrip()
     parts = [where]
     if aimed:
         parts += ["Against the fastest float32 peer of each task, and what is aimed at:", goals]
@@ -323,6 +323,10 @@ def _of_benchmark(results: dict[str, Any]) -> str:
     if grown := results.get("growth"):
         parts += ["Growth with size, as exponents (1 is linear):", tables.text(grown, tuple(grown[0]), "github")]
     return "\n\n".join(parts)
+
+
+def _of_processor(environment: Mapping[str, str]) -> str:
+    return f" ({environment['processor']})" if "processor" in environment else ""
 
 
 def work(given: Flags) -> None:

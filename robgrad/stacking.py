@@ -112,7 +112,7 @@ def intensity(function: Callable, *arguments) -> float:
     return operations / max(parameters, 1)
 
 
-def compiled(function: Callable, mesh: Mesh | None, **options) -> Callable:
+def compiled(function: Callable, mesh: Mesh | None, **options) -> jax.stages.Wrapped:
     """`jax.jit`, with what XLA should know of the devices that the program is for.
 
     Where `XLA_FLAGS` choose YNNPACK's convolutions, each of them runs on one thread: faster where a device a core takes

@@ -147,7 +147,7 @@ def show(*lines: str) -> None:
 
 
 def environment() -> dict[str, str]:
-    """Where a run takes place: versions, devices and, in a checkout, the commit."""
+    """Where a run takes place: versions, processor, devices and, in a checkout, the commit."""
     import jax
 
     import robgrad
@@ -164,10 +164,18 @@ def environment() -> dict[str, str]:
         **versions,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
+        "processor": processor(),
         "devices": f"{len(devices)} x {devices[0].device_kind}",
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "commit": commit,
     }
+
+
+def processor() -> str:
+    """The processor's name, where the system tells it."""
+    told = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.+)", told.read_text()) if told.exists() else []
+    return names[0] if names else platform.processor() or "unknown"
 
 
 def peak_memory() -> int:

@@ -146,7 +146,7 @@ def fit(
 
 
 @cache
-def segment(mesh: Mesh) -> Callable:
+def segment(mesh: Mesh) -> jax.stages.Wrapped:
     """`_segment` compiled for a mesh: the loop of all that `fit` does."""
     return stacking.compiled(_segment, mesh, static_argnums=range(5), donate_argnums=5)
 
