@@ -23,6 +23,8 @@ REPLICA, DATA = "replica", "data"
 WHOLE = P()
 # Operations for each parameter in a pass over a batch from which host devices had better share it (measured).
 INTENSE = 450
+# Pixels beyond which derivatives by kernels take YNNPACK's convolutions two to four times as long (measured: 8x8, 14x14).
+LARGE = 100
 
 
 # Whole trees at a time: leaf by leaf every shape would compile a program of its own.
@@ -112,7 +114,7 @@ def intensity(function: Callable, *arguments) -> float:
     return operations / max(parameters, 1)
 
 
-def compiled(function: Callable, mesh: Mesh | None, **options) -> jax.stages.Wrapped:
+def compiled(function: Callable, mesh: Mesh | None, *, pixels: int = 0, **options) -> jax.stages.Wrapped:
     """`jax.jit`, with what XLA should know of the devices that the program is for.
 
     Where `XLA_FLAGS` choose YNNPACK's convolutions, each of them runs on one thread: faster where a device a core takes
@@ -121,13 +123,16 @@ def compiled(function: Callable, mesh: Mesh | None, **options) -> jax.stages.Wra
     Args:
       function: to compile.
       mesh: its devices; None for one of them.
+      pixels: of an image, for programs that differentiate by kernels: the window is the whole image then, which
+        YNNPACK's convolutions are slow for where it is large.
       options: of `jax.jit`.
     """
     devices = len(mesh.local_devices) if mesh else 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     chosen = jax.default_backend() == "cpu" and "individual_convolution" in os.environ.get("XLA_FLAGS", "")
-    others = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"} if devices < cores else None
-    return jax.jit(function, compiler_options=others if chosen else None, **options)
+    few = devices < cores or pixels > LARGE
+    others = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
+    return jax.jit(function, compiler_options=others if chosen and few else None, **options)
 
 
 def everywhere(tree, mesh: Mesh):

@@ -164,7 +164,7 @@ def test_numbers_never_recompile(data):
     for count in (1, 2, 3):
         scaled = jax.tree.map(lambda leaf, count=count: leaf * count, numbers(1))
         training.fit(STEP, states(1, count), scaled, data, mesh=one_device(), batch_size=8, epochs=1)
-        compiled.append(training.loop.segment(one_device())._cache_size())
+        compiled.append(training.loop.segment(one_device(), training.loop._pixels(data))._cache_size())
     assert compiled[0] == compiled[-1]
 
 

@@ -9,6 +9,7 @@ and `foolbox_jax`.
 """
 
 import contextlib
+import math
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -134,7 +135,7 @@ def looped(work: Work, step: training.Step, stack, batch: training.Batch, steps:
     Returns a function of such a stack to each replica's metric in the last step.
     """
     examples = len(batch.weights)
-    mesh = work.mesh(stacking.size(stack))
+    mesh, pixels = work.mesh(stacking.size(stack)), math.prod(work.images.shape[1:3])
     given = (work.placed(stack), stacking.everywhere(batch, mesh))
 
     def part(batch: training.Batch) -> training.Batch:
@@ -157,7 +158,7 @@ def looped(work: Work, step: training.Step, stack, batch: training.Batch, steps:
         return lax.fori_loop(0, steps, body, (state, jnp.zeros(())))[1]
 
     if work.variant == "python_loop":
-        run = stacking.compiled(stacking.per_replica(one_step, mesh), mesh).lower(*given).compile()
+        run = stacking.compiled(stacking.per_replica(one_step, mesh), mesh, pixels=pixels).lower(*given).compile()
 
         def from_python(stack):
             (states, numbers), last = stack, np.nan
@@ -166,7 +167,7 @@ def looped(work: Work, step: training.Step, stack, batch: training.Batch, steps:
             return np.asarray(last)
 
         return from_python
-    whole = stacking.compiled(stacking.per_replica(all_steps, mesh), mesh).lower(*given).compile()
+    whole = stacking.compiled(stacking.per_replica(all_steps, mesh), mesh, pixels=pixels).lower(*given).compile()
     return lambda stack: np.asarray(whole(stack, given[1]))
 
 

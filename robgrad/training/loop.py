@@ -4,6 +4,7 @@
 metrics)`, such as `objectives.classifier_step` or the VAE-GAN's.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import cache, partial
@@ -122,7 +123,7 @@ def fit(
     data = stacking.split(data, mesh) if shard_data else jax.tree.map(jnp.asarray, stacking.everywhere(data, mesh))
     done, steps, count, saved = int(states.step[0]), epochs * per_epoch, 1, time.monotonic()
     save_steps = checkpoints.steps if checkpoints else 0
-    run = partial(segment(mesh), step, mesh, (batch_size, examples), shuffle, shard_data)
+    run = partial(segment(mesh, _pixels(data)), step, mesh, (batch_size, examples), shuffle, shard_data)
     while done < steps:
         count = min(count, per_epoch - done % per_epoch, *([save_steps - done % save_steps] if save_steps else []))
         began = time.perf_counter()
@@ -145,10 +146,15 @@ def fit(
     return states
 
 
+def _pixels(data) -> int:
+    """Pixels of the largest image among the data's leaves, 0 where there are none."""
+    return max((math.prod(leaf.shape[1:3]) for leaf in jax.tree.leaves(data) if jnp.ndim(leaf) == 4), default=0)
+
+
 @cache
-def segment(mesh: Mesh) -> jax.stages.Wrapped:
-    """`_segment` compiled for a mesh: the loop of all that `fit` does."""
-    return stacking.compiled(_segment, mesh, static_argnums=range(5), donate_argnums=5)
+def segment(mesh: Mesh, pixels: int) -> jax.stages.Wrapped:
+    """`_segment` compiled for a mesh and images of so many pixels: the loop of all that `fit` does."""
+    return stacking.compiled(_segment, mesh, pixels=pixels, static_argnums=range(5), donate_argnums=5)
 
 
 def _segment(
