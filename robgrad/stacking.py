@@ -23,7 +23,7 @@ REPLICA, DATA = "replica", "data"
 WHOLE = P()
 # Operations for each parameter in a pass over a batch from which host devices had better share it (measured).
 INTENSE = 450
-# Pixels beyond which derivatives by kernels take YNNPACK's convolutions two to four times as long (measured: 8x8, 14x14).
+# Pixels beyond which YNNPACK's convolutions take two to four times as long by a kernel (measured: 8x8, 14x14).
 LARGE = 100
 
 
