@@ -227,7 +227,7 @@ def estimated(config: RefinementConfig, dataset: data.Dataset, options: Options,
     states = stacking.stack([training.init_classifier(network, shape, jax.random.key(0))])
     sizes = jax.tree.map(lambda one: jnp.full(1, one), training.StepSizes(0.1, 0.1, 1e-3, 1.0))
     epochs = config.standard_epochs + config.rounds * config.epochs
-    work = networks.intensity(network, shape)
+    work = networks.intensity(network, shape, config.attack_steps)
     plan = trained.Plan("guided", step, states, sizes, ["guided"], config.batch_size, epochs, config.shuffle, work)
     count = (len(guides_of(config, dataset)) + 2) * config.network_seeds
     examples = Guided(*train, np.zeros(train.images.shape[:3], bool))

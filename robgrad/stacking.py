@@ -22,7 +22,9 @@ from jax.sharding import PartitionSpec as P
 REPLICA, DATA = "replica", "data"
 WHOLE = P()
 # Operations for each parameter in a pass over a batch from which host devices had better share it (measured).
-INTENSE = 450
+INTENSE = 350
+# Parameters that a processor's cache may hold (16 MB); to read those beyond costs some three times as much (measured).
+CACHED = 2**22
 # Pixels beyond which YNNPACK's convolutions take two to four times as long by a kernel (measured: 8x8, 14x14).
 LARGE = 100
 
@@ -105,20 +107,22 @@ def splits_batches(batch: int, intensity: float, devices: Sequence[jax.Device] |
 def intensity(function: Callable, *arguments) -> float:
     """Floating-point operations for each parameter in one call, counted by the compiler; nothing is run.
 
-    Parameters are arrays that the function holds, and all arguments but the last, which is the example. Operations
-    are counted before the compiler optimises, of a loop one turn. Arguments may be `jax.ShapeDtypeStruct`.
+    Parameters are arrays that the function holds, and all arguments but the last, which is the example; those beyond
+    `CACHED` count three times, since each device reads them from memory. Operations are counted before the compiler
+    optimises, of a loop one turn. Arguments may be `jax.ShapeDtypeStruct`.
     """
     held = jax.make_jaxpr(function)(*arguments).consts
     parameters = sum(np.size(leaf) for leaf in jax.tree.leaves((held, arguments[:-1])))
     operations = (jax.jit(function).lower(*arguments).cost_analysis() or {}).get("flops", 0.0)
-    return operations / max(parameters, 1)
+    return operations / max(parameters + 2 * max(parameters - CACHED, 0), 1)
 
 
 def compiled(function: Callable, mesh: Mesh | None, *, pixels: int = 0, **options) -> jax.stages.Wrapped:
     """`jax.jit`, with what XLA should know of the devices that the program is for.
 
-    Where `XLA_FLAGS` choose YNNPACK's convolutions, each of them runs on one thread: faster where a device a core takes
-    part, slower where fewer devices are to keep all cores busy. Those programs get XLA's own convolutions.
+    On a CPU, loops that update in place get the analysis that finds it safe: without it, a loop of training copies its
+    dense kernels in each turn. Where `XLA_FLAGS` choose YNNPACK's convolutions, each of them runs on one thread: faster
+    where a device a core takes part, slower where fewer devices are to keep all cores busy, which get XLA's own.
 
     Args:
       function: to compile.
@@ -127,12 +131,14 @@ def compiled(function: Callable, mesh: Mesh | None, *, pixels: int = 0, **option
         YNNPACK's convolutions are slow for where it is large.
       options: of `jax.jit`.
     """
+    if jax.default_backend() != "cpu":
+        return jax.jit(function, **options)
     devices = len(mesh.local_devices) if mesh else 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    chosen = jax.default_backend() == "cpu" and "individual_convolution" in os.environ.get("XLA_FLAGS", "")
-    few = devices < cores or pixels > LARGE
-    others = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
-    return jax.jit(function, compiler_options=others if chosen and few else None, **options)
+    wanted: dict[str, bool | str] = {"xla_cpu_copy_insertion_use_region_analysis": True}
+    if "individual_convolution" in os.environ.get("XLA_FLAGS", "") and (devices < cores or pixels > LARGE):
+        wanted["xla_cpu_experimental_ynn_fusion_type"] = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
+    return jax.jit(function, compiler_options=wanted, **options)
 
 
 def everywhere(tree, mesh: Mesh):
@@ -169,6 +175,11 @@ def kept(stacked, mesh: Mesh):
         return stacked
     spec = P(REPLICA) if size(stacked) % mesh.shape[REPLICA] == 0 else P()
     return _placed(stacked, NamedSharding(mesh, spec))
+
+
+def summed(tree):
+    """Sums over the devices that share a batch, along the mapped axis `DATA`; one device alone has its sum already."""
+    return lax.psum(tree, DATA) if lax.axis_size(DATA) > 1 else tree
 
 
 def split(tree, mesh: Mesh):

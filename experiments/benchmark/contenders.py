@@ -47,9 +47,9 @@ class Work:
         alone = ("python_loop", "plain_lax", "foolbox_jax", "one_after_another")
         self.devices = jax.devices()[:1] if variant in alone else jax.devices()
 
-    def mesh(self, replicas: int):
-        """The variant's devices, as the mesh's rule has it."""
-        work = networks.intensity(self.network, tuple(self.spec["image_shape"]))
+    def mesh(self, replicas: int, attack_steps: int | None = None):
+        """The variant's devices, as the mesh's rule has it; with steps of an attack, for training."""
+        work = networks.intensity(self.network, tuple(self.spec["image_shape"]), attack_steps)
         return stacking.device_mesh(replicas, len(self.images), self.devices, intensity=work)
 
     @property
@@ -57,9 +57,9 @@ class Work:
         """The first replica as a stack of one, in its place."""
         return self.placed(stacking.stack([self.variables]))
 
-    def placed(self, stack):
+    def placed(self, stack, mesh=None):
         """A stack where programs want it, so that no run has to copy it there."""
-        mesh = self.mesh(stacking.size(stack))
+        mesh = mesh or self.mesh(stacking.size(stack))
         return stacking.kept(stacking.everywhere(stack, mesh), mesh)
 
     def radii(self, norm: str) -> tuple[float, float]:
@@ -71,11 +71,11 @@ class Work:
 def attack_task(work: Work, norm_name: str, steps: int) -> contest.Task:
     """PGD on the images; gives the mean cross-entropy of what comes out."""
     norm, (epsilon, step_size) = attacks.NORMS[norm_name], work.radii(norm_name)
-    logits_fn = networks.logits_fn(work.model, work.variables)
 
-    @jax.jit
-    def mean_loss(images):
-        return jax.vmap(lambda image, label: attacks.cross_entropy(logits_fn(image), label))(images, work.labels).mean()
+    def of_network(variables, images):
+        return jax.vmap(attacks.cross_entropy)(networks.logits(work.model, variables, images), work.labels).mean()
+
+    mean_loss = partial(stacking.compiled(of_network, None), work.variables)
 
     if work.variant == "foolbox_jax":
         attack = foolbox_attack(work, norm_name, steps)
@@ -129,14 +129,17 @@ def foolbox_attack(work: Work, norm: str, steps: int) -> Callable[[], jax.Array]
     return lambda: attack.run(model, work.images, criterion, epsilon=epsilon)
 
 
-def looped(work: Work, step: training.Step, stack, batch: training.Batch, steps: int, metric: str):
+def looped(
+    work: Work, step: training.Step, stack, batch: training.Batch, steps: int, metric: str, attack_steps: int = 0
+):
     """Compiles steps of a stack, `(states, numbers)`, on one batch, split over the devices.
 
-    Returns a function of such a stack to each replica's metric in the last step.
+    Returns a function of such a stack, by default the one given, to each replica's metric in the last step.
     """
     examples = len(batch.weights)
-    mesh, pixels = work.mesh(stacking.size(stack)), math.prod(work.images.shape[1:3])
-    given = (work.placed(stack), stacking.everywhere(batch, mesh))
+    mesh, pixels = work.mesh(stacking.size(stack), attack_steps), math.prod(work.images.shape[1:3])
+    stack = work.placed(stack, mesh)
+    given = (stack, stacking.everywhere(batch, mesh))
 
     def part(batch: training.Batch) -> training.Batch:
         share = -(-examples // lax.axis_size(stacking.DATA))
@@ -160,7 +163,7 @@ def looped(work: Work, step: training.Step, stack, batch: training.Batch, steps:
     if work.variant == "python_loop":
         run = stacking.compiled(stacking.per_replica(one_step, mesh), mesh, pixels=pixels).lower(*given).compile()
 
-        def from_python(stack):
+        def from_python(stack=stack):
             (states, numbers), last = stack, np.nan
             for _ in range(steps):
                 states, last = run((states, numbers), given[1])
@@ -168,7 +171,7 @@ def looped(work: Work, step: training.Step, stack, batch: training.Batch, steps:
 
         return from_python
     whole = stacking.compiled(stacking.per_replica(all_steps, mesh), mesh, pixels=pixels).lower(*given).compile()
-    return lambda stack: np.asarray(whole(stack, given[1]))
+    return lambda stack=stack: np.asarray(whole(stack, given[1]))
 
 
 def batch_of(work: Work, examples) -> training.Batch:
@@ -185,9 +188,7 @@ def train_task(work: Work, attack_steps: int, steps: int) -> contest.Task:
     numbers = training.StepSizes(*(jnp.array([one]) for one in (*work.radii("l2"), 1e-3, 0.0)))
     batch = batch_of(work, Split(work.images, work.labels))  # type: ignore[arg-type]
     step = training.classifier_step(work.model, attack)
-    stack = work.placed((states, numbers))
-    run = looped(work, step, stack, batch, steps, "loss")
-    return lambda: run(stack)
+    return looped(work, step, (states, numbers), batch, steps, "loss", attack_steps)
 
 
 def retrain_task(work: Work, replicas: int, steps: int) -> contest.Task:
@@ -202,9 +203,7 @@ def retrain_task(work: Work, replicas: int, steps: int) -> contest.Task:
     batch = batch_of(work, faithfulness.Examples(images, labels, work.arrays["ranks"][:, None]))
     step = faithfulness.retraining_step(work.model, jnp.zeros(shape[-1]))
     if work.variant != "one_after_another":
-        stack = work.placed((states, numbers))
-        run = looped(work, step, stack, batch, steps, "loss")
-        return lambda: run(stack)
+        return looped(work, step, (states, numbers), batch, steps, "loss")
     parts = [jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], (states, numbers)) for i in range(replicas)]
     run = looped(work, step, parts[0], batch, steps, "loss")
     return lambda: [run(part)[0] for part in parts]
@@ -219,12 +218,8 @@ def gradient_task(work: Work) -> contest.Task:
 
     run = stacking.per_example(of_example, work.mesh(1), len(work.images))
     one = work.alone
-
-    def task():
-        slopes = run((), one, (work.images, work.labels))[0]
-        return [jnp.linalg.norm(slopes.reshape(len(slopes), -1), axis=1).mean()]
-
-    return task
+    mean_norm = jax.jit(lambda slopes: jnp.linalg.norm(slopes.reshape(len(slopes), -1), axis=1).mean())
+    return lambda: [mean_norm(run((), one, (work.images, work.labels))[0])]
 
 
 def alignment_task(work: Work) -> contest.Task:
@@ -254,9 +249,7 @@ def vae_gan_task(work: Work, steps: int) -> contest.Task:
     states = stacking.stack([manifolds.init_vae_gan(generator, shape, jax.random.key(0))])
     numbers = manifolds.VaeGanSizes(jnp.array([5e-3]), jnp.array([5e-4]))
     batch = batch_of(work, Split(work.images, work.labels))  # type: ignore[arg-type]
-    stack = work.placed((states, numbers))
-    run = looped(work, manifolds.vae_gan_step(generator), stack, batch, steps, "reconstruction")
-    return lambda: run(stack)
+    return looped(work, manifolds.vae_gan_step(generator), (states, numbers), batch, steps, "reconstruction")
 
 
 def product_task(side: int) -> contest.Task:

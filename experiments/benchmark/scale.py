@@ -55,7 +55,7 @@ def trained_stack(replicas: int) -> contest.Task:
     step = training.classifier_step(network, attacks.pgd("l2", attacks.cross_entropy, 2))
     start = training.init_classifier(network, (SIDE, SIDE, 1), jax.random.key(0))
     radii = jnp.linspace(0.1, 1.0, replicas)
-    work = networks.intensity(network, (SIDE, SIDE, 1))
+    work = networks.intensity(network, (SIDE, SIDE, 1), 2)
     mesh = stacking.device_mesh(replicas, BATCH, intensity=work)
 
     def task() -> list[float]:

@@ -87,7 +87,7 @@ def fitted(
     config, count = run.config, stacking.size(states)
     sizes = training.StepSizes(config.train_radius, config.train_step_size, config.learning_rate, weight)
     sizes = jax.tree.map(lambda number: jnp.full(count, number, jnp.float32), sizes)
-    work = networks.intensity(trained.network_of(config, run.dataset), run.image_shape)
+    work = networks.intensity(trained.network_of(config, run.dataset), run.image_shape, config.attack_steps)
     names = [f"{name} {index}" for index in range(count)]
     plan = trained.Plan(name, step, states, sizes, names, config.batch_size, epochs, config.shuffle, work)
     states = trained.fit(run, plan, examples)

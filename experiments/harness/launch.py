@@ -25,7 +25,7 @@ from experiments.harness.flags import Flags
 STOPPED = 75  # EX_TEMPFAIL: what was asked for is not done yet, try again.
 # Only for releases it was tried on: an XLA that does not know the flag refuses to start.
 _FAST_CPU_FLAGS = {
-    "0.10.2": ("--xla_cpu_experimental_ynn_fusion_type=dot,individual_convolution",),
+    "0.10.2": ("--xla_cpu_experimental_ynn_fusion_type=individual_dot,individual_convolution",),
     "0.12.0.1": ("--xla_cpu_experimental_ynn_fusion_type=dot",),
 }
 

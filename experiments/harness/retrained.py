@@ -99,7 +99,7 @@ def plan_of(config: Any, name: str, part: Sequence[Retraining], tools: Tools, im
     key = trained.key_of(config.seed, "retraining")
     states = faithfulness.initial_states(tools.network, image_shape, part, key)
     names, batch = [named(one) for one in part], config.retraining_batch_size
-    epochs, work = config.retraining_epochs, networks.intensity(tools.network, tuple(image_shape))
+    epochs, work = config.retraining_epochs, networks.intensity(tools.network, tuple(image_shape), 0)
     return trained.Plan(name, tools.step, states, sizes, names, batch, epochs, config.shuffle, work)
 
 

@@ -123,7 +123,8 @@ def network_of(config: FittedConfig, dataset: data.Dataset) -> nn.Module:
 
 def mesh_in_words(config: FittedConfig, dataset: data.Dataset) -> str:
     """What `stacking.device_mesh` makes of a run's classifiers."""
-    work = config.batch_size * networks.intensity(network_of(config, dataset), dataset.train.images.shape[1:])
+    shape = dataset.train.images.shape[1:]
+    work = config.batch_size * networks.intensity(network_of(config, dataset), shape, config.attack_steps)
     split = "split" if stacking.splits_batches(1, work) else "not split"
     return f"batches {split} over host devices: {work:.3g} operations for each parameter, {stacking.INTENSE} are enough"
 
@@ -229,7 +230,8 @@ def classifiers_plan(config: TrainingConfig, recipes: Sequence[Recipe], dataset:
     states = stacking.stack([starts[recipe.seed] for recipe in recipes])
     step = step_of(config, network, first.norm, first.loss)
     names = [recipe.name for recipe in recipes]
-    work = networks.intensity(network, dataset.train.images.shape[1:])
+    steps = (training.OBJECTIVES[config.objective].steps or config.attack_steps) if first.norm else 0
+    work = networks.intensity(network, dataset.train.images.shape[1:], steps)
     return Plan(first.stack, step, states, sizes, names, config.batch_size, epochs, config.shuffle, work)
 
 

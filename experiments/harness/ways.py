@@ -103,7 +103,7 @@ def plan_of(config: Any, way: str, dataset: data.Dataset) -> trained.Plan:
     key = trained.key_of(config.seed, "classifiers")
     starts = [training.init_classifier(network, shape, jax.random.fold_in(key, one.seed)) for one in members]
     names = [one.name for one in members]
-    work = networks.intensity(network, shape)
+    work = networks.intensity(network, shape, config.attack_steps)
     built = step_of(network, way, config.attack_steps)
     epochs = config.epochs if shares.any() else config.standard_epochs
     return trained.Plan(

@@ -175,7 +175,7 @@ def roar(
     model = classifier_for(shape, classes) if model is None else model
     colour = fill_of(fill, train.images)
     retrainings = grid(("own", RANDOM), percentiles, seeds, (benchmark,))
-    mesh = stacking.device_mesh(len(retrainings), batch_size, intensity=intensity(model, shape))
+    mesh = stacking.device_mesh(len(retrainings), batch_size, intensity=intensity(model, shape, 0))
     heavy = stacking.intensity(network, jax.ShapeDtypeStruct(shape, jnp.float32))
     on = stacking.device_mesh(1, 100, intensity=heavy)
     maps = rank_maps(lambda _: network, {"own": attribution}, on, randoms=seeds)

@@ -92,7 +92,7 @@ def denoiser_step(network: Denoiser) -> Step:
 
     def step(state: TrainState, numbers: DenoiserSizes, batch: Batch):
         clean = scale(batch.examples.images)
-        share = batch.weights / lax.psum(batch.weights.sum(), stacking.DATA)
+        share = batch.weights / stacking.summed(batch.weights.sum())
 
         def noised(key: Array, image: Array) -> tuple[Array, Array]:
             one, two = jax.random.split(key)
@@ -107,7 +107,7 @@ def denoiser_step(network: Denoiser) -> Step:
             return jnp.sum(share * weight * jnp.mean((denoised - clean) ** 2, axis=(1, 2, 3)))
 
         value, gradients = jax.value_and_grad(error)(state.variables["params"])
-        value, gradients = lax.psum((value, gradients), stacking.DATA)
+        value, gradients = stacking.summed((value, gradients))
         params, moments = adam_update(gradients, state.opt_state, state.variables["params"], numbers.learning_rate)
         return state._replace(variables={"params": params}, opt_state=moments, step=state.step + 1), {"error": value}
 

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jax import Array, lax
+from jax import Array
 
 from robgrad import stacking
 from robgrad.data import scale
@@ -65,7 +65,7 @@ def vae_gan_step(model: VaeGan) -> Step:
 
     def step(state: TrainState, numbers: VaeGanSizes, batch: Batch):
         images = scale(batch.examples.images)
-        share = batch.weights / lax.psum(batch.weights.sum(), stacking.DATA)
+        share = batch.weights / stacking.summed(batch.weights.sum())
 
         def noise(stage: int) -> Array:
             return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, stage), (model.latent,)))(batch.keys)
@@ -116,7 +116,7 @@ def vae_gan_step(model: VaeGan) -> Step:
 
             params = variables[name]["params"]
             gradients, (metrics, statistics) = jax.grad(of_params, has_aux=True)(params)
-            gradients, metrics = lax.psum((gradients, metrics), stacking.DATA)
+            gradients, metrics = stacking.summed((gradients, metrics))
             params, moments = adam_update(gradients, opt_state[name], params, numbers.learning_rate, *model.betas)
             return variables | {name: {"params": params, **statistics}}, opt_state | {name: moments}, metrics
 

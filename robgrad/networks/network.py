@@ -5,6 +5,7 @@ functions from any library.
 """
 
 import inspect
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from robgrad.networks.residual import preact_resnet_18, wide_resnet
 
 LogitsFn = Callable[[Array], Array]
 Variables = dict[str, Any]
+# What to sum the gradients of devices and to update the parameters costs, in passes over a batch (measured).
+UPDATE = 14
 
 
 class Network(NamedTuple):
@@ -124,11 +127,21 @@ def init(network: nn.Module | Network, key: Array, image_shape: Sequence[int]) -
     return of_module(network).init(key, image_shape)
 
 
-def intensity(network: nn.Module | Network, image_shape: Sequence[int]) -> float:
-    """Operations for each parameter in a pass over one image, for `stacking.device_mesh`."""
+def intensity(network: nn.Module | Network, image_shape: Sequence[int], attack_steps: int | None = None) -> float:
+    """Operations for each parameter in a pass over one image, for `stacking.device_mesh`.
+
+    Args:
+      network: whose parameters.
+      image_shape: `[H, W, C]`.
+      attack_steps: where the network is trained, those of each training step's attack, 0 without one. A training step
+        passes the parameters twice for each of them and three times for its own gradient; to sum the gradients of
+        devices and to update the parameters reads them as often as `UPDATE` passes do, without their operations.
+    """
     variables = jax.eval_shape(lambda: init(network, jax.random.key(0), image_shape))
     image = jax.ShapeDtypeStruct(tuple(image_shape), jnp.float32)
-    return stacking.intensity(lambda variables, image: logits_fn(network, variables)(image), variables, image)
+    once = stacking.intensity(lambda variables, image: logits_fn(network, variables)(image), variables, image)
+    passes = math.inf if attack_steps is None else 2 * attack_steps + 3
+    return once / (1 + UPDATE / passes)
 
 
 # What experiments offer by flag: builders `(image_shape, classes) -> module`.

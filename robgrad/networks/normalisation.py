@@ -30,7 +30,7 @@ class BatchNorm(nn.Module):
         if weights is not None:
 
             def total(values: Array) -> Array:
-                return values if self.is_initializing() else lax.psum(values, stacking.DATA)
+                return values if self.is_initializing() else stacking.summed(values)
 
             share = weights / total(weights.sum())
 

@@ -141,7 +141,7 @@ def classifier_step(network: nn.Module | Network, attack: Attack, objective: Obj
 
     def step(state: TrainState, numbers: StepSizes, batch: Batch):
         images, labels = scale(batch.examples.images), batch.examples.labels
-        share = batch.weights / lax.psum(batch.weights.sum(), stacking.DATA)
+        share = batch.weights / stacking.summed(batch.weights.sum())
         sizes = jnp.asarray(numbers.epsilon), jnp.asarray(numbers.step_size)
 
         def perturb(images, labels):
@@ -167,7 +167,7 @@ def classifier_step(network: nn.Module | Network, attack: Attack, objective: Obj
 
         params = state.variables["params"]
         gradients, (metrics, moved) = jax.grad(mean_loss, has_aux=True)(params)
-        gradients, metrics = lax.psum((gradients, metrics), stacking.DATA)
+        gradients, metrics = stacking.summed((gradients, metrics))
         params, opt_state = adam_update(gradients, state.opt_state, params, numbers.learning_rate)
         variables = {**moved, "params": params}
         return state._replace(variables=variables, opt_state=opt_state, step=state.step + 1), metrics
