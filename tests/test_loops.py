@@ -74,6 +74,7 @@ def test_no_kernel_is_copied_or_turned_in_a_loop(name, build):
     kernels = [shape[-2:] for shape in shapes if math.prod(shape) > 10_000]
     assert kernels
     assert list(moved_in_loops(text, kernels)) == []
+    assert "all-reduce" not in text, "one device has nothing to sum over"
 
 
 def test_what_the_test_looks_for_is_found():

@@ -83,7 +83,15 @@ def test_intensity_is_operations_over_parameters():
     assert stacking.intensity(lambda x: x @ matrix, jnp.ones(30)) == pytest.approx(2, rel=0.01)
     assert stacking.intensity(lambda matrix, x: x @ matrix, matrix, jnp.ones((7, 30))) == pytest.approx(14, rel=0.01)
     operations = 2 * (64 * 9 * 16 + 64 * 9 * 16 * 32 + 512 * 64 + 640)
-    assert networks.intensity(networks.digits_cnn(), (8, 8, 1)) == pytest.approx(operations / 38282, rel=0.25)
+    once = networks.intensity(networks.digits_cnn(), (8, 8, 1))
+    assert once == pytest.approx(operations / 38282, rel=0.25)
+    # A training step's update reads the parameters as well, which its attack's passes outweigh.
+    standard, robust = (networks.intensity(networks.digits_cnn(), (8, 8, 1), steps) for steps in (0, 40))
+    assert (standard, robust) == (pytest.approx(once * 3 / 17), pytest.approx(once * 83 / 97))
+    # Parameters beyond what a cache holds count three times.
+    large = jax.ShapeDtypeStruct((2**12, 2**11), jnp.float32)
+    image = jax.ShapeDtypeStruct((2**12,), jnp.float32)
+    assert stacking.intensity(lambda matrix, x: x @ matrix, large, image) == pytest.approx(1, rel=0.01)
 
 
 def test_segments_change_nothing(data):
