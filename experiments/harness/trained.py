@@ -122,11 +122,12 @@ def network_of(config: FittedConfig, dataset: data.Dataset) -> nn.Module:
 
 
 def mesh_in_words(config: FittedConfig, dataset: data.Dataset) -> str:
-    """What `stacking.device_mesh` makes of a run's classifiers."""
+    """What `stacking.device_mesh` makes of adversarial training of a run's classifiers."""
     shape = dataset.train.images.shape[1:]
     work = config.batch_size * networks.intensity(network_of(config, dataset), shape, config.attack_steps)
     split = "split" if stacking.splits_batches(1, work) else "not split"
-    return f"batches {split} over host devices: {work:.3g} operations for each parameter, {stacking.INTENSE} are enough"
+    counted = f"{work:.3g} operations for each parameter, {stacking.INTENSE} are enough"
+    return f"batches of adversarial training {split} over host devices: {counted}"
 
 
 def stacks_of(recipes: Sequence[Recipe]) -> list[list[Recipe]]:

@@ -92,18 +92,18 @@ def plan_of(config: Any, way: str, dataset: data.Dataset) -> trained.Plan:
     network, shape = trained.network_of(config, dataset), dataset.train.images.shape[1:]
     members = [one for one in members_of(config) if one.way == way]
     shares, weights = np.transpose([WAYS[way].strengths[one.strength] for one in members])
-    step = training.OBJECTIVES[WAYS[way].objective].step
+    kind = training.OBJECTIVES[WAYS[way].objective]
     radii = jnp.asarray(config.train_radius * shares, jnp.float32)
     sizes = training.StepSizes(
         radii,
-        jnp.full(len(members), config.train_step_size) if step is None else step * radii,
+        jnp.full(len(members), config.train_step_size) if kind.step is None else kind.step * radii,
         jnp.full(len(members), config.learning_rate),
         jnp.asarray(weights, jnp.float32),
     )
     key = trained.key_of(config.seed, "classifiers")
     starts = [training.init_classifier(network, shape, jax.random.fold_in(key, one.seed)) for one in members]
     names = [one.name for one in members]
-    work = networks.intensity(network, shape, config.attack_steps)
+    work = networks.intensity(network, shape, (kind.steps or config.attack_steps) if shares.any() else 0)
     built = step_of(network, way, config.attack_steps)
     epochs = config.epochs if shares.any() else config.standard_epochs
     return trained.Plan(

@@ -173,7 +173,7 @@ def _segment(
 
         def pick(leaf: Array) -> Array:
             mine = ((here >= 0) & (here < held)).reshape(-1, *[1] * (leaf.ndim - 1))
-            return lax.psum(jnp.where(mine, leaf[jnp.clip(here, 0, held - 1)], 0), stacking.DATA)
+            return stacking.summed(jnp.where(mine, leaf[jnp.clip(here, 0, held - 1)], 0))
 
         return jax.tree.map(pick, data)
 
