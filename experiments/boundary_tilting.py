@@ -105,7 +105,7 @@ def analyse(attack: attacks.Attack, variables, points: data.Split) -> dict[str, 
 
     return {
         "attacked": attacked,
-        "accuracy": jnp.mean(jax.vmap(own)(places).argmax(-1) == labels),
+        "accuracy": jnp.mean(networks.predicted(jax.vmap(own)(places)) == labels),
         "displacement_angle": angle(moved, axis).mean(),
         "boundary_angle": angle(normals, axis).mean(),
         "share_outside": jnp.mean(outside(places[:half]) & outside(places[half:])),

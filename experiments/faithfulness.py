@@ -84,16 +84,21 @@ PRESETS = presets.extended(
 )
 
 
-def methods_of(run: Run, train: data.Split, test: data.Split) -> dict[str, gradients.Attribution]:
-    """The attributions of a run by name, the true mask last where it is known."""
+def methods_of(run: Run, train: data.Split, test: data.Split, signed: bool = False) -> dict[str, gradients.Attribution]:
+    """The attributions of a run by name, as rankings or with their signs; the true mask last where it is known."""
+    forms, pixels = (
+        (gradients.SIGNED, gradients.outputs.by_channel)
+        if signed
+        else (gradients.ATTRIBUTIONS, gradients.outputs.absolute)
+    )
     config, truth = run.config, run.dataset.truth
     images = data.scale(jnp.asarray(train.images[:500]))
     network = trained.network_of(config, run.dataset)
     fresh = networks.init(network, trained.key_of(config.seed, "untrained"), run.image_shape)
-    known = dict(gradients.ATTRIBUTIONS) | {
-        "expected_gradients": gradients.expected_gradients(images),
-        "gradient_untrained": controls.of_network(gradients.gradient, networks.logits_fn(network, fresh)),
-        "gradient_elsewhere": controls.of_another_image(gradients.gradient, images),
+    known = dict(forms) | {
+        "expected_gradients": gradients.expected_gradients(images, pixels=pixels),
+        "gradient_untrained": controls.of_network(forms["gradient"], networks.logits_fn(network, fresh)),
+        "gradient_elsewhere": controls.of_another_image(forms["gradient"], images),
     }
     if truth is not None and truth.mask is not None:
         whole = trained.used(run, train)
@@ -115,13 +120,13 @@ def measure(run: Run) -> experiment.Arrays:
     config = replace(run.config, attributions=attributions_of(run.config, run.dataset))
     run = run._replace(config=config)
     splits = subsets(config, run.dataset)
-    methods = methods_of(run, *splits)
+    methods, signed = (methods_of(run, *splits, signed=form) for form in (False, True))
     recipes, network = roar_kar.recipes_of(config), trained.network_of(config, run.dataset)
     variables = trained.train_networks(run, recipes, splits[0])
     found = roar_kar.retrained_of(run, recipes, network, variables, splits, methods)
     found |= evaluated.hits_of(run, recipes, variables, splits[1], trained.key_of(config.seed, "faithfulness"))
     found |= masks_alone(run, network, stacking.replica(variables, 0), splits, methods)
-    return found | measured_of(run, recipes, network, variables, splits[1], methods)
+    return found | measured_of(run, recipes, network, variables, splits[1], methods, signed)
 
 
 def masks_alone(run: Run, network, variables, splits: Sequence[data.Split], methods) -> experiment.Arrays:
@@ -140,8 +145,11 @@ def masks_alone(run: Run, network, variables, splits: Sequence[data.Split], meth
     return {"masks": np.array(list(hits)), "mask_hits": np.stack(list(hits.values()))}
 
 
-def measured_of(run: Run, recipes, network, variables, test: data.Split, methods) -> experiment.Arrays:
-    """The measures that need no retraining, and some maps for the gallery; one network after another is kept."""
+def measured_of(run: Run, recipes, network, variables, test: data.Split, methods, signed) -> experiment.Arrays:
+    """The measures that need no retraining, and some maps for the gallery; one network after another is kept.
+
+    Infidelity is that of attributions with their signs.
+    """
     config, shape = run.config, run.image_shape
     some = data.Split(*(leaf[: config.measured_examples] for leaf in test))
     fresh = networks.init(network, trained.key_of(config.seed, "randomised"), shape)
@@ -160,7 +168,7 @@ def measured_of(run: Run, recipes, network, variables, test: data.Split, methods
                 "road": faithfulness.road(one, own, image, label, values).score,
                 "deletion": game.deletion,
                 "insertion": game.insertion,
-                "infidelity": faithfulness.infidelity(one, own, image, values),
+                "infidelity": faithfulness.infidelity(one, own, image, signed[name](one, own, image)),
                 "sensitivity": faithfulness.max_sensitivity(
                     one, own, image, attribution, samples=config.sensitivity_samples
                 ),

@@ -2,6 +2,7 @@
 
 Families, in the order in which data passes; each imports only from those before it:
 
+    backend       what XLA is told before JAX starts, so that its numbers are right
     intervals     95% confidence intervals that keep their word for few values
     stacking      many networks, examples and devices at once: the one place that maps over all three
     data          labelled images: digits, rendered shapes, TFDS sets, files, the two-Gaussian toy
@@ -13,20 +14,26 @@ Families, in the order in which data passes; each imports only from those before
     faithfulness  retraining (ROAR, KAR), imputation (ROAD), deletion, infidelity, agreement with a mask
     runs          run directories, checkpoints, trained networks, sets that a run's generator makes
 
-A family is imported when it is first named, so that `import robgrad` costs next to nothing. The one call that says how
-robust a network is stands here, too: `robgrad.robust_accuracy` is `attacks.robust_accuracy`.
+A family is imported when it is first named, so that `import robgrad` costs next to nothing; import it before JAX first
+computes, since with jaxlib 0.10.2 it switches off what gives wrong numbers on a CPU (see `backend`). The one call that
+says how robust a network is stands here, too: `robgrad.robust_accuracy` is `attacks.robust_accuracy`.
 """
 
 import importlib
 from typing import TYPE_CHECKING
 
+from robgrad import backend
+
 if TYPE_CHECKING:
     from robgrad import attacks, data, faithfulness, gradients, intervals, manifolds, networks, runs, stacking, training
     from robgrad.attacks import robust_accuracy as robust_accuracy
 
+backend.set_safe_flags()
+
 __version__ = "0.2.0"
 __all__ = [
     "attacks",
+    "backend",
     "data",
     "faithfulness",
     "gradients",

@@ -1,8 +1,10 @@
 """Library calls refuse in one clear line what would be silent nonsense, or take it where it means something."""
 
 import doctest
+import inspect
 
 import equinox
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -225,3 +227,221 @@ def test_a_network_in_nnx_trains_and_is_retrained():
     assert doctest.testmod(nnx_module).failed == 0
     with pytest.raises(ValueError, match=r"got the NNX module Net.* give networks\.of_nnx"):
         networks.of_module(Net(nnx.Rngs(0)))
+
+
+def accuracies(images=SPLIT.images, labels=SPLIT.labels, epsilon=0.1, step_size=0.1, pixel_range=None):
+    options = {} if pixel_range is None else {"pixel_range": pixel_range}
+    attack = attacks.pgd("linf", attacks.cross_entropy, 2, **options)
+    stack = stacking.stack([networks.init(NETWORK, KEY, (4, 4, 1))])
+    return training.accuracies(NETWORK, attack, stacking.device_mesh(1, 6))(
+        stack, data_sets.Split(images, labels), KEY, epsilon, step_size
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"labels": SPLIT.labels + 1}, r"expected labels in 0..2, as many as the network has logits, got 1..3"),
+        ({"labels": np.eye(3, dtype=int)[SPLIT.labels]}, "expected one integer label for each of 6 images"),
+        ({"images": SPLIT.images + 200}, "got values from 200 to 200; rescale them"),
+        ({"images": np.full((6, 4, 4, 1), 200.0), "pixel_range": (0.0, 1.0)}, r"expected pixels in \[0, 1\], got 200"),
+        ({"images": np.zeros((6, 3, 8, 8), np.float32)}, r"looks like \[N, C, H, W\]; use images.transpose"),
+        ({"epsilon": np.ones(5)}, r"expected epsilon as a number or one for each of 6 images, got shape \[5\]"),
+        ({"epsilon": [0.1]}, r"got shape \[1\]"),
+        ({"epsilon": np.uint8(1)}, "expected epsilon as a floating-point number in pixel units, got uint8"),
+        ({"step_size": -1.0}, "expected step_size >= 0"),
+    ],
+)
+def test_accuracies(changed, message):
+    with pytest.raises(ValueError, match=message):
+        accuracies(**changed)
+
+
+def test_what_accuracies_take():
+    """Labels of one column, radii one an image; images in [0, 1] where [-1, 1] is meant are said."""
+    np.testing.assert_array_equal(accuracies(), accuracies(labels=SPLIT.labels[:, None]))
+    np.testing.assert_array_equal(accuracies(), accuracies(epsilon=np.full(6, 0.1)))
+    with pytest.warns(UserWarning, match=r"all pixels lie in \[0, 1\]"):
+        accuracies(images=np.linspace(0, 1, 96, dtype=np.float32).reshape(6, 4, 4, 1))
+    found = attacks.robust_accuracy(
+        linear, np.linspace(0, 1, 96).reshape(6, 4, 4, 1), SPLIT.labels, epsilon=0.01, version="short"
+    )
+    assert any("all pixels lie in [0, 1]" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"image": IMAGE + 200}, r"expected pixels in \[-1, 1\], got 200 to 200; rescale them"),
+        ({"image": IMAGE + jnp.nan}, "expected finite pixels"),
+        ({"epsilon": np.uint8(1)}, "got uint8; give a float"),
+        ({"label": (1, 3)}, r"expected a label in 0..2"),
+        ({"epsilon": np.ones(1)}, r"got shape \[1\]"),
+    ],
+)
+def test_attacks_mapped_over_images(changed, message):
+    """Values are known within vmap, too."""
+    given = {"image": IMAGE, "label": 1, "epsilon": 0.5} | changed
+    for build in (ATTACK, attacks.ATTACKS["apgd"]("l2", attacks.cross_entropy, 2)):
+        with pytest.raises(ValueError, match=message):
+            jax.vmap(lambda image, b=build: attack(b, image=image, label=given["label"], epsilon=given["epsilon"]))(
+                given["image"][None]
+            )
+    # Within jit they are not: an image beyond the range is of no class from then on.
+    if "200" in message:
+        assert jnp.isnan(jax.jit(lambda image: attack(image=image))(given["image"])).all()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"batch": 0}, "expected at least 1 image in a batch, got 0"),
+        ({"epsilon": np.ones(1)}, r"one for each of 2 images, got shape \[1\]"),
+        ({"epsilon": []}, "expected a radius or several, got none"),
+        ({"pixel_range": (1.0, 0.0)}, "with low < high"),
+        ({"pixel_range": ((0.0, 0.0), (1.0, 1.0))}, r"of an image of shape \[4, 4, 1\]"),
+        ({"target": [0, 3]}, r"expected targets in 0..2"),
+        ({"target": [0, 1]}, "expected targets other than the labels, got 2 that are equal"),
+    ],
+)
+def test_robust_accuracy(changed, message):
+    given = {"epsilon": 0.1, "version": "short", "pixel_range": (0.0, 1.0)} | changed
+    with pytest.raises(ValueError, match=message):
+        attacks.robust_accuracy(linear, jnp.zeros((2, 4, 4, 1)), [0, 1], **given)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"percentiles": ()}, "expected a list of percentiles"),
+        ({"percentiles": 50.0}, "expected a list of percentiles"),
+        ({"percentiles": (1.0,)}, "expected a share that removes some of 16 pixels and leaves some, got 0.01"),
+        ({"attribution": lambda key, f, image: image}, r"expected a map of one value a pixel, of shape \[4, 4\]"),
+        (
+            {"test": of(images=np.zeros((6, 5, 5, 1), np.float32))},
+            r"training images' size, got \[4, 4, 1\] and \[5, 5, 1\]",
+        ),
+        ({"train": of(images=np.zeros((6, 3, 8, 8), np.float32))}, r"train: .* looks like \[N, C, H, W\]"),
+        (
+            {"classes": 1, "train": of(labels=SPLIT.labels * 0), "test": of(labels=SPLIT.labels * 0)},
+            "at least 2 classes",
+        ),
+    ],
+)
+def test_retraining_of_odd_maps_and_sets(changed, message):
+    given = {"network": linear, "attribution": lambda key, f, image: image[..., 0], "train": SPLIT, "test": SPLIT}
+    if message.startswith("expected a map"):
+        given["train"] = given["test"] = of(images=np.zeros((6, 4, 4, 3), np.float32))
+        given["network"] = lambda image: linear(image[..., :1])
+    given |= {"model": NETWORK, "percentiles": (50.0,), "seeds": 1, "epochs": 1, "batch_size": 2, "classes": 3}
+    with pytest.raises(ValueError, match=message):
+        faithfulness.roar(**given | changed)
+
+
+def test_measures_of_odd_maps():
+    with pytest.raises(ValueError, match=r"expected a map of one value a pixel, of shape \[4, 4\], got \[4, 4, 3\]"):
+        faithfulness.road(KEY, linear, IMAGE, 0, jnp.zeros((4, 4, 3)))
+    with pytest.raises(ValueError, match="expected a share that removes some of 16 pixels"):
+        faithfulness.road(KEY, linear, IMAGE, 0, jnp.zeros((4, 4)), shares=(0.01,))
+    with pytest.raises(ValueError, match="expected a list of shares of pixels between 0 and 1"):
+        faithfulness.road(KEY, linear, IMAGE, 0, jnp.zeros((4, 4)), shares=())
+    with pytest.raises(ValueError, match=r"expected a mask of shape \[4, 4\], got \[4, 5\]"):
+        faithfulness.agreement(KEY, jnp.zeros((4, 4)), jnp.zeros((4, 5)))
+    with pytest.raises(ValueError, match="expected baseline as a number, a colour"):
+        gradients.integrated_gradients(jnp.zeros((4, 5)))(KEY, linear, IMAGE)
+    with pytest.raises(ValueError, match="expected two maps of one shape"):
+        faithfulness.rank_correlation(jnp.zeros((4, 4)), jnp.zeros((4, 5)))
+    with pytest.raises(ValueError, match=r"looks like \[N, C, H, W\]"):
+        manifolds.fit_pca(np.zeros((9, 3, 8, 8), np.float32), 2)
+    with pytest.raises(ValueError, match="which says its norm, got function"):
+        manifolds.off_manifold(attacks.no_attack, PLANE)
+
+
+def habits(name, sense):
+    """A linen network whose switch between training and evaluation has a name and a sense, without a default."""
+
+    def call(self, images, **given):
+        training_now = given[name] is sense
+        images = nn.BatchNorm(use_running_average=not training_now, momentum=0.5)(images)
+        hidden = nn.Dropout(0.5, deterministic=not training_now)(images.reshape(len(images), -1))
+        return nn.Dense(3)(hidden)
+
+    parameter = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY)
+    own = [inspect.Parameter(one, inspect.Parameter.POSITIONAL_OR_KEYWORD) for one in ("self", "images")]
+    call.__signature__ = inspect.Signature([*own, parameter])
+    return type("Net", (nn.Module,), {"__call__": nn.compact(call)})()
+
+
+@pytest.mark.parametrize(("name", "sense"), networks.network.FLAGS.items())
+def test_linen_networks_of_other_habits_train(name, sense):
+    """Statistics move, dropout draws anew each step, and evaluation draws nothing."""
+    network = habits(name, sense)
+    step = training.classifier_step(network, attacks.no_attack)
+    start = stacking.stack([training.init_classifier(network, (4, 4, 1), KEY)])
+    begun = jax.device_get(start.variables)
+    options = {"mesh": stacking.device_mesh(1, 2), "batch_size": 2, "epochs": 1}
+    images = GENERATOR.uniform(-1, 1, (6, 4, 4, 1))
+    trained = jax.device_get(training.fit(step, start, training.StepSizes(), of(images=images), **options).variables)
+    assert not np.array_equal(
+        trained["batch_stats"]["BatchNorm_0"]["mean"], begun["batch_stats"]["BatchNorm_0"]["mean"]
+    )
+    assert not np.array_equal(trained["streams"], begun["streams"])
+    one = networks.logits_fn(network, stacking.replica(trained, 0))
+    np.testing.assert_array_equal(one(IMAGE), one(IMAGE))
+
+
+GENERATOR = np.random.default_rng(0)
+
+
+class Odd(nn.Module):
+    @nn.compact
+    def __call__(self, images, mode):
+        return nn.Dense(3)(images.reshape(len(images), -1))
+
+
+class Silent(nn.Module):
+    @nn.compact
+    def __call__(self, images, *, training=False):
+        images = nn.BatchNorm(use_running_average=True)(images)
+        return nn.Dense(3)(images.reshape(len(images), -1))
+
+
+class Restless(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        images = nn.BatchNorm(use_running_average=False)(images)
+        return nn.Dense(3)(images.reshape(len(images), -1))
+
+
+def test_linen_networks_that_cannot_be_meant():
+    with pytest.raises(ValueError, match=r"Odd: expected a call of images .* got the parameter 'mode'"):
+        networks.of_module(Odd())
+    with pytest.raises(ValueError, match="Restless: expected a module that changes nothing"):
+        networks.init(Restless(), KEY, (4, 4, 1))
+    step = training.classifier_step(Silent(), attacks.no_attack)
+    start = stacking.stack([training.init_classifier(Silent(), (4, 4, 1), KEY)])
+    with pytest.warns(UserWarning, match="batch_stats have not moved in training"):
+        training.fit(step, start, training.StepSizes(), SPLIT, mesh=stacking.device_mesh(1, 2), batch_size=2, epochs=1)
+
+
+def test_an_nnx_module_in_training_mode_is_told_what_to_do():
+    module = Net(nnx.Rngs(0))
+    one = lambda image: module(image[None])[0]  # noqa: E731
+    calls = [
+        lambda: attack(logits_fn=one),
+        lambda: gradients.gradient(KEY, one, IMAGE),
+        lambda: attacks.robust_accuracy(module, SPLIT.images, SPLIT.labels, epsilon=0.1),
+        lambda: gradients.analyser(one, PLANE)(SPLIT.images, SPLIT.labels),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=r"call module\.eval\(\) first"):
+            call()
+    module.eval()
+    assert attack(logits_fn=one).shape == IMAGE.shape
+
+
+def test_losses_that_so_few_classes_leave_undefined_say_so():
+    with pytest.warns(UserWarning, match="the loss dlr is undefined for 2 classes"):
+        attacks.dlr(jnp.zeros(2), 0)
+    with pytest.warns(UserWarning, match="the loss targeted_dlr is undefined for 3 classes"):
+        attacks.targeted_dlr(jnp.zeros(3), (0, 1))

@@ -67,15 +67,58 @@ def test_training_goes_on_from_a_checkpoint_to_the_bit(stopped, data, whole):
         equal(fit(states, data), whole)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "deleted", "all"])
+@pytest.mark.parametrize("damage", ["truncated", "deleted", "flipped", "all"])
 def test_a_damaged_checkpoint_is_said_and_passed_over(stopped, data, whole, damage, capsys):
     for step in (6, 9) if damage == "all" else (9,):
         for path in [path for path in (stopped / str(step)).rglob("*") if path.is_file() and path.stat().st_size > 200]:
-            path.unlink() if damage == "deleted" else path.write_bytes(path.read_bytes()[:100])
+            if damage == "deleted":
+                path.unlink()
+            else:
+                path.write_bytes(flipped(path.read_bytes()) if damage == "flipped" else path.read_bytes()[:100])
     with runs.states_of(stopped, start()) as (states, save):
         assert states.step.tolist() == [0, 0] if damage == "all" else [6, 6]
         equal(fit(states, data, checkpoints=training.Checkpoints(save, steps=3)), whole)
-    assert f"{stopped / '9'}: cannot be read" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert any(f"{stopped / '9'}: {what}" in said for what in ("cannot be read", "its values are not those"))
+
+
+def flipped(contents, count=400):
+    """A file with bytes changed at random places, its beginning and end left alone."""
+    changed, generator = bytearray(contents), np.random.default_rng(0)
+    for place in generator.integers(len(changed) // 4, 3 * len(changed) // 4, count):
+        changed[place] ^= int(generator.integers(1, 256))
+    return bytes(changed)
+
+
+def test_flipped_bytes_of_networks_and_measurements_are_noticed(tmp_path):
+    """Each file of a stack of networks in turn: what loads is what was saved."""
+    about = {"kind": "classifier", "network": "paper", "image_shape": [8, 8, 1], "classes": 10}
+    about["networks"] = [{"network": "standard"}, {"network": "l2-xent-1"}]
+    whole = start().variables
+    runs.save_stack(tmp_path / "whole", whole, about)
+    noticed = 0
+    files = [path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*") if path.is_file()]
+    for number, file in enumerate(files):
+        copy = tmp_path / f"copy-{number}"
+        shutil.copytree(tmp_path / "whole", copy)
+        (copy / file).write_bytes(flipped((copy / file).read_bytes()) if (copy / file).stat().st_size else b"x")
+        try:
+            loaded = runs.load_classifiers(copy).variables
+        except runs.DamagedError:
+            noticed += 1
+        else:
+            jax.tree.map(np.testing.assert_array_equal, loaded, whole)
+    assert noticed >= 2
+    arrays = {"hits": np.arange(300) % 2 == 0, "distance": np.random.default_rng(0).normal(size=(30, 20))}
+    runs.write_arrays(tmp_path / "measurements.npz", arrays)
+    contents = (tmp_path / "measurements.npz").read_bytes()
+    generator = np.random.default_rng(1)
+    for _ in range(300):
+        changed = bytearray(contents)
+        changed[generator.integers(len(changed))] ^= int(generator.integers(1, 256))
+        (tmp_path / "measurements.npz").write_bytes(bytes(changed))
+        found = runs.read_arrays(tmp_path / "measurements.npz")
+        assert found is None or all(np.array_equal(found[name], values) for name, values in arrays.items())
 
 
 def test_saving_copies_what_training_gives_away(tmp_path, data, whole):

@@ -1,6 +1,7 @@
 """Digits against scikit-learn, TFDS sets against their published sizes, the toy's moments, and what is refused."""
 
 import os
+import types
 
 import jax
 import numpy as np
@@ -136,18 +137,32 @@ MNIST = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
 
 
 def test_decoded_sets_are_cached(tmp_path):
-    """The cache is read in place of the source, written whole, and kept out of directories marked read-only."""
+    """The cache is read in place of the source, written whole, and kept out of directories marked read-only.
+
+    One of another set, of another version or without a word on what it is of is not believed, nor is a damaged one.
+    """
     split = data_sets.Split(np.arange(32, dtype=np.uint8).reshape(2, 4, 4, 1), np.array([1, 0], np.int32))
-    assert tfds._write(tmp_path / "set" / "1.0.0" / "robgrad-train.npz", split)
+
+    class Info:
+        full_name, splits = "set/1.0.0", {"train": types.SimpleNamespace(num_examples=2)}
 
     class Builder:
-        data_path = tmp_path / "set" / "1.0.0"
+        data_path, info = tmp_path / "set" / "1.0.0", Info
 
+    assert tfds._write(Builder.data_path / "robgrad-train.npz", split, tfds._source(Builder, "train"))
     cached = tfds._decoded(Builder, "train", "image", "label")
     np.testing.assert_array_equal(cached.images, split.images)
     (tmp_path / "set" / "1.0.0").chmod(0o555)
-    assert not tfds._write(tmp_path / "set" / "1.0.0" / "robgrad-test.npz", split)
+    assert not tfds._write(tmp_path / "set" / "1.0.0" / "robgrad-test.npz", split, "")
     (tmp_path / "set" / "1.0.0").chmod(0o755)
-    (Builder.data_path / "robgrad-train.npz").write_bytes(b"PK truncated")
-    with pytest.raises(data_sets.DataError, match="cannot read split 'train'"):
-        tfds._decoded(Builder, "train", "image", "label")
+    whole = (Builder.data_path / "robgrad-train.npz").read_bytes()
+    flipped = bytearray(whole)
+    flipped[120] ^= 1  # Within the images.
+    np.savez(tmp_path / "silent.npz", images=split.images, labels=split.labels)
+    silent = (tmp_path / "silent.npz").read_bytes()
+    np.savez(tmp_path / "foreign.npz", images=split.images, labels=split.labels, source="other/1.0.0 train 2: ")
+    foreign = (tmp_path / "foreign.npz").read_bytes()
+    for damaged in (b"PK truncated", bytes(flipped), silent, foreign):
+        (Builder.data_path / "robgrad-train.npz").write_bytes(damaged)
+        with pytest.raises(data_sets.DataError, match="cannot read split 'train'"):
+            tfds._decoded(Builder, "train", "image", "label")

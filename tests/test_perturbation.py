@@ -98,9 +98,10 @@ def test_sensitivity_and_randomisation():
     found = faithfulness.max_sensitivity(KEY, linear, image, times, radius=0.03, samples=200)
     # At most by a tenth, of all pixels at once.
     assert 0.06 < found <= 0.1
-    other = lambda x: linear(-x[::-1])  # noqa: E731
+    other = lambda x: linear(x[::-1])  # noqa: E731
     assert faithfulness.randomisation(KEY, linear, linear, image, slope) == pytest.approx(1)
     assert faithfulness.randomisation(KEY, linear, other, image, slope) < 0.5
+    assert jnp.isnan(faithfulness.randomisation(KEY, linear, lambda x: 0 * linear(x), image, slope))
     shape = (8, 8, 1)
     picture = jax.random.normal(KEY, shape)
     wide = lambda x: jnp.stack([x.sum(), 0.0])  # noqa: E731

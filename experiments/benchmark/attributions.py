@@ -5,6 +5,7 @@
 `FILE` is an `.npz` of work as for the other contenders, with `many_images` and `removed` pixels.
 """
 
+import math
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -27,7 +28,7 @@ INTEGRATED, GRADIENTS, LIFT, LRP, ROAD = (
     *(f"integrated gradients, {STEPS} steps", f"{STEPS} gradients", "DeepLIFT", "LRP, epsilon", "ROAD's imputation"),
 )
 MADE = {
-    INTEGRATED: (gradients.integrated_gradients(steps=STEPS), STEPS),
+    INTEGRATED: (gradients.integrated_gradients(nodes=STEPS, tolerance=math.inf), STEPS),
     LIFT: (gradients.deep_lift(), 1),
     LRP: (gradients.lrp("epsilon"), 1),
 }

@@ -105,8 +105,8 @@ def analyser(config: AnalysedConfig, network, image_shape: Sequence[int], loss: 
         gradient = gradients.loss_gradient(own, image, loss=loss)
         said = {
             "gradient_norm": attacks.length(gradient),
-            "own": own(image).argmax() != own(attacked).argmax(),
-            "transfer": standard(image).argmax() != standard(attacked).argmax(),
+            "own": networks.predicted(own(image)) != networks.predicted(own(attacked)),
+            "transfer": networks.predicted(standard(image)) != networks.predicted(standard(attacked)),
             "attacked": attacked,
             "gradient": -gradients.loss_gradient(own, image),
         }

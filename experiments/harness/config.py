@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from robgrad import attacks, data, gradients, manifolds, networks, training
+from robgrad import attacks, data, faithfulness, gradients, manifolds, networks, training
 
 Preset = Mapping[str, Any]
 Presets = Mapping[str, Mapping[str, Preset]]
@@ -208,12 +208,26 @@ def _check_fits(config: Any, dataset: data.Dataset) -> None:
             f"--objective={config.objective}: its attack ascends a loss of its own, so that networks of several "
             f"--train_losses would be the same; give one of {', '.join(losses)}"
         )
+    for name in ("train_losses", "analysis_losses"):
+        undefined = [
+            one for one in getattr(config, name, ()) if len(dataset.classes) < attacks.LEAST_CLASSES.get(one, 0)
+        ]
+        if undefined:
+            raise ConfigError(
+                f"--{name}={undefined[0]}: expected a loss that is defined for the {len(dataset.classes)} classes of "
+                f"{dataset.name}; give cw, the margin that takes its place"
+            )
     if config.needs_masks and not data.marks.has_masks(dataset):
         raise ConfigError(
             f"--dataset={dataset.name}: expected a data set with masks of what matters: rendered shapes, or an .npz "
             "file with an array test_masks"
         )
     pixels = int(np.prod(dataset.train.images.shape[1:]))
+    for share in getattr(config, "percentiles", ()):
+        try:
+            faithfulness.checked_share(share / 100, int(np.prod(dataset.train.images.shape[1:3])))
+        except ValueError as error:
+            raise ConfigError(f"--percentiles={share:g}: {error}") from error
     _check_manifolds(config, dataset, pixels)
     layered = [name for name in getattr(config, "attributions", ()) if name in gradients.LAYERED]
     if layered and config.network != "paper":

@@ -8,24 +8,27 @@ from robgrad.attacks.auto_attack import WRONG, Evaluation, auto_attack, robust_a
 from robgrad.attacks.ensemble import VERSIONS, ensemble
 from robgrad.attacks.fab import fab
 from robgrad.attacks.losses import (
+    LEAST_CLASSES,
     LOSSES,
     Loss,
     cross_entropy,
     cw_margin,
     dlr,
     kl_divergence,
+    succeeded,
     targeted_dlr,
     targeted_margin,
 )
 from robgrad.attacks.named import ATTACKS
 from robgrad.attacks.norms import L2, LINF, NORMS, Norm, length, norm_named
-from robgrad.attacks.pgd import Attack, no_attack, pgd, pgd_restarts
+from robgrad.attacks.pgd import Attack, InBall, no_attack, pgd, pgd_restarts
 from robgrad.attacks.search import Goal, Search, as_attack
 from robgrad.attacks.square import square
 
 __all__ = [
     "ATTACKS",
     "L2",
+    "LEAST_CLASSES",
     "LINF",
     "LOSSES",
     "NORMS",
@@ -34,6 +37,7 @@ __all__ = [
     "Attack",
     "Evaluation",
     "Goal",
+    "InBall",
     "Loss",
     "Norm",
     "Search",
@@ -53,6 +57,7 @@ __all__ = [
     "pgd_restarts",
     "robust_accuracy",
     "square",
+    "succeeded",
     "targeted_dlr",
     "targeted_margin",
 ]

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from robgrad.attacks.losses import Loss, cross_entropy
-from robgrad.attacks.norms import Norm, norm_named
+from robgrad.attacks.norms import Norm, ascent, norm_named
 from robgrad.attacks.search import Goal, Search
 from robgrad.data import PIXEL_RANGE
+from robgrad.data.checks import Range, checked_count, checked_range, clipped
 
 # The paper's constants: first period, its decrease and least as shares of the steps; share of steps that must rise;
 # weight of the step against the momentum.
@@ -24,7 +25,7 @@ class Ascent(NamedTuple):
       point, before: the iterate and the one before it.
       gradient: of the loss at the iterate.
       best, best_gradient, best_loss: of the highest loss so far.
-      adversarial, fallen: the last misclassified iterate, and whether there was one.
+      adversarial, fallen: the last iterate that reaches the goal, and whether there was one.
       step_size: of the next step.
       loss: at the iterate.
       taken: steps taken; `since` the last checkpoint, `period` until the next.
@@ -57,13 +58,13 @@ def apgd(
     *,
     targeted: bool = False,
     samples: int = 1,
-    pixel_range: tuple[float, float] = PIXEL_RANGE,
+    pixel_range: Range = PIXEL_RANGE,
 ) -> Search:
     """Builds Auto-PGD: ascent with momentum from a random point of the sphere, starting with steps of 2 epsilon.
 
     At checkpoints, 0.22 of the steps after the start and then ever sooner, the step is halved and the search goes back
     to the best point, if fewer than 0.75 of the steps since have raised the loss, or neither the step size nor the
-    best loss has changed.
+    best loss has changed. A loss that is NaN counts as the lowest, and a gradient that is not finite moves nothing.
 
     Args:
       norm: norm of the ball.
@@ -71,23 +72,23 @@ def apgd(
       steps: number of steps, at least 1.
       targeted: whether the loss is told a class to aim at, `Goal.target`.
       samples: evaluations that a gradient is averaged over, for networks that are random.
-      pixel_range: smallest and largest value of a pixel.
+      pixel_range: smallest and largest value of a pixel; numbers, or one for each channel.
 
     Raises:
       ValueError: if there are no steps, or the norm is unknown.
     """
-    norm = norm_named(norm)
-    if steps < 1:
-        raise ValueError(f"expected at least 1 attack step, got {steps}")
+    norm, pixel_range = norm_named(norm), checked_range(pixel_range)
+    checked_count("attack step", steps)
+    checked_count("sample", samples)
     first, decrease, least = (max(int(share * steps), 1) for share in (FIRST, DECREASE, LEAST))
 
     evaluated = partial(_evaluated, loss, targeted, samples)
 
     def within(goal: Goal, point: Array) -> Array:
-        return jnp.clip(goal.image + norm.project(point - goal.image, goal.epsilon), *pixel_range)
+        return clipped(goal.image + norm.project(point - goal.image, goal.epsilon), pixel_range)
 
     def start(key: Array, goal: Goal) -> Ascent:
-        direction = norm.random_start(key, goal.image, jnp.ones(()))
+        direction = norm.random_start(key, goal.image, jnp.ones((), goal.image.dtype))
         length = norm.length(direction)
         point = within(goal, goal.image + goal.epsilon * direction / jnp.where(length > 0, length, 1.0))
         height, gradient, fallen = evaluated(goal, point)
@@ -99,10 +100,10 @@ def apgd(
 
     def step(goal: Goal, now: Ascent) -> Ascent:
         weight = jnp.where(now.taken > 0, WEIGHT, 1.0)
-        straight = within(goal, now.point + now.step_size * norm.ascent(now.gradient))
+        straight = within(goal, now.point + now.step_size * ascent(norm, now.gradient))
         carried = weight * (straight - now.point) + (1 - weight) * (now.point - now.before)
         point = within(goal, now.point + carried)
-        height, gradient, wrong = evaluated(goal, point)
+        height, gradient, reached = evaluated(goal, point)
         better = height > now.best_loss
         moved = now._replace(
             point=point,
@@ -111,8 +112,8 @@ def apgd(
             best=jnp.where(better, point, now.best),
             best_gradient=jnp.where(better, gradient, now.best_gradient),
             best_loss=jnp.where(better, height, now.best_loss),
-            adversarial=jnp.where(wrong, point, now.adversarial),
-            fallen=now.fallen | wrong,
+            adversarial=jnp.where(reached, point, now.adversarial),
+            fallen=now.fallen | reached,
             loss=height,
             taken=now.taken + 1,
             since=now.since + 1,
@@ -125,12 +126,12 @@ def apgd(
     def end(state: Ascent) -> tuple[Array, Array]:
         return jnp.where(state.fallen, state.adversarial, state.best), state.fallen
 
-    return Search(start, step, steps, end)
+    return Search(start, step, steps, end, norm, pixel_range)
 
 
 def _evaluated(loss: Loss, targeted: bool, samples: int, goal: Goal, point: Array):
-    """Loss at a point, its gradient as the mean of some evaluations, and whether the point is misclassified."""
-    label = (goal.label, goal.target) if targeted else goal.label
+    """Loss at a point, its gradient as the mean of some evaluations, and whether the point reaches the goal."""
+    label = (goal.true_label, goal.target) if targeted else goal.label
 
     def value(point: Array):
         logits = goal.logits_fn(point)
@@ -139,7 +140,7 @@ def _evaluated(loss: Loss, targeted: bool, samples: int, goal: Goal, point: Arra
     pairs = [jax.value_and_grad(value, has_aux=True)(point) for _ in range(samples)]
     (height, logits), _ = pairs[0]
     gradient = sum(slope for _, slope in pairs) / samples
-    return height, gradient, logits.argmax() != goal.label
+    return jnp.where(jnp.isnan(height), -jnp.inf, height), gradient, goal.reached(logits)
 
 
 def _checked(now: Ascent, decrease: int, least: int) -> Ascent:

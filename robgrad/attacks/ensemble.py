@@ -4,11 +4,12 @@ from typing import Any, NamedTuple
 
 from robgrad.attacks.apgd import apgd
 from robgrad.attacks.fab import fab
-from robgrad.attacks.losses import cross_entropy, cw_margin, dlr, targeted_dlr, targeted_margin
+from robgrad.attacks.losses import cross_entropy, cw_margin, dlr, targeted_dlr, targeted_margin, undefined
 from robgrad.attacks.norms import Norm
 from robgrad.attacks.search import Search
 from robgrad.attacks.square import square
 from robgrad.data import PIXEL_RANGE
+from robgrad.data.checks import Range
 
 VERSIONS = ("standard", "plus", "rand", "short")
 
@@ -23,14 +24,15 @@ class Part(NamedTuple):
 
 
 def ensemble(
-    version: str, norm: Norm | str, classes: int, pixel_range: tuple[float, float] = PIXEL_RANGE
+    version: str, norm: Norm | str, classes: int, pixel_range: Range = PIXEL_RANGE, targeted: bool = False
 ) -> tuple[list[Part], list[str]]:
     """The attacks of a version, in their order, and what had to be left out or replaced for so few classes.
 
     `standard`: APGD on the cross-entropy, targeted APGD on the DLR loss and targeted FAB, each at the 9 next classes,
     of 100 steps, Square of 5,000 queries. `plus`: APGD on both losses, five times each, FAB, Square, and the targeted
     ones. `rand`, for networks that are random: APGD on both losses, each gradient the mean of 20. `short`, for a first
-    look and no yardstick: APGD of 50 steps on the cross-entropy, and targeted at the 3 next classes.
+    look and no yardstick: APGD of 50 steps on the cross-entropy, and targeted at the 3 next classes. Where `targeted`,
+    labels are goals `(label, target)`: every part aims at the target alone, once where it would aim at several classes.
 
     Raises:
       ValueError: for another version, or one class.
@@ -41,12 +43,13 @@ def ensemble(
         raise ValueError(f"expected at least 2 classes, got {classes}")
     notes = []
     untargeted, towards = dlr, targeted_dlr
-    if classes < 3:
+    if classes < (4 if targeted else 3):
         untargeted = cw_margin
-        notes.append(f"the DLR loss is undefined for {classes} classes: the margin stands in for it")
+        notes.append(undefined("dlr", 4 if targeted else 3, classes))
     if classes < 4:
         towards = targeted_margin
-        notes.append(f"the targeted DLR loss is undefined for {classes} classes: the margin stands in for it")
+        notes.append(undefined("targeted_dlr", 4, classes))
+    most = 1 if targeted else classes - 1
     options: dict[str, Any] = {"pixel_range": pixel_range}
     if version == "rand":
         options["samples"] = 20
@@ -55,8 +58,8 @@ def ensemble(
     if version == "short":
         quick = apgd(norm, cross_entropy, 50, **options)
         aimed = apgd(norm, towards, 50, targeted=True, **options)
-        return [Part("apgd-ce", quick), *(Part("apgd-t", aimed, rank) for rank in range(min(classes - 1, 3)))], notes
-    ranks = range(min(classes - 1, 9))
+        return [Part("apgd-ce", quick), *(Part("apgd-t", aimed, rank) for rank in range(min(most, 3)))], notes
+    ranks = range(min(most, 9))
     aimed = apgd(norm, towards, targeted=True, **options)
     near = fab(norm, targeted=True, **options)
     by_target = [Part("apgd-t", aimed, rank) for rank in ranks], [Part("fab-t", near, rank) for rank in ranks]
@@ -68,4 +71,5 @@ def ensemble(
     several = {"apgd-ce": first, "apgd-dlr": second}
     again = [Part(name, one, restart=turn) for name, one in several.items() for turn in range(5)]
     # FAB starts at the image, so that a restart would be the same again.
-    return [*again, Part("fab", nearest), last, *by_target[0], *by_target[1]], notes
+    free = [] if targeted else [Part("fab", nearest)]
+    return [*again, *free, last, *by_target[0], *by_target[1]], notes

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from robgrad.attacks.losses import cw_margin
 from robgrad.attacks.norms import Norm, norm_named
 from robgrad.attacks.search import Goal, Search
 from robgrad.data import PIXEL_RANGE
+from robgrad.data.checks import Range, checked_count, checked_range, clipped
 
 # The paper's constants: largest pull back to the image, overshoot, step back once across.
 PULL, OVERSHOOT, BACK = 0.1, 1.05, 0.9
@@ -24,7 +26,7 @@ class Boundary(NamedTuple):
     epsilon: Array
 
 
-def to_hyperplane(norm: Norm, point: Array, normal: Array, gap: Array, pixel_range: tuple[float, float]) -> Array:
+def to_hyperplane(norm: Norm, point: Array, normal: Array, gap: Array, pixel_range: Range) -> Array:
     """The least z in a norm with normal . (point + z) = normal . point - gap and every pixel in its range.
 
     Where the range does not reach so far, the z that comes nearest. With a_i = |normal_i|, s_i = `norm.pace(a)_i` and
@@ -35,7 +37,8 @@ def to_hyperplane(norm: Norm, point: Array, normal: Array, gap: Array, pixel_ran
     direction = -jnp.sign(normal) * jnp.where(gap < 0, -1.0, 1.0)
     weights, want = jnp.abs(normal), jnp.abs(gap)
     pace = norm.pace(weights)
-    room = jnp.where(direction > 0, pixel_range[1] - point, jnp.where(direction < 0, point - pixel_range[0], 0.0))
+    low, high = (jnp.asarray(bound, point.dtype) for bound in pixel_range)
+    room = jnp.where(direction > 0, high - point, jnp.where(direction < 0, point - low, 0.0))
     room = jnp.maximum(room, 0.0)
     # Scaled, so that a certain network's gradient, whose squares underflow, does no harm.
     scale = jnp.max(weights)
@@ -57,7 +60,7 @@ def to_hyperplane(norm: Norm, point: Array, normal: Array, gap: Array, pixel_ran
         return (time > before) & (taken < _NEWTON_STEPS)
 
     # Most images need three or four; where the time no longer moves it never will.
-    start = (jnp.float32(-1.0), jnp.float32(0.0), jnp.int32(0))
+    start = (jnp.array(-1.0, want.dtype), jnp.array(0.0, want.dtype), jnp.int32(0))
     time = lax.while_loop(moving, newton, start)[1]
     return direction * jnp.minimum(time * pace, room)
 
@@ -67,14 +70,15 @@ def fab(
     steps: int = 100,
     *,
     targeted: bool = False,
-    pixel_range: tuple[float, float] = PIXEL_RANGE,
+    pixel_range: Range = PIXEL_RANGE,
 ) -> Search:
     """Builds FAB: each step goes to the nearest linearised boundary, pulled back towards the image.
 
     With d_1 the least step from the iterate to the hyperplane on which two logits' linearised difference vanishes and
     d_2 that from the image, the next iterate is (1 - a)(x + 1.05 d_1) + a (image + 1.05 d_2), a = |d_1| / (|d_1| +
     |d_2|), at most 0.1; once across, it goes back to 0.9 of its distance. Without `targeted` the boundary is the
-    nearest of all classes', which costs a gradient for each; with it that of the class `Goal.target`.
+    nearest of all classes', which costs a gradient for each; with it that of the class `Goal.target`; where the label
+    is a goal, that on which its target becomes the highest. A gradient that is not finite moves nothing.
 
     The search knows no radius: it has fallen where its least distance is at most epsilon. `end` gives the
     nearest adversarial image whatever its distance, the image itself if there was none.
@@ -82,12 +86,13 @@ def fab(
     Raises:
       ValueError: if there are no steps, or the norm is unknown.
     """
-    norm = norm_named(norm)
-    if steps < 1:
-        raise ValueError(f"expected at least 1 attack step, got {steps}")
+    norm, pixel_range = norm_named(norm), checked_range(pixel_range)
+    checked_count("attack step", steps)
 
     def nearest(goal: Goal, point: Array) -> tuple[Array, Array]:
         """Logit difference to the class whose linearised boundary is nearest, and its gradient."""
+        if isinstance(goal.label, tuple):
+            return jax.value_and_grad(lambda x: cw_margin(goal.logits_fn(x), goal.label))(point)
         if targeted:
             return jax.value_and_grad(lambda x: _difference(goal, x, goal.target))(point)
         classes = jax.eval_shape(goal.logits_fn, point).shape[0]
@@ -101,9 +106,9 @@ def fab(
 
     def start(key: Array, goal: Goal) -> Boundary:
         del key
-        wrong = goal.logits_fn(goal.image).argmax() != goal.label
-        distance = jnp.where(wrong, 0.0, jnp.inf)
-        return Boundary(goal.image, goal.image, distance, jnp.asarray(goal.epsilon))
+        reached = goal.reached(goal.logits_fn(goal.image))
+        distance = jnp.where(reached, 0.0, jnp.inf).astype(goal.image.dtype)
+        return Boundary(goal.image, goal.image, distance, jnp.asarray(goal.epsilon, goal.image.dtype))
 
     def step(goal: Goal, now: Boundary) -> Boundary:
         gap, gradient = nearest(goal, now.point)
@@ -114,8 +119,9 @@ def fab(
         one, other = (jnp.maximum(norm.length(way), 1e-8) for way in (own, clean))
         pull = jnp.minimum(one / (one + other), PULL)
         point = (1 - pull) * (now.point + OVERSHOOT * own) + pull * (goal.image + OVERSHOOT * clean)
-        point = jnp.clip(point, *pixel_range)
-        across = goal.logits_fn(point).argmax() != goal.label
+        known = jnp.isfinite(gap) & jnp.all(jnp.isfinite(gradient))
+        point = jnp.where(known, clipped(point, pixel_range), now.point)
+        across = goal.reached(goal.logits_fn(point))
         distance = norm.length(point - goal.image)
         nearer = across & (distance < now.distance)
         return now._replace(
@@ -127,10 +133,10 @@ def fab(
     def end(state: Boundary) -> tuple[Array, Array]:
         return state.adversarial, state.distance <= state.epsilon
 
-    return Search(start, step, steps, end)
+    return Search(start, step, steps, end, norm, pixel_range)
 
 
 def _difference(goal: Goal, point: Array, other: Array | int) -> Array:
     """Logit of another class less that of the label."""
     logits = goal.logits_fn(point)
-    return logits[other] - logits[goal.label]
+    return logits[other] - logits[goal.true_label]

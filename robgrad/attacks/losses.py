@@ -1,8 +1,10 @@
 """Losses of one example, `(logits [C], label) -> scalar`, shared by attacks, training and attributions.
 
-`vmap` makes batches of them. An attack ascends a loss; a network descends it.
+`vmap` makes batches of them. An attack ascends a loss; a network descends it. The label of an attack may be a goal
+`(label, target)`, two classes: then every loss in `LOSSES` is its targeted form, which rises towards the target.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,28 +12,46 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from robgrad.networks import predicted
+
 Loss = Callable[[Array, Any], Array]
 
 
-def cross_entropy(logits: Array, label: Array) -> Array:
+def succeeded(logits: Array, label: Any) -> Array:
+    """Whether an attack has reached its goal: another class than the label, or the target of a goal `(label, target)`.
+
+    Logits that are not finite are of no class: another than any label, and no target. What is neither a class nor a
+    goal, for instance the probabilities that TRADES' attack is given, cannot be reached.
+    """
+    if isinstance(label, tuple):
+        return predicted(logits) == label[1]
+    return predicted(logits) != label if jnp.ndim(label) == 0 else jnp.array(False)
+
+
+def cross_entropy(logits: Array, label: Any) -> Array:
     """Cross-entropy of the softmax, -log p_y, for logits `[C]` of any scale and an integer label.
 
     Computed as softplus(logsumexp_{j != y} z_j - z_y), which equals the textbook form but keeps the
     derivative exact where the network is certain: there softmax_y rounds to 1, so 1 - softmax_y, the
     share of the true logit in the gradient, is lost to cancellation in single precision.
+    Of a goal `(y, t)` it is log p_t.
     """
+    if isinstance(label, tuple):
+        return -cross_entropy(logits, label[1])
     others = jax.nn.logsumexp(_without(logits, label))
     return jax.nn.softplus(others - logits[label])
 
 
-def cw_margin(logits: Array, label: Array, *, bound: float = jnp.inf, zero_mask: bool = False) -> Array:
+def cw_margin(logits: Array, label: Any, *, bound: float = jnp.inf, zero_mask: bool = False) -> Array:
     """Margin by which the network errs, max_{j != y} z_j - z_y; positive where it is wrong.
 
     The loss of Carlini and Wagner (2017). Where `bound` is finite it stops gaining there, as the paper
     has it for training at 500; unbounded, an attack goes on to the end of its ball.
     `zero_mask` is the paper's own margin: the true logit is set to 0 instead of left out, which differs
-    where all other logits are negative.
+    where all other logits are negative. Of a goal `(y, t)` it is z_t - max_{j != t} z_j.
     """
+    if isinstance(label, tuple):
+        return jnp.minimum(-cw_margin(logits, label[1], zero_mask=zero_mask), bound)
     others = logits.at[label].set(0.0) if zero_mask else _without(logits, label)
     return jnp.minimum(jnp.max(others) - logits[label], bound)
 
@@ -49,12 +69,17 @@ def kl_divergence(logits: Array, probabilities: Array) -> Array:
     return jnp.sum(jax.scipy.special.xlogy(probabilities, probabilities) - probabilities * logs)
 
 
-def dlr(logits: Array, label: Array) -> Array:
+def dlr(logits: Array, label: Any) -> Array:
     """Difference of logits ratio, (max_{j != y} z_j - z_y) / (z_(1) - z_(3)), z_(k) the k-th largest.
 
     Croce and Hein (2020), equation 6: unlike the cross-entropy it does not change with the logits' scale or shift.
-    Undefined below three classes.
+    Undefined below three classes, where `cw_margin` takes its place with a warning. Of a goal it is `targeted_dlr`.
     """
+    if isinstance(label, tuple):
+        return targeted_dlr(logits, label)
+    if logits.shape[-1] < 3:
+        warnings.warn(undefined("dlr", 3, logits.shape[-1]), stacklevel=2)
+        return cw_margin(logits, label)
     ordered = jnp.sort(logits)
     return cw_margin(logits, label) / (ordered[-1] - ordered[-3] + 1e-12)
 
@@ -62,10 +87,18 @@ def dlr(logits: Array, label: Array) -> Array:
 def targeted_dlr(logits: Array, goal: tuple[Array, Array]) -> Array:
     """(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2) for a goal `(y, t)`; Croce and Hein (2020), equation 7.
 
-    Undefined below four classes.
+    Undefined below four classes, where `targeted_margin` takes its place with a warning.
     """
+    if logits.shape[-1] < 4:
+        warnings.warn(undefined("targeted_dlr", 4, logits.shape[-1]), stacklevel=2)
+        return targeted_margin(logits, goal)
     ordered = jnp.sort(logits)
     return targeted_margin(logits, goal) / (ordered[-1] - (ordered[-3] + ordered[-4]) / 2 + 1e-12)
+
+
+def undefined(loss: str, least: int, classes: int) -> str:
+    """What is said of a loss that so few classes leave undefined."""
+    return f"the loss {loss} is undefined for {classes} classes (it needs {least}): the margin stands in for it"
 
 
 def targeted_margin(logits: Array, goal: tuple[Array, Array]) -> Array:
@@ -74,4 +107,6 @@ def targeted_margin(logits: Array, goal: tuple[Array, Array]) -> Array:
     return logits[target] - logits[label]
 
 
+# Classes below which a loss is undefined.
+LEAST_CLASSES = {"dlr": 3}
 LOSSES: dict[str, Loss] = {"xent": cross_entropy, "cw": cw_margin, "dlr": dlr}

@@ -5,6 +5,7 @@ that no change of numbers compiles anything anew.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,13 +13,43 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from robgrad.attacks.losses import Loss
-from robgrad.attacks.norms import Norm, norm_named
+from robgrad.attacks.losses import Loss, succeeded
+from robgrad.attacks.norms import Norm, ascent, ended, norm_named
 from robgrad.data import PIXEL_RANGE
-from robgrad.data.images import checked_example
+from robgrad.data.checks import (
+    Range,
+    checked_count,
+    checked_example,
+    checked_numbers,
+    checked_range,
+    clipped,
+    within_range,
+)
 from robgrad.networks import LogitsFn
 
 Attack = Callable[[Array, LogitsFn, Array, Any, Array, Array], Array]
+
+
+@dataclass(frozen=True)
+class InBall:
+    """An attack that ends inside its ball and pixel range, and says which: what all builders of attacks here make.
+
+    Attributes:
+      run: `(key, logits_fn, image, label, epsilon, step_size)` to a point; what it is given has been checked.
+      norm: of the ball.
+      pixel_range: smallest and largest value of a pixel, numbers or one for each channel.
+    """
+
+    run: Attack
+    norm: Norm
+    pixel_range: Range = PIXEL_RANGE
+
+    def __call__(self, key, logits_fn, image, label, epsilon, step_size):
+        """The attacked image: the point that the attack reaches, rounded into ball and range; see `pgd`."""
+        image = within_range(checked_example(logits_fn, image, label), self.pixel_range)
+        epsilon, step_size = checked_numbers(image.dtype, epsilon=epsilon, step_size=step_size)
+        point = self.run(key, logits_fn, image, label, epsilon, step_size)
+        return ended(self.norm, image, point, epsilon, self.pixel_range)
 
 
 def pgd(
@@ -27,13 +58,13 @@ def pgd(
     steps: int,
     *,
     random_start: bool = False,
-    pixel_range: tuple[float, float] = PIXEL_RANGE,
-) -> Attack:
+    pixel_range: Range = PIXEL_RANGE,
+) -> InBall:
     """Builds projected gradient ascent of a loss in a ball around the image (Madry et al., 2018).
 
     Each step moves by `step_size` along the norm's direction of steepest ascent, projects the
     perturbation onto the ball of radius `epsilon`, and clips the pixels to their range. A step may be
-    longer than the ball is wide.
+    longer than the ball is wide. Where the gradient is not finite the image stays where it is.
 
     Args:
       norm: `L2`, `LINF`, another `Norm`, or the name of one in `NORMS`.
@@ -41,38 +72,35 @@ def pgd(
         clean prediction's probabilities.
       steps: number of steps, at least 1.
       random_start: start at a uniform point of the ball instead of at the image.
-      pixel_range: smallest and largest value of a pixel.
+      pixel_range: smallest and largest value of a pixel; numbers, or one for each channel.
 
     Returns:
       `attack(key, logits_fn, image, label, epsilon, step_size)` to the attacked image, for one image of
-      any shape; `epsilon` and `step_size` are scalars in pixel units. Where the gradient is zero, or
-      `epsilon` is, the image comes back unchanged. It raises `DataError` or `ValueError` in one line for what it
-      cannot mean; values are looked at where they are known, not within `jit` and `vmap`.
+      any shape; `epsilon` and `step_size` are scalars in pixel units. A label `(label, target)` is a goal: the attack
+      leads to the target. Where the gradient is zero, or `epsilon` is, the image comes back unchanged; no pixel leaves
+      ball or range, also in double precision. It raises `DataError` or `ValueError` in one line for what it cannot
+      mean; values are looked at where they are known, not within `jit`.
 
     Raises:
       ValueError: if `steps` is below 1, the pixel range is empty or the norm is unknown.
     """
-    norm = norm_named(norm)
-    if steps < 1:
-        raise ValueError(f"expected at least 1 attack step, got {steps}")
-    if not pixel_range[0] < pixel_range[1]:
-        raise ValueError(f"expected a pixel range (low, high) with low < high, got {pixel_range}")
+    norm, pixel_range = norm_named(norm), checked_range(pixel_range)
+    checked_count("attack step", steps)
 
     def attack(key, logits_fn, image, label, epsilon, step_size):
-        image = checked_example(logits_fn, image, label, epsilon=epsilon, step_size=step_size)
         gradient = jax.grad(lambda x: loss(logits_fn(x), label))
 
         def within(perturbation):
-            return jnp.clip(image + norm.project(perturbation, epsilon), *pixel_range)
+            return clipped(image + norm.project(perturbation, epsilon), pixel_range)
 
         def step(_, attacked):
-            moved = attacked + step_size * norm.ascent(gradient(attacked))
+            moved = attacked + step_size * ascent(norm, gradient(attacked))
             return within(moved - image)
 
         start = within(norm.random_start(key, image, epsilon)) if random_start else image
         return lax.fori_loop(0, steps, step, start)
 
-    return attack
+    return InBall(attack, norm, pixel_range)
 
 
 def pgd_restarts(
@@ -81,12 +109,13 @@ def pgd_restarts(
     steps: int,
     *,
     restarts: int = 5,
-    pixel_range: tuple[float, float] = PIXEL_RANGE,
-) -> Attack:
+    pixel_range: Range = PIXEL_RANGE,
+) -> InBall:
     """Builds `pgd` from the image and from random points of the ball, which keeps each image's worst.
 
     Of `restarts` attacks, the first from the image itself, the one whose end has the highest loss counts; an end
-    that the network classifies wrong comes before every one that it does not, where the label is a class.
+    that reaches the goal, another class than the label or the target of a goal `(label, target)`, comes before every
+    one that does not.
 
     Args:
       norm, loss, steps, pixel_range: as for `pgd`.
@@ -95,32 +124,32 @@ def pgd_restarts(
     Raises:
       ValueError: as `pgd`, and if `restarts` is below 1.
     """
-    if restarts < 1:
-        raise ValueError(f"expected at least 1 restart, got {restarts}")
+    checked_count("restart", restarts)
     first = pgd(norm, loss, steps, pixel_range=pixel_range)
     again = pgd(norm, loss, steps, random_start=True, pixel_range=pixel_range)
 
     def attack(key, logits_fn, image, label, epsilon, step_size):
         def rank(attacked):
-            logits = logits_fn(attacked)
-            wrong = logits.argmax() != label if jnp.ndim(label) == 0 else jnp.array(False)
-            return wrong, loss(logits, label)
+            # Of the point as it will be given back.
+            logits = logits_fn(ended(first.norm, image, attacked, epsilon, first.pixel_range))
+            height = loss(logits, label)
+            return succeeded(logits, label), jnp.where(jnp.isnan(height), -jnp.inf, height)
 
         def better(one, other):
-            (one_wrong, one_loss), (other_wrong, other_loss) = one, other
-            return jnp.where(one_wrong == other_wrong, one_loss > other_loss, one_wrong)
+            (one_done, one_loss), (other_done, other_loss) = one, other
+            return jnp.where(one_done == other_done, one_loss > other_loss, one_done)
 
         def turn(index, carry):
             best, best_rank = carry
-            attacked = again(jax.random.fold_in(key, index), logits_fn, image, label, epsilon, step_size)
+            attacked = again.run(jax.random.fold_in(key, index), logits_fn, image, label, epsilon, step_size)
             new_rank = rank(attacked)
             wins = better(new_rank, best_rank)
             return jax.tree.map(partial(jnp.where, wins), (attacked, new_rank), (best, best_rank))
 
-        start = first(key, logits_fn, image, label, epsilon, step_size)
+        start = first.run(key, logits_fn, image, label, epsilon, step_size)
         return lax.fori_loop(1, restarts, turn, (start, rank(start)))[0]
 
-    return attack
+    return InBall(attack, first.norm, first.pixel_range)
 
 
 def no_attack(key, logits_fn, image, label, epsilon, step_size):

@@ -22,11 +22,12 @@ Apply = Callable[[Any, Array], Array]
 
 
 class Examples(NamedTuple):
-    """Images `[N, H, W, C]`, labels, classes aimed at, and a random key for each."""
+    """Images `[N, H, W, C]`, labels or goals `(labels, targets)`, classes aimed at, radii, and random keys."""
 
     images: np.ndarray
-    labels: np.ndarray
+    labels: Any
     aims: np.ndarray
+    radii: np.ndarray
     keys: Array
 
 
@@ -56,43 +57,43 @@ def tools_of(apply: Apply, search: Search, wanted: int, mesh: Mesh) -> Tools:
         mapped = jax.vmap(function, in_axes=tuple(axes))
         return jax.shard_map(mapped, mesh=mesh, in_specs=specs, out_specs=P(stacking.DATA), check_vma=False)
 
-    starts = spread(start, (None, 0, 0, 0, 0, None))
+    starts = spread(start, (None, 0, 0, 0, 0, 0))
 
-    def begun(variables, fresh, keys, images, labels, targets, epsilon, states):
-        new = starts(variables, keys, images, labels, targets, epsilon)
+    def begun(variables, fresh, keys, images, labels, targets, radii, states):
+        new = starts(variables, keys, images, labels, targets, radii)
         if states is None:
             return new
         pick = lambda a, b: jnp.where(fresh.reshape(-1, *[1] * (a.ndim - 1)), a, b)  # noqa: E731
         return jax.tree.map(pick, new, states)
 
-    advanced = stacking.compiled(spread(advance, (None, 0, 0, 0, None, 0)), mesh, donate_argnums=5)
+    advanced = stacking.compiled(spread(advance, (None, 0, 0, 0, 0, 0)), mesh, donate_argnums=5)
     return Tools(stacking.compiled(begun, mesh), advanced, stride, search.steps)
 
 
-def attack_all(tools: Tools, size: int, variables, examples: Examples, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
+def attack_all(tools: Tools, size: int, variables, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
     """Runs one search on images that are all still right; returns the best images found, and which have fallen.
 
     Args:
       tools: of the search.
       size: slots, a multiple of the devices.
       variables: of the network.
-      examples: images, labels, classes aimed at and random keys.
-      epsilon: radius.
+      examples: images, labels, classes aimed at, radii and random keys.
     """
-    images, labels, aims, keys = examples
+    images, labels, aims, radii, keys = examples
     waiting, found, fallen = list(range(len(images)))[::-1], images.copy(), np.zeros(len(images), bool)
     slots, taken, states = np.full(size, -1), np.zeros(size, int), None
-    radius = jnp.float32(epsilon)
+
+    def held(rows: np.ndarray) -> Any:
+        return jax.tree.map(lambda leaf: leaf[rows], (images, labels, aims, radii))
+
     while waiting or (slots >= 0).any():
         free = np.flatnonzero(slots < 0)
         if waiting and (len(free) >= max(1, size // 4) or len(free) == size):
             fresh = free[: len(waiting)]
             slots[fresh], taken[fresh] = [waiting.pop() for _ in fresh], 0
             rows, mask = np.maximum(slots, 0), np.isin(np.arange(size), fresh)
-            given = (images[rows], labels[rows], aims[rows])
-            states = tools.start(variables, mask, keys[rows], *given, radius, states)
-        rows = np.maximum(slots, 0)
-        states, (points, down) = tools.advance(variables, images[rows], labels[rows], aims[rows], radius, states)
+            states = tools.start(variables, mask, keys[rows], *held(rows), states)
+        states, (points, down) = tools.advance(variables, *held(np.maximum(slots, 0)), states)
         taken += tools.stride
         down = np.asarray(down) & (slots >= 0)
         over = down | ((taken >= tools.steps) & (slots >= 0))

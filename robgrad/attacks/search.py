@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from robgrad.attacks.pgd import Attack
-from robgrad.data.images import checked_example
+from robgrad.attacks.losses import succeeded
+from robgrad.attacks.norms import Norm
+from robgrad.attacks.pgd import InBall
+from robgrad.data.checks import Range
 from robgrad.networks import LogitsFn
 
 
@@ -21,16 +23,25 @@ class Goal(NamedTuple):
     Attributes:
       logits_fn: the network, image to logits.
       image: the clean image.
-      label: its class.
+      label: its class, or a goal `(label, target)`, by which alone the target counts as success.
       epsilon: radius of the ball, in pixel units.
       target: the class aimed at, for targeted attacks.
     """
 
     logits_fn: LogitsFn
     image: Array
-    label: Array
+    label: Any
     epsilon: Array
     target: Array | int = 0
+
+    @property
+    def true_label(self) -> Array:
+        """The image's class, whatever the goal."""
+        return self.label[0] if isinstance(self.label, tuple) else self.label
+
+    def reached(self, logits: Array) -> Array:
+        """Whether these logits are what the attack is after."""
+        return succeeded(logits, self.label)
 
 
 def targets(logits: Array, label: Array) -> Array:
@@ -47,23 +58,30 @@ class Search(NamedTuple):
       step: `(goal, state)` to the next.
       steps: how many there are.
       end: state to `(image, fallen)`: the best image found, and whether it is adversarial and within the ball.
+      norm: of the ball.
+      pixel_range: smallest and largest value of a pixel.
     """
 
     start: Callable[[Array, Goal], Any]
     step: Callable[[Goal, Any], Any]
     steps: int
     end: Callable[[Any], tuple[Array, Array]]
+    norm: Norm
+    pixel_range: Range
 
 
-def as_attack(search: Search) -> Attack:
-    """The whole search as an attack on one image, a targeted one at the runner-up; it has no use for a step size."""
+def as_attack(search: Search) -> InBall:
+    """The whole search as an attack on one image; it has no use for a step size.
+
+    A targeted search aims at the target of a goal `(label, target)`, or where the label is a class at the runner-up.
+    What a search finds beyond the ball, as FAB may, is brought back to it.
+    """
 
     def attack(key, logits_fn, image, label, epsilon, step_size):
         del step_size
-        image = checked_example(logits_fn, image, label, epsilon=epsilon)
-        target = targets(logits_fn(image), label)[0]
+        target = label[1] if isinstance(label, tuple) else targets(logits_fn(image), label)[0]
         goal = Goal(logits_fn, image, label, epsilon, target)
         state = lax.fori_loop(0, search.steps, lambda _, state: search.step(goal, state), search.start(key, goal))
         return search.end(state)[0]
 
-    return attack
+    return InBall(attack, search.norm, search.pixel_range)

@@ -1,6 +1,6 @@
 """Square attack (Andriushchenko, Croce, Flammarion and Hein, 2020): random search by squares, scores alone."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +11,25 @@ from robgrad.attacks.losses import cw_margin
 from robgrad.attacks.norms import L2, LINF, Norm, length, norm_named
 from robgrad.attacks.search import Goal, Search
 from robgrad.data import PIXEL_RANGE
+from robgrad.data.checks import Range, checked_count, checked_range, clipped
 
 # Queries after which the share of pixels in a square is halved once more.
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
 class Guess(NamedTuple):
-    """Where one image's search stands: the best image, its margin loss, queries made, the key of the rest."""
+    """Where one image's search stands.
+
+    Attributes:
+      point, margin: the best image and its margin loss.
+      fallen: whether it reaches the goal.
+      queries_made: queries made.
+      key: of the rest.
+    """
 
     point: Array
     margin: Array
+    fallen: Array
     queries_made: Array
     key: Array
 
@@ -30,7 +39,7 @@ def square(
     queries: int = 5000,
     *,
     share: float = 0.8,
-    pixel_range: tuple[float, float] = PIXEL_RANGE,
+    pixel_range: Range = PIXEL_RANGE,
 ) -> Search:
     """Builds the Square attack: changes within squares, kept where they raise the margin max_{j != y} z_j - z_y.
 
@@ -48,23 +57,25 @@ def square(
     Raises:
       ValueError: for another norm, or no queries.
     """
-    norm = norm_named(norm)
+    norm, pixel_range = norm_named(norm), checked_range(pixel_range)
     if norm not in (L2, LINF):
         raise ValueError("expected the l2 or the l-inf norm: the Square attack has no others")
-    if queries < 1:
-        raise ValueError(f"expected at least 1 query, got {queries}")
+    checked_count("query", queries)
     begin, change = (_bumps, _move_bump) if norm is L2 else (_stripes, _add_square)
 
     def within(goal: Goal, perturbation: Array) -> Array:
-        return jnp.clip(goal.image + norm.project(perturbation, goal.epsilon), *pixel_range)
+        return clipped(goal.image + norm.project(perturbation, goal.epsilon), pixel_range)
 
-    def margin_at(goal: Goal, point: Array) -> Array:
-        return cw_margin(goal.logits_fn(point), goal.label)
+    def seen_at(goal: Goal, point: Array) -> tuple[Array, Array]:
+        """The margin, highest where the goal is reached by what is not finite; and whether it is reached."""
+        logits = goal.logits_fn(point)
+        margin, fallen = cw_margin(logits, goal.label), goal.reached(logits)
+        return jnp.where(jnp.isnan(margin), jnp.where(fallen, jnp.inf, -jnp.inf), margin), fallen
 
     def start(key: Array, goal: Goal) -> Guess:
         now, rest = jax.random.split(key)
-        point = within(goal, begin(now, goal.image.shape, goal.epsilon))
-        return Guess(point, margin_at(goal, point), jnp.int32(0), rest)
+        point = within(goal, begin(now, goal.image, goal.epsilon))
+        return Guess(point, *seen_at(goal, point), jnp.int32(0), rest)
 
     def step(goal: Goal, now: Guess) -> Guess:
         key, rest = jax.random.split(now.key)
@@ -72,24 +83,25 @@ def square(
         pixels = share / 2.0**halvings * goal.image.shape[0] * goal.image.shape[1]
         side = jnp.round(jnp.sqrt(pixels)).astype(jnp.int32)
         point = within(goal, change(key, now.point - goal.image, goal.epsilon, side))
-        margin = margin_at(goal, point)
+        margin, fallen = seen_at(goal, point)
         better = margin > now.margin
+        pick = lambda new, old: jnp.where(better, new, old)  # noqa: E731
         return Guess(
-            jnp.where(better, point, now.point), jnp.where(better, margin, now.margin), now.queries_made + 1, rest
+            pick(point, now.point), pick(margin, now.margin), pick(fallen, now.fallen), now.queries_made + 1, rest
         )
 
     def end(state: Guess) -> tuple[Array, Array]:
-        return state.point, state.margin > 0
+        return state.point, state.fallen
 
-    return Search(start, step, queries, end)
-
-
-def _signs(key: Array, channels: int) -> Array:
-    return jax.random.choice(key, jnp.array([-1.0, 1.0]), (channels,))
+    return Search(start, step, queries, end, norm, pixel_range)
 
 
-def _stripes(key: Array, shape, epsilon: Array) -> Array:
-    return epsilon * jax.random.choice(key, jnp.array([-1.0, 1.0]), (1, *shape[1:])) * jnp.ones(shape)
+def _signs(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    return jax.random.choice(key, jnp.array([-1.0, 1.0], dtype), shape)
+
+
+def _stripes(key: Array, image: Array, epsilon: Array) -> Array:
+    return epsilon * _signs(key, (1, *image.shape[1:]), image.dtype) * jnp.ones_like(image)
 
 
 def _window(key: Array, shape, side: Array) -> tuple[Array, Array]:
@@ -109,35 +121,36 @@ def _add_square(key: Array, perturbation: Array, epsilon: Array, side: Array) ->
     places, colours = jax.random.split(key)
     shape = perturbation.shape
     side = jnp.clip(side, 1, min(shape[:2]) - 1 or 1)
-    square = 2 * epsilon * _signs(colours, shape[-1])
+    square = 2 * epsilon * _signs(colours, shape[-1:], perturbation.dtype)
     return perturbation + jnp.where(_inside(_window(places, shape, side), side), square, 0.0)
 
 
-def _bump(row: Array, column: Array, height: Array, width: Array) -> Array:
+def _bump(row: Array, column: Array, height: Array, width: Array, dtype: Any) -> Array:
     """Nested squares around the middle of a rectangle, heights 1/k^2 summed from outside in; 0 outside; length 1."""
     distance = jnp.maximum(jnp.abs(row - height // 2), jnp.abs(column - width // 2))
     most = jnp.maximum(height // 2, width // 2) + 1
     table = np.concatenate([[0.0], np.cumsum(1 / np.arange(1.0, 66.0) ** 2)])
-    heights = jnp.asarray(table, jnp.float32)
+    heights = jnp.asarray(table, dtype)
     value = heights[jnp.clip(most, 0, 65)] - heights[jnp.clip(distance, 0, 65)]
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
     value = jnp.where(inside, jnp.maximum(value, 0.0), 0.0)
     return value / jnp.maximum(length(value), 1e-12)
 
 
-def _pair(key: Array, window: tuple[Array, Array], side: Array) -> Array:
+def _pair(key: Array, window: tuple[Array, Array], side: Array, dtype: Any) -> Array:
     """Two bumps of opposite sign, one above or beside the other, in a square window; length 1."""
     row, column = window
     row, column = (jnp.broadcast_to(one, jnp.broadcast_shapes(row.shape, column.shape)) for one in (row, column))
     turned = jax.random.bernoulli(key)
     row, column = jnp.where(turned, column, row), jnp.where(turned, row, column)
     half = side // 2
-    pair = _bump(row, column, half, side) - _bump(row - half, column, side - half, side)
+    pair = _bump(row, column, half, side, dtype) - _bump(row - half, column, side - half, side, dtype)
     return pair / jnp.maximum(length(pair), 1e-12)
 
 
-def _bumps(key: Array, shape, epsilon: Array) -> Array:
+def _bumps(key: Array, image: Array, epsilon: Array) -> Array:
     """A 5 x 5 grid of bump pairs of random colour signs, of length epsilon."""
+    shape, dtype = image.shape, image.dtype
     side = max(min(shape[:2]) // 5, 1)
     top, left = ((size - 5 * side) // 2 for size in shape[:2])
     rows, columns = jnp.arange(shape[0])[:, None] - top, jnp.arange(shape[1])[None, :] - left
@@ -145,7 +158,7 @@ def _bumps(key: Array, shape, epsilon: Array) -> Array:
     def tile(key: Array, index: Array) -> Array:
         turn, colour = jax.random.split(key)
         window = (rows - index // 5 * side, columns - index % 5 * side)
-        return _pair(turn, window, jnp.int32(side))[..., None] * _signs(colour, shape[-1])
+        return _pair(turn, window, jnp.int32(side), dtype)[..., None] * _signs(colour, shape[-1:], dtype)
 
     total = jax.vmap(tile)(jax.random.split(key, 25), jnp.arange(25)).sum(0)
     return epsilon * total / jnp.maximum(length(total), 1e-12)
@@ -163,7 +176,8 @@ def _move_bump(key: Array, perturbation: Array, epsilon: Array, side: Array) -> 
     old = jnp.where(mask, perturbation, 0.0)
     both = length(jnp.where(mask | other, perturbation, 0.0))
     spare = jnp.maximum(epsilon**2 - length(perturbation) ** 2, 0.0) / channels
-    new = _pair(turn, here, side)[..., None] * _signs(colour, channels) + old / jnp.maximum(length(old), 1e-12)
+    pair = _pair(turn, here, side, old.dtype)[..., None] * _signs(colour, (channels,), old.dtype)
+    new = pair + old / jnp.maximum(length(old), 1e-12)
     by_channel = jnp.sqrt(jnp.sum(new**2, axis=(0, 1)))
     new = new / jnp.maximum(by_channel, 1e-12) * jnp.sqrt(spare + both**2 / channels)
     changed = jnp.where(mask, new, jnp.where(other, 0.0, perturbation))

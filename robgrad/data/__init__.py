@@ -6,7 +6,8 @@ place that knows it.
 """
 
 from robgrad.data import corruptions, marks
-from robgrad.data.images import PIXEL_RANGE, DataError, Dataset, Split, Truth, check, scale
+from robgrad.data.checks import check
+from robgrad.data.images import PIXEL_RANGE, DataError, Dataset, Split, Truth, scale
 from robgrad.data.sources import EMBEDDED, is_file, load
 from robgrad.data.toy import two_gaussians
 

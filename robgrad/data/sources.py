@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from robgrad.data import tfds
-from robgrad.data.images import DataError, Dataset, Split, check
+from robgrad.data.checks import check, mask_of
+from robgrad.data.images import DataError, Dataset, Split
 from robgrad.data.shapes import canvas_of, shapes
 
 
@@ -122,14 +123,13 @@ def _in_layout(part: str, array: np.ndarray) -> np.ndarray:
 
 def _masks(path: Path, masks: np.ndarray, images: np.ndarray) -> np.ndarray:
     """An expert's masks, checked; bool."""
-    if masks.ndim == 4 and masks.shape[3] == 1:
-        masks = masks[..., 0]
-    if masks.shape != images.shape[:3] or not (masks.dtype == bool or np.issubdtype(masks.dtype, np.integer)):
+    try:
+        return np.asarray(mask_of(masks, images.shape[:3]))
+    except (DataError, TypeError) as error:
         raise DataError(
             f"{path}: expected test_masks of shape {list(images.shape[:3])}, bool or integer, got {list(masks.shape)} "
             f"and {masks.dtype}"
-        )
-    return masks != 0
+        ) from error
 
 
 EMBEDDED: dict[str, Callable[[], Dataset]] = {"digits": _digits}

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import struct
 import tempfile
 import zipfile
 import zlib
@@ -10,6 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from robgrad.data.images import DataError, Dataset, Split
+
+# What reading a damaged archive of arrays may raise.
+DAMAGE = (
+    *(OSError, ValueError, KeyError, EOFError, NotImplementedError, RuntimeError, MemoryError, OverflowError),
+    *(struct.error, zipfile.BadZipFile, zlib.error),
+)
 
 
 def load(name: str, data_dir: Path, near: str = "") -> Dataset:
@@ -66,19 +73,23 @@ def _download(builder, missing: str) -> None:
 
 
 def _decoded(builder, split: str, image_key: str, label_key: str) -> Split:
-    """Reads a split from its cache of decoded arrays, or decodes it and writes the cache."""
-    file = f"robgrad-{split}.npz"
+    """Reads a split from its cache of decoded arrays, or decodes it and writes the cache.
+
+    The cache says what it was decoded from, and has checksums: another set's, or a damaged one, is replaced.
+    """
+    file, source = f"robgrad-{split}.npz", _source(builder, split)
     beside = Path(builder.data_path)
     fallback = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "robgrad", *beside.parts[-2:])
     for directory in (beside, fallback):
         try:
             with np.load(directory / file, allow_pickle=False) as cached:
-                return Split(cached["images"], cached["labels"])
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+                if cached.zip.testzip() is None and str(cached["source"]) == source:
+                    return Split(cached["images"], cached["labels"])
+        except DAMAGE:
             continue
     try:
-        source = builder.as_data_source(split)
-        examples = [(example[image_key], example[label_key]) for example in source]
+        rows = builder.as_data_source(split)
+        examples = [(example[image_key], example[label_key]) for example in rows]
         images = np.stack([image for image, _ in examples])
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -88,12 +99,19 @@ def _decoded(builder, split: str, image_key: str, label_key: str) -> Split:
         ) from error
     decoded = Split(images, np.array([label for _, label in examples], np.int32))
     for directory in (beside, fallback):
-        if _write(directory / file, decoded):
+        if _write(directory / file, decoded, source):
             break
     return decoded
 
 
-def _write(path: Path, split: Split) -> bool:
+def _source(builder, split: str) -> str:
+    """What a split's cache is of: the set, its version, and the size of each of its files."""
+    files = sorted(Path(builder.data_path).glob(f"*-{split}.*-of-*"))
+    sizes = ", ".join(f"{path.name} {path.stat().st_size}" for path in files)
+    return f"{builder.info.full_name} {split} {builder.info.splits[split].num_examples}: {sizes}"
+
+
+def _write(path: Path, split: Split, source: str) -> bool:
     """Writes atomically; leaves a directory that carries no write permission alone, even as root."""
     try:
         if path.parent.name and not path.parent.exists():
@@ -102,7 +120,7 @@ def _write(path: Path, split: Split) -> bool:
             return False
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
             try:
-                np.savez(file, images=split.images, labels=split.labels)
+                np.savez(file, images=split.images, labels=split.labels, source=source)
             except OSError:
                 os.unlink(file.name)
                 raise

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from robgrad import stacking
 from robgrad.data import scale
+from robgrad.data.checks import checked_map
 from robgrad.gradients import Attribution, coin_map, key_named, rank_map
 from robgrad.networks import LogitsFn
 
@@ -103,7 +104,8 @@ def rank_maps(
         image, maps = scale(pixels), []
         for name, attribution in methods.items():
             ties, own = jax.random.split(key_named(key, name))
-            maps.append(rank_map(ties, attribution(own, network(variables), image)))
+            values = checked_map(attribution(own, network(variables), image), image.shape[:2])
+            maps.append(rank_map(ties, values))
         draws = [random(key_named(key, f"random {seed}"), image) for seed in range(randoms)]
         return jnp.stack([*maps, *draws])
 

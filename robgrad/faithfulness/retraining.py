@@ -8,6 +8,7 @@ map a method, and each replica its method, its threshold and whether it keeps or
 images exist only inside the step, and memory does not grow with the percentiles.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,11 +22,13 @@ from jax.sharding import Mesh
 
 from robgrad import attacks, stacking, training
 from robgrad.data import Split, scale
-from robgrad.data.images import checked_split, of_one_image
+from robgrad.data.checks import checked_count, checked_split, of_one_image
+from robgrad.data.images import DataError
 from robgrad.faithfulness.occlusion import Occlusion, fill_of, occlude, rank_maps
+from robgrad.faithfulness.perturbation import checked_share
 from robgrad.faithfulness.scores import KAR, PERCENTILES, RANDOM, ROAR, Curve, curve
 from robgrad.gradients import Attribution
-from robgrad.networks import LogitsFn, Network, classifier_for, intensity, logits_fn
+from robgrad.networks import LogitsFn, Network, classifier_for, intensity, logits_fn, predicted
 
 
 class RetrainingSizes(NamedTuple):
@@ -64,10 +67,13 @@ def grid(
 def numbers_of(
     retrainings: Sequence[Retraining], methods: Sequence[str], pixels: int, learning_rate: float = 1e-3
 ) -> RetrainingSizes:
-    """The stack's numbers; thresholds are percentile * pixels / 100, rounded.
+    """The stack's numbers; thresholds are percentile * pixels / 100, rounded, and refused where that is none or all.
 
     `methods` are those of the rank maps in their order, without Random, whose draws follow them, one a seed.
     """
+
+    for one in retrainings:
+        checked_share(one.percentile / 100, pixels)
 
     def place(one: Retraining) -> int:
         return len(methods) + one.seed if one.method == RANDOM else list(methods).index(one.method)
@@ -77,7 +83,7 @@ def numbers_of(
         jnp.array([round(one.percentile * pixels / 100) for one in retrainings], jnp.int32),
         jnp.array([one.benchmark == KAR for one in retrainings]),
     )
-    return RetrainingSizes(occlusion, jnp.full(len(retrainings), learning_rate))
+    return RetrainingSizes(occlusion, jnp.full(len(retrainings), learning_rate, jnp.float32))
 
 
 def retraining_step(network: nn.Module | Network, fill: Array | None) -> training.Step:
@@ -99,7 +105,7 @@ def evaluate(network: nn.Module | Network, fill: Array | None, mesh: Mesh, chunk
     def hit(_, replica, example):
         variables, occlusion = replica
         image, label, ranks = example
-        return jnp.argmax(logits_fn(network, variables)(occlude(scale(image), ranks, occlusion, fill))) == label
+        return predicted(logits_fn(network, variables)(occlude(scale(image), ranks, occlusion, fill))) == label
 
     run = stacking.per_example(hit, mesh, chunk)
     return lambda variables, numbers, examples: run((), (variables, numbers.occlusion), tuple(examples))
@@ -164,11 +170,20 @@ def roar(
       >>> curve.mean.shape
       (1,)
     """
+    if np.ndim(percentiles) != 1 or not len(percentiles):
+        raise ValueError(f"expected a list of percentiles between 0 and 100, got {percentiles}")
     if not all(0 < share < 100 for share in percentiles):
         raise ValueError(f"expected percentiles between 0 and 100, got {', '.join(map(str, percentiles))}")
-    if seeds < 1:
-        raise ValueError(f"expected at least 1 seed, got {seeds}")
+    checked_count("seed", seeds)
+    checked_count("epoch", epochs)
     train, test = checked_split(train, classes, "train"), checked_split(test, classes, "test")
+    if train.images.shape[1:] != test.images.shape[1:]:
+        sizes = f"{list(train.images.shape[1:])} and {list(test.images.shape[1:])}"
+        raise DataError(f"expected test images of the training images' size, got {sizes}")
+    if not 1 <= batch_size <= len(train.images):
+        raise ValueError(f"expected a batch size in 1..{len(train.images)} (the training examples), got {batch_size}")
+    for share in percentiles:
+        checked_share(share / 100, math.prod(train.images.shape[1:3]))
     network = of_one_image(network, train.images.shape[1:])
     key = jax.random.key(0) if key is None else key
     shape = train.images.shape[1:]

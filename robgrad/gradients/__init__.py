@@ -19,12 +19,13 @@ from robgrad.gradients.averages import (
     completeness_error,
     expected_gradients,
     gradient_shap,
+    integrated,
     integrated_gradients,
     sliding_occlusion,
     smoothgrad,
 )
 from robgrad.gradients.measures import Sensitivity, covariance_chance, image_alignment, sensitivity, tangent_fraction
-from robgrad.gradients.named import ATTRIBUTIONS, CONTROLS, LAYERED
+from robgrad.gradients.named import ATTRIBUTIONS, CONTROLS, LAYERED, SIGNED
 from robgrad.gradients.propagation import deep_lift, grad_cam, guided_backpropagation, lrp
 from robgrad.gradients.surrogate import Regions, grid_regions, lime, superpixels, surrogate
 
@@ -32,6 +33,7 @@ __all__ = [
     "ATTRIBUTIONS",
     "CONTROLS",
     "LAYERED",
+    "SIGNED",
     "Alignment",
     "Attribution",
     "Regions",
@@ -52,6 +54,7 @@ __all__ = [
     "grid_regions",
     "guided_backpropagation",
     "image_alignment",
+    "integrated",
     "integrated_gradients",
     "key_named",
     "lime",

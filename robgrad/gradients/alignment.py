@@ -16,7 +16,15 @@ from jax import Array
 
 from robgrad.attacks import Attack, Loss, cross_entropy, length, no_attack
 from robgrad.data import PIXEL_RANGE
-from robgrad.data.images import checked_images, checked_labels, checked_radius, classes_of, of_one_image
+from robgrad.data.checks import (
+    Range,
+    checked_images,
+    checked_labels,
+    checked_radius,
+    image_type,
+    logits_of,
+    of_one_image,
+)
 from robgrad.gradients.attributions import loss_gradient
 from robgrad.gradients.measures import tangent_fraction
 from robgrad.manifolds import Manifold, TangentSpace, distance
@@ -105,7 +113,7 @@ def analyser(
     attack: Attack = no_attack,
     true_label: bool = False,
     chunk: int = 100,
-    pixel_range: tuple[float, float] = PIXEL_RANGE,
+    pixel_range: Range = PIXEL_RANGE,
     progress: Callable[[str], None] | None = None,
 ) -> Callable[..., Alignment]:
     """Compiles `align` for batches of one network and manifold, with the attack before it.
@@ -117,7 +125,7 @@ def analyser(
       attack: what the attacked image is made by; it ascends its own loss.
       true_label: take the gradient at the label given instead of the network's own prediction.
       chunk: images at a time, at least 1; any number of images beyond it meets the same compiled program.
-      pixel_range: smallest and largest value of a pixel.
+      pixel_range: smallest and largest value of a pixel; numbers, or one for each channel.
       progress: called with a line after each chunk, for instance `print`.
 
     Returns:
@@ -150,8 +158,9 @@ def analyser(
 
     def analyse(images, labels, epsilon=None, step_size=None, key=None):
         images = checked_images(images, pixel_range, as_images=False)
-        count = len(images)
-        labels = checked_labels(labels, count, classes_of(of_one_image(logits_fn, images.shape[1:]), images.shape[1:]))
+        count, own = len(images), of_one_image(logits_fn, images.shape[1:])
+        images = images.astype(image_type(own, images.shape[1:], images.dtype))
+        labels = checked_labels(labels, count, logits_of(own, images.shape[1:], dtype=images.dtype).shape[0])
         if attack is not no_attack and (epsilon is None or step_size is None):
             raise ValueError(
                 "expected epsilon and step_size, in pixel units, of the attack that the analyser was given"

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from robgrad.attacks import Loss, cross_entropy
-from robgrad.data.images import checked_example
+from robgrad.data.checks import checked_example
+from robgrad.data.images import float_type
 from robgrad.gradients.outputs import Output, Pixels, absolute, loss_of_prediction, one_image
 from robgrad.manifolds import Manifold
 from robgrad.networks import LogitsFn
@@ -67,15 +68,17 @@ def random(key: Array, logits_fn: LogitsFn, image: Array) -> Array:
     return jax.random.uniform(key, one_image(checked_example(logits_fn, image)).shape[:-1])
 
 
-def gradient_random_projection(key: Array, logits_fn: LogitsFn, image: Array, directions: int = 10) -> Array:
+def gradient_random_projection(
+    key: Array, logits_fn: LogitsFn, image: Array, directions: int = 10, pixels: Pixels = absolute
+) -> Array:
     """A control for attributions projected on a manifold: the gradient's part along random directions.
 
     |P dL/dx| summed over channels, P = G G^T / directions for a Gaussian G `[pixels, directions]` drawn from the
     key: as few dimensions as a manifold has, and no knowledge of the data.
     """
-    random_directions = jax.random.normal(key, (directions, image.size))
+    random_directions = jax.random.normal(key, (directions, image.size), float_type(image.dtype))
     projected = random_directions.T @ (random_directions @ jnp.ravel(loss_gradient(logits_fn, image))) / directions
-    return absolute(projected.reshape(image.shape))
+    return pixels(projected.reshape(image.shape))
 
 
 def tangent_projected(attribution: Attribution, manifold: Manifold) -> Attribution:

@@ -6,14 +6,15 @@ gradients of one image at a time.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from robgrad.data.images import checked_example
+from robgrad.data.checks import checked_count, checked_example, pixels_of
+from robgrad.data.images import DataError
 from robgrad.gradients.attributions import Attribution
 from robgrad.gradients.outputs import Output, Pixels, absolute, logit_of_prediction, loss_of_prediction, one_image
 from robgrad.networks import LogitsFn
@@ -36,14 +37,38 @@ def _mean(of: Callable[[Array], Array], count: int, chunk: int) -> Array:
     return lax.fori_loop(0, blocks, add, jnp.zeros(shape.shape, shape.dtype)) / count
 
 
-def nodes(rule: Rule, steps: int) -> tuple[np.ndarray, np.ndarray]:
+def _variance(of: Callable[[Array], Array], count: int, chunk: int) -> Array:
+    """The variance of `of(index)` over 0..count - 1, `chunk` at a time; never negative.
+
+    Each chunk's squares are about its own mean, and chunks are joined by Chan, Golub and LeVeque's formula (1979): the
+    mean of squares less the square of the mean cancels where values differ by little.
+    """
+    chunk = min(chunk, count)
+
+    def add(block: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        total, mean, squares = carry
+        places = block * chunk + jnp.arange(chunk)
+        values = jax.vmap(of)(jnp.minimum(places, count - 1))
+        inside = (places < count).reshape(-1, *[1] * (values.ndim - 1))
+        number = inside.sum().astype(values.dtype)
+        own = jnp.where(inside, values, 0.0).sum(0) / number
+        spread = jnp.where(inside, (values - own) ** 2, 0.0).sum(0)
+        away, both = own - mean, total + number
+        return both, mean + away * number / both, squares + spread + away**2 * total * number / both
+
+    shape = jax.eval_shape(of, jnp.int32(0))
+    zeros = jnp.zeros(shape.shape, shape.dtype)
+    return lax.fori_loop(0, -(-count // chunk), add, (jnp.zeros((), shape.dtype), zeros, zeros))[2] / count
+
+
+def quadrature(rule: Rule, steps: int) -> tuple[np.ndarray, np.ndarray]:
     """Places in [0, 1] and weights of a quadrature rule with so many evaluations.
 
     Raises:
       ValueError: if there are too few for the rule, or it is none.
     """
     if steps < (2 if rule == "trapezoid" else 1):
-        raise ValueError(f"expected at least {2 if rule == 'trapezoid' else 1} steps for the rule {rule}, got {steps}")
+        raise ValueError(f"expected at least {2 if rule == 'trapezoid' else 1} nodes for the rule {rule}, got {steps}")
     if rule == "midpoint":
         return (np.arange(steps) + 0.5) / steps, np.full(steps, 1 / steps)
     if rule == "trapezoid":
@@ -56,40 +81,111 @@ def nodes(rule: Rule, steps: int) -> tuple[np.ndarray, np.ndarray]:
     raise ValueError(f"expected a rule of midpoint, trapezoid, gauss, got '{rule}'")
 
 
+class Path(NamedTuple):
+    """What integration along the path from a baseline to an image gives.
+
+    Attributes:
+      values: `[H, W, C]`, signed.
+      error: what is left of completeness, |sum of values - gain| / |gain|, for the gain f(x) - f(b) of the output; NaN
+        where the output gains nothing.
+      nodes: gradients that were taken.
+    """
+
+    values: Array
+    error: Array
+    nodes: Array
+
+
+def integrated(
+    explained: Callable[[Array], Array],
+    image: Array,
+    base: Array,
+    nodes: int = 50,
+    tolerance: float = 0.01,
+    most: int = 800,
+    rule: Rule = "gauss",
+    chunk: int = 50,
+) -> Path:
+    """(x - b) times the mean gradient of a function on the way from a baseline b to an image x, and what is left.
+
+    The way is cut into parts with as many nodes in each; while more than `tolerance` of the gain is missing, there are
+    twice as many parts. On the way the gradient of a network of ReLUs jumps, so that no rule is exact with few nodes.
+
+    Args:
+      explained: image to a number.
+      image, base: `[H, W, C]`.
+      nodes, tolerance, most, rule, chunk: as for `integrated_gradients`.
+    """
+    places, weights = (values.astype(image.dtype) for values in quadrature(rule, nodes))
+    away, gain = image - base, explained(image) - explained(base)
+    slope = jax.grad(explained)
+
+    def refined(parts: Array) -> Array:
+        def add(block: Array, total: Array) -> Array:
+            index = block * size + jnp.arange(size)
+            part, node = index // nodes, index % nodes
+            at = (part + jnp.asarray(places)[node]) / parts
+            share = jnp.where(index < parts * nodes, jnp.asarray(weights)[node] / parts, 0.0).astype(image.dtype)
+            slopes = jax.vmap(lambda place: slope(base + place * away))(at.astype(image.dtype))
+            return total + jnp.tensordot(share, slopes, axes=1)
+
+        size = min(chunk, nodes)
+        return away * lax.fori_loop(0, -(-parts * nodes // size), add, jnp.zeros_like(image))
+
+    def missing(values: Array) -> Array:
+        left = jnp.abs(values.sum() - gain)
+        return jnp.where(gain != 0, left / jnp.where(gain != 0, jnp.abs(gain), 1.0), jnp.nan)
+
+    def unfinished(carry: tuple[Array, Array]) -> Array:
+        parts, values = carry
+        return (missing(values) > tolerance) & (2 * parts * nodes <= most)
+
+    def turn(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        parts = 2 * carry[0]
+        return parts, refined(parts)
+
+    one = jnp.int32(1)
+    parts, values = lax.while_loop(unfinished, turn, (one, refined(one)))
+    return Path(values, missing(values), parts * nodes)
+
+
 def integrated_gradients(
     baseline: Array | float = 0.0,
-    steps: int = 50,
+    nodes: int = 50,
     rule: Rule = "gauss",
     output: Output = logit_of_prediction,
     pixels: Pixels = absolute,
     chunk: int = 50,
+    *,
+    tolerance: float = 0.01,
+    most: int = 800,
 ) -> Attribution:
     """Integrated Gradients (Sundararajan, Taly and Yan, 2017).
 
     (x - b) times the integral over a in [0, 1] of the gradient at b + a (x - b), b the baseline: pixels' values sum to
-    what explained output the image has beyond the baseline, see `completeness_error`.
+    what explained output the image has beyond the baseline. `integrated` says how much of that is missing.
 
     Args:
-      baseline: an image, or a value for every pixel; 0 is grey, -1 black.
-      steps: gradients on the way.
+      baseline: an image, a grey picture `[H, W]`, a colour `[C]` or a value for every pixel; 0 is grey, -1 black.
+      nodes: gradients on the way, at least.
       rule: of quadrature.
       output: what is explained.
       pixels: how channels become one value.
       chunk: gradients at a time.
+      tolerance: share of the output's gain that may be missing: until then nodes are doubled. Infinity takes `nodes`.
+      most: gradients on the way, at most.
+
+    Raises:
+      ValueError: if there are too few nodes for the rule, or it is none.
     """
-    # Still NumPy's: an array of JAX made at import would start the backend before a program has set it up.
-    places, weights = (values.astype(np.float32) for values in nodes(rule, steps))
+    quadrature(rule, nodes)
+    checked_count("gradient in a chunk", chunk)
 
     def attribution(key: Array, logits_fn: LogitsFn, image: Array) -> Array:
         del key
-        image = checked_example(logits_fn, image)
-        explained, away = output(logits_fn, image), image - baseline
-
-        def at(index: Array) -> Array:
-            place, weight = jnp.asarray(places)[index], jnp.asarray(weights)[index]
-            return steps * weight * jax.grad(explained)(baseline + place * away)
-
-        return pixels(away * _mean(at, steps, chunk))
+        image = one_image(checked_example(logits_fn, image))
+        base = pixels_of("baseline", baseline, image)
+        return pixels(integrated(output(logits_fn, image), image, base, nodes, tolerance, most, rule, chunk).values)
 
     return attribution
 
@@ -103,12 +199,15 @@ def completeness_error(
 ) -> Array:
     """|sum of signed values - (f(x) - f(b))| / |f(x) - f(b)|, what integration or propagation has lost.
 
+    NaN where the output gains nothing.
+
     Args:
       values: `[H, W]`, of an attribution with `pixels=signed`.
       logits_fn, image, baseline, output: as the attribution had them.
     """
+    image = checked_example(logits_fn, image)
     explained = output(logits_fn, image)
-    gain = explained(image) - explained(jnp.broadcast_to(jnp.asarray(baseline, image.dtype), image.shape))
+    gain = explained(image) - explained(pixels_of("baseline", baseline, image))
     return jnp.abs(values.sum() - gain) / jnp.abs(gain)
 
 
@@ -130,17 +229,21 @@ def expected_gradients(
       noise: standard deviation of noise on the image, in pixel units; above zero it is GradientSHAP.
       output, pixels, chunk: as for `integrated_gradients`.
     """
-    background = jnp.asarray(background, jnp.float32)
+    background = jnp.asarray(background)
+    checked_count("sample", samples)
 
     def attribution(key: Array, logits_fn: LogitsFn, image: Array) -> Array:
-        image = checked_example(logits_fn, image)
+        image = one_image(checked_example(logits_fn, image))
         explained = output(logits_fn, image)
+        if background.shape[1:] != image.shape or not len(background):
+            raise DataError(f"expected a background of images {list(image.shape)}, got shape {list(background.shape)}")
 
         def at(index: Array) -> Array:
             pick, place, shake = jax.random.split(jax.random.fold_in(key, index), 3)
-            base = background[jax.random.randint(pick, (), 0, len(background))]
-            moved = image + noise * jax.random.normal(shake, image.shape)
-            return (moved - base) * jax.grad(explained)(base + jax.random.uniform(place) * (moved - base))
+            base = background[jax.random.randint(pick, (), 0, len(background))].astype(image.dtype)
+            moved = image + noise * jax.random.normal(shake, image.shape, image.dtype)
+            share = jax.random.uniform(place, dtype=image.dtype)
+            return (moved - base) * jax.grad(explained)(base + share * (moved - base))
 
         return pixels(_mean(at, samples, chunk))
 
@@ -174,17 +277,19 @@ def smoothgrad(
     if form not in ("mean", "square", "variance"):
         raise ValueError(f"expected a form of mean, square, variance, got '{form}'")
 
+    checked_count("sample", samples)
+
     def attribution(key: Array, logits_fn: LogitsFn, image: Array) -> Array:
         image = checked_example(logits_fn, image)
         explained = output(logits_fn, image)
 
-        def at(index: Array) -> Array:
-            shake = noise * jax.random.normal(jax.random.fold_in(key, index), image.shape)
-            slope = jax.grad(explained)(image + shake)
-            return jnp.stack([slope, slope**2])
+        def slope(index: Array) -> Array:
+            shake = noise * jax.random.normal(jax.random.fold_in(key, index), image.shape, image.dtype)
+            return jax.grad(explained)(image + shake)
 
-        mean, square = _mean(at, samples, chunk)
-        return pixels({"mean": mean, "square": square, "variance": square - mean**2}[form])
+        if form == "variance":
+            return pixels(_variance(slope, samples, chunk))
+        return pixels(_mean(slope if form == "mean" else lambda index: slope(index) ** 2, samples, chunk))
 
     return attribution
 
@@ -192,7 +297,7 @@ def smoothgrad(
 def sliding_occlusion(
     window: int = 3,
     stride: int = 1,
-    fill: float = 0.0,
+    fill: Array | float = 0.0,
     output: Output = logit_of_prediction,
     pixels: Pixels = absolute,
     chunk: int = 50,
@@ -204,11 +309,14 @@ def sliding_occlusion(
     Args:
       window: side of the window.
       stride: its step; the last one ends at the image's edge.
-      fill: value of hidden pixels.
+      fill: of hidden pixels, a value, a colour `[C]` or an image.
       output: what is explained.
       pixels: of the difference, given as one channel.
       chunk: windows at a time.
     """
+
+    if not 1 <= stride <= window:
+        raise ValueError(f"expected a stride of 1 to {window} pixels, the window's side, got {stride}")
 
     def starts(size: int) -> Sequence[int]:
         return sorted({*range(0, size - window + 1, stride), size - window})
@@ -219,7 +327,7 @@ def sliding_occlusion(
         height, width, _ = one_image(image).shape
         if not 1 <= window <= min(height, width):
             raise ValueError(f"expected a window of 1 to {min(height, width)} pixels, got {window}")
-        explained = output(logits_fn, image)
+        explained, filled = output(logits_fn, image), pixels_of("fill", fill, image)
         corners = jnp.array([(top, left) for top in starts(height) for left in starts(width)])
         whole = explained(image)
         rows, columns = jnp.arange(height)[:, None], jnp.arange(width)
@@ -227,8 +335,8 @@ def sliding_occlusion(
         def at(index: Array) -> Array:
             top, left = corners[index]
             hidden = (rows >= top) & (rows < top + window) & (columns >= left) & (columns < left + window)
-            lost = whole - explained(jnp.where(hidden[..., None], fill, image))
-            return jnp.stack([jnp.where(hidden, lost, 0.0), hidden.astype(jnp.float32)])
+            lost = whole - explained(jnp.where(hidden[..., None], filled, image))
+            return jnp.stack([jnp.where(hidden, lost, 0.0), hidden.astype(lost.dtype)])
 
         lost, count = _mean(at, len(corners), chunk)
         return pixels((lost / count)[..., None])

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from robgrad.data.images import checked_example
+from robgrad.data.checks import checked_example
 from robgrad.gradients.attributions import Attribution, random
 from robgrad.gradients.outputs import one_image
 from robgrad.networks import LogitsFn

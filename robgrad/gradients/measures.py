@@ -15,9 +15,9 @@ from robgrad.networks import LogitsFn
 def tangent_fraction(direction: Array, basis: Array) -> Array:
     """||B^T g||^2 / ||g||^2, the share of a direction g `[...]` along orthonormal columns B `[pixels, z]`.
 
-    NaN for a direction of length zero. Its root is the cosine of the angle between g and its part along B, the measure
-    of Bordt et al. (2022). With the tangent space of another image, or of another of the same class, it is the baseline
-    for what is local.
+    NaN for a direction of length zero or not finite, 0 along an empty tangent space. Its root is the cosine of the
+    angle between g and its part along B, the measure of Bordt et al. (2022). With the tangent space of another image,
+    or of another of the same class, it is the baseline for what is local.
     """
     flat = jnp.ravel(direction)
     norm = length(flat)
@@ -69,7 +69,7 @@ def sensitivity(
 
     E ||o(f(x + u)) - o(f(x))||^2 for u of length `radius`, uniform in the tangent space, or in its complement. For a
     linear network of one output, off / on = ((1 - t) / (d - k)) / (t / k), t its gradient's tangent fraction, k of d
-    dimensions.
+    dimensions. What is empty, the tangent space or its complement, moves nothing: 0.
 
     Args:
       key: random key.
@@ -82,14 +82,15 @@ def sensitivity(
     """
     clean = output(logits_fn(image))
 
-    def change(direction: Array) -> Array:
-        moved = radius * direction / length(direction)
+    def change(direction: Array, there: Array) -> Array:
+        size = length(direction)
+        moved = jnp.where(there, radius * direction / jnp.where(size > 0, size, 1.0), 0.0)
         return jnp.sum((output(logits_fn(image + moved.reshape(image.shape))) - clean) ** 2)
 
     def both(key: Array) -> tuple[Array, Array]:
-        noise = jax.random.normal(key, (image.size,))
+        noise = jax.random.normal(key, (image.size,), image.dtype)
         along = tangent.basis @ (tangent.basis.T @ noise)
-        return change(along), change(noise - along)
+        return change(along, tangent.rank > 0), change(noise - along, tangent.rank < image.size)
 
     on, off = jax.lax.map(both, jax.random.split(key, samples), batch_size=samples)
     return Sensitivity(on.mean(), off.mean())

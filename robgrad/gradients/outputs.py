@@ -54,6 +54,11 @@ def signed(values: Array) -> Array:
     return one_image(values).sum(-1)
 
 
+def by_channel(values: Array) -> Array:
+    """Each channel by itself, `[H, W, C]`: no sum, for measures that want a gradient's analogue."""
+    return one_image(values)
+
+
 def squared(values: Array) -> Array:
     """Sum of squares over channels."""
     return (one_image(values) ** 2).sum(-1)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from robgrad.data.images import checked_example
+from robgrad.data.checks import checked_example, pixels_of
 from robgrad.gradients.attributions import Attribution
 from robgrad.gradients.outputs import Pixels, absolute, signed
 from robgrad.networks import CNN, MLP, LogitsFn, OfOne, layers
@@ -90,7 +90,7 @@ def _passed(network: Sequence[Layer], image: Array) -> list[Array]:
 
 def _predicted(logits: Array) -> Array:
     """One for the predicted class, zero for the others."""
-    return jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1])
+    return jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=logits.dtype)
 
 
 def guided_backpropagation(pixels: Pixels = absolute) -> Attribution:
@@ -148,14 +148,14 @@ def deep_lift(baseline: Array | float = 0.0, pixels: Pixels = absolute) -> Attri
     its transpose; times the change of the image. Values sum to the logit's change, exactly.
 
     Args:
-      baseline: an image, or a value for every pixel.
+      baseline: an image, a grey picture `[H, W]`, a colour `[C]` or a value for every pixel.
       pixels: how channels become one value.
     """
 
     def attribution(key: Array, logits_fn: LogitsFn, image: Array) -> Array:
         del key
         network, image = layers_of(logits_fn), checked_example(logits_fn, image)
-        base = jnp.broadcast_to(jnp.asarray(baseline, image.dtype), image.shape)
+        base = pixels_of("baseline", baseline, image)
         values, others = _passed(network, image), _passed(network, base)
         back = _predicted(values[-1])
         for index in range(len(network) - 1, -1, -1):
@@ -243,10 +243,10 @@ def _shared(layer: Layer, given: Array, relevance: Array, rule: str, epsilon: fl
     else:
         # x w - l w+ - h w-, for l = -1 and h = 1.
         products = [(given, kernel), (jnp.ones_like(given), positive), (-jnp.ones_like(given), negative)]
-    total = sum((layer.product(*one) for one in products), layer.bias if rule == "epsilon" else jnp.zeros(()))
+    total = sum((layer.product(*one) for one in products), layer.bias if rule == "epsilon" else 0.0)
     shares = relevance / (total + epsilon * jnp.where(total >= 0, 1.0, -1.0))
 
     def back(inputs: Array, weights: Array) -> Array:
         return inputs * jax.vjp(lambda x: layer.product(x, weights), inputs)[1](shares)[0]
 
-    return sum((back(*one) for one in products), jnp.zeros(()))
+    return sum((back(*one) for one in products), jnp.zeros_like(given))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from robgrad.data.images import checked_example
+from robgrad.data.checks import checked_count, checked_example, pixels_of
 from robgrad.gradients.attributions import Attribution
 from robgrad.gradients.outputs import Output, one_image, probability_of_prediction
 from robgrad.networks import LogitsFn
@@ -88,7 +88,7 @@ def lime(
     Args:
       regions: of an image, a grid or superpixels.
       samples: evaluations of the network.
-      fill: of what is left out, a value or an image; the image's mean colour where None.
+      fill: of what is left out, a value, a colour `[C]` or an image; the image's mean colour where None.
       width: of the kernel.
       ridge: penalty of the squared coefficients; 0 for none.
       output: what is fitted, of the network.
@@ -97,15 +97,15 @@ def lime(
     Raises:
       ValueError: if there are fewer than two samples.
     """
-    if samples < 2:
-        raise ValueError(f"expected at least 2 samples, got {samples}")
+    checked_count("samples", samples, 2)
+    checked_count("evaluation in a chunk", chunk)
 
     def attribution(key: Array, logits_fn: LogitsFn, image: Array) -> Array:
         image = one_image(checked_example(logits_fn, image))
         cells, count = regions.of(image), regions.count(image.shape)
         explained = output(logits_fn, image)
-        base = image.mean((0, 1)) if fill is None else fill
-        kept = jax.random.bernoulli(key, shape=(samples, count)).at[0].set(True).astype(jnp.float32)
+        base = pixels_of("fill", image.mean((0, 1)) if fill is None else fill, image)
+        kept = jax.random.bernoulli(key, shape=(samples, count)).at[0].set(True).astype(image.dtype)
         seen = lambda z: explained(jnp.where(z[cells][..., None] > 0, image, base))  # noqa: E731
         values = jax.lax.map(seen, kept, batch_size=min(chunk, samples))
         return surrogate(kept, values, width, ridge)[cells]
@@ -116,7 +116,8 @@ def lime(
 def surrogate(kept: Array, values: Array, width: float = 0.25, ridge: float = 1.0) -> Array:
     """Coefficients `[regions]` of LIME's weighted ridge regression of values `[N]` on samples `[N, regions]`.
 
-    Solved by conjugate gradients on the normal equations of centred columns, since the intercept is not penalised.
+    Solved by conjugate gradients on the normal equations of centred columns, since the intercept is not penalised. NaN
+    where a value is not finite.
     """
     # The cosine of z and all ones is the root of the share that is kept.
     away = 1 - jnp.sqrt(kept.mean(1))
@@ -124,5 +125,6 @@ def surrogate(kept: Array, values: Array, width: float = 0.25, ridge: float = 1.
     shares = weights / weights.sum()
     centred, wanted = kept - shares @ kept, values - shares @ values
     product = lambda v: centred.T @ (weights * (centred @ v)) + ridge * v  # noqa: E731
-    start = jnp.zeros(kept.shape[1])
-    return jax.scipy.sparse.linalg.cg(product, centred.T @ (weights * wanted), start, tol=1e-7, maxiter=500)[0]
+    start = jnp.zeros(kept.shape[1], (kept[0, 0] * values[0]).dtype)
+    found = jax.scipy.sparse.linalg.cg(product, centred.T @ (weights * wanted), start, tol=1e-7, maxiter=500)[0]
+    return jnp.where(jnp.all(jnp.isfinite(values)), found, jnp.nan)

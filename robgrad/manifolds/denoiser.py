@@ -132,7 +132,9 @@ def from_denoiser(network: Denoiser, variables, noise: float = 0.3, steps: int =
     levels = noise * 0.2 ** (jnp.arange(steps) / max(steps - 1, 1))
 
     def denoise(image: Array, level: Array) -> Array:
-        return cast(Array, network.apply(variables, image[None], level[None]))[0]
+        return cast(Array, network.apply(variables, image[None], level[None].astype(image.dtype)))[0].astype(
+            image.dtype
+        )
 
     def project(image: Array) -> Array:
         return lax.scan(lambda x, level: (denoise(x, level), None), image, levels)[0]
@@ -146,7 +148,8 @@ def from_denoiser(network: Denoiser, variables, noise: float = 0.3, steps: int =
             columns = lax.map(lambda u: jnp.ravel(pull_back(u.reshape(image.shape))[0]), block.T, batch_size=2)
             return columns.T
 
-        basis, eigenvalues = leading_directions(transposed, image.size, min(dimensions, image.size), iterations=5)
+        count = min(dimensions, image.size)
+        basis, eigenvalues = leading_directions(transposed, image.size, count, iterations=5, dtype=image.dtype)
         within = eigenvalues > 0.5
         return TangentSpace(jnp.where(within, basis, 0.0), jnp.sum(within, dtype=jnp.int32))
 

@@ -95,7 +95,11 @@ def column_space(jacobian: Array, tolerance: float = 1e-4) -> TangentSpace:
     Plain array operations, since they batch well everywhere; LAPACK's batched decompositions share
     XLA:CPU's threads with the programs that call them, and two devices that call one at once can wait
     for each other forever.
+
+    A Jacobian that is not finite has no column space: the basis is NaN.
     """
+    if not jacobian.shape[1]:
+        return TangentSpace(jacobian, jnp.int32(0))
     least = tolerance * jnp.max(jnp.linalg.norm(jacobian, axis=0))
 
     def step(index: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -108,4 +112,5 @@ def column_space(jacobian: Array, tolerance: float = 1e-4) -> TangentSpace:
         return basis.at[:, index].set(direction), rest - jnp.outer(direction, direction @ rest)
 
     basis, _ = lax.fori_loop(0, jacobian.shape[1], step, (jnp.zeros_like(jacobian), jacobian))
+    basis = jnp.where(jnp.all(jnp.isfinite(jacobian)), basis, jnp.nan)
     return TangentSpace(basis, jnp.sum(jnp.any(basis != 0, axis=0), dtype=jnp.int32))

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from robgrad.data import scale
-from robgrad.manifolds.eigen import leading_directions
+from robgrad.manifolds.eigen import symmetric_eigen
 from robgrad.manifolds.geometry import Manifold, TangentSpace
 
 
@@ -13,6 +13,22 @@ def nearest(images: Array, image: Array, count: int) -> Array:
     flat = images.reshape(len(images), -1)
     # Without the image's own square, which is the same for all.
     return lax.top_k(2 * flat @ jnp.ravel(image) - jnp.sum(flat**2, axis=1), count)[1]
+
+
+def principal_directions(spread: Array, count: int) -> Array:
+    """The directions of largest variance of points less their mean, `[N, pixels]` to orthonormal `[pixels, count]`.
+
+    Right singular vectors, exact to rounding, from the eigenvectors of the smaller of both products of the matrix with
+    itself; a column is zero where the points do not vary so widely, to 1e-3 of their largest deviation.
+    """
+    if spread.shape[1] <= len(spread):
+        squares, vectors = symmetric_eigen(spread.T @ spread)
+    else:
+        squares, combinations = symmetric_eigen(spread @ spread.T)
+        vectors = spread.T @ combinations
+        vectors = vectors / jnp.sqrt(jnp.maximum(jnp.sum(vectors**2, axis=0), 1e-30))
+    kept = squares[:count] > 1e-6 * jnp.maximum(squares[0], 1e-30)
+    return jnp.where(kept, vectors[:, :count], 0.0)
 
 
 def local_pca(images: Array, neighbours: int = 50, dimensions: int = 10) -> Manifold:
@@ -39,8 +55,7 @@ def local_pca(images: Array, neighbours: int = 50, dimensions: int = 10) -> Mani
         near = pixels[nearest(pixels, image, neighbours)].reshape(neighbours, -1)
         mean = near.mean(0)
         spread = near - mean
-        directions, _ = leading_directions(lambda block: spread.T @ (spread @ block), mean.size, dimensions)
-        return mean, directions
+        return mean, principal_directions(spread, dimensions)
 
     def project(image: Array) -> Array:
         mean, directions = plane(image)

@@ -7,7 +7,8 @@ import numpy as np
 from jax import Array
 from scipy import linalg
 
-from robgrad.data import scale
+from robgrad.data import Split, scale
+from robgrad.data.checks import checked_split
 from robgrad.manifolds.geometry import Manifold, TangentSpace
 
 
@@ -24,9 +25,11 @@ def fit_pca(images: np.ndarray, dimensions: int = 10, most: int = 10_000) -> Pla
     The leading eigenvectors of the covariance of the first `most` images, in double precision on the host.
 
     Raises:
+      DataError: if the images are not of that form.
       ValueError: if there are no more images, or pixels, than dimensions.
     """
-    pixels = np.asarray(scale(jnp.asarray(images[:most])), np.float64).reshape(min(most, len(images)), -1)
+    checked = checked_split(Split(images, np.zeros(len(images), np.int32)), None, "images", as_images=False).images
+    pixels = np.asarray(scale(jnp.asarray(checked[:most])), np.float64).reshape(min(most, len(images)), -1)
     if not 1 <= dimensions < min(pixels.shape):
         raise ValueError(
             f"expected 1 to {min(pixels.shape) - 1} dimensions for {len(pixels)} images of {pixels.shape[1]} pixels, "

@@ -15,6 +15,7 @@ from robgrad.networks.network import (
     logits_fn,
     network_named,
     of_module,
+    predicted,
 )
 from robgrad.networks.nnx import of_nnx
 from robgrad.networks.normalisation import BatchNorm
@@ -45,5 +46,6 @@ __all__ = [
     "of_module",
     "of_nnx",
     "preact_resnet_18",
+    "predicted",
     "wide_resnet",
 ]

@@ -7,6 +7,7 @@ kernels, zero biases and ReLU; no dropout and no batch norm, so that no example 
 from collections.abc import Sequence
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jax import Array
 
 from robgrad.networks import layers
@@ -29,12 +30,13 @@ class Conv(nn.Module):
     def __call__(self, images: Array) -> Array:
         """Applies the layer."""
         shape = (self.window, self.window, images.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape)
+        images, kernel = nn.dtypes.promote_dtype(images, self.param("kernel", self.kernel_init, shape, jnp.float32))
         convolve = layers.conv_transpose if self.transpose else layers.conv
         convolved = convolve(images, kernel, self.stride, self.padding)
         if not self.use_bias:
             return convolved
-        return layers.add_bias(convolved, self.param("bias", nn.initializers.zeros, (self.features,)))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        return layers.add_bias(*nn.dtypes.promote_dtype(convolved, bias))
 
 
 class MLP(nn.Module):

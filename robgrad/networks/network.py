@@ -7,11 +7,13 @@ functions from any library.
 import inspect
 import math
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, cast
 
+import flax.errors
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -45,8 +47,45 @@ class Network(NamedTuple):
     train: Callable[[Variables, Array, Array], tuple[Array, Variables]]
 
 
-def _initial(module: nn.Module, key: Array, image_shape: tuple[int, ...], by_flag: bool) -> Any:
-    at_rest: dict[str, Any] = {"train": False} if by_flag else {}
+# What modules call the switch between training and evaluation, and what it is in training.
+FLAGS = {
+    **dict.fromkeys(("train", "training", "is_training", "is_train"), True),
+    **dict.fromkeys(("deterministic", "use_running_average", "inference", "is_eval"), False),
+}
+# The collection that holds the key of dropout and other noise of a module in training.
+STREAMS = "streams"
+
+
+def _flags(module: nn.Module) -> dict[str, bool]:
+    """The switches that a module's call has, as they are in training.
+
+    Raises:
+      ValueError: if the call needs something that is none of them.
+    """
+    flags, unknown = {}, []
+    for name, parameter in list(inspect.signature(type(module).__call__).parameters.items())[2:]:
+        named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if named and name in FLAGS:
+            flags[name] = FLAGS[name]
+        elif named and name != "weights" and (parameter.default is parameter.empty or _is_switch(parameter.default)):
+            unknown.append((name, parameter.default is parameter.empty))
+    for name, needed in unknown:
+        said = (
+            f"{type(module).__name__}: expected a call of images and of switches named {', '.join(FLAGS)}, got the "
+            f"parameter '{name}'; rename it, or make a networks.Network of functions"
+        )
+        if needed:
+            raise ValueError(said)
+        warnings.warn(f"{said}: it keeps its default until then", stacklevel=3)
+    return flags
+
+
+def _is_switch(default: Any) -> bool:
+    return isinstance(default, bool)
+
+
+def _initial(module: nn.Module, key: Array, image_shape: tuple[int, ...], flags: tuple[tuple[str, bool], ...]) -> Any:
+    at_rest: dict[str, Any] = {name: not value for name, value in flags}
     return module.init(key, jnp.zeros((1, *image_shape)), **at_rest)
 
 
@@ -58,8 +97,13 @@ def of_module(module: nn.Module | Network) -> Network:
     """The `Network` of a linen module that maps batches of images to logits; a `Network` passes as it is.
 
     In training the module is given `weights` if its `__call__` has a parameter of that name (as robgrad's own
-    modules with batch norm), or else `train=True` if it has that one; collections other than `params` are mutable
-    then, and read-only in evaluation. Statistics of modules with `train` are averaged over devices, padding included.
+    modules with batch norm), and every switch of `FLAGS` that it has, for instance `train=True` or
+    `deterministic=False`; collections other than `params` are mutable then, and read-only in evaluation. Statistics of
+    modules that know no `weights` are averaged over devices, padding included. A module that draws random numbers in
+    training, for instance for dropout, has a key among its variables, the collection `STREAMS`, which each step moves.
+
+    Raises:
+      ValueError: for an NNX module, and for a call that needs an argument that is none of those.
     """
     if isinstance(module, Network):
         return module
@@ -69,30 +113,61 @@ def of_module(module: nn.Module | Network) -> Network:
             f"expected a linen module or a Network, got the NNX module {type(module).__name__}, which holds variables "
             "of its own; give networks.of_nnx(lambda rngs: ...), which builds it afresh"
         )
-    accepted = inspect.signature(type(module).__call__).parameters
-    weighted, by_flag = "weights" in accepted, "train" in accepted and "weights" not in accepted
-    at_rest: dict[str, Any] = {"train": False} if by_flag else {}
+    weighted = "weights" in inspect.signature(type(module).__call__).parameters
+    flags = _flags(module)
+    at_rest: dict[str, Any] = {name: not value for name, value in flags.items()}
 
     def init(key: Array, image_shape: Sequence[int]) -> Variables:
-        asked = module, key, tuple(image_shape), bool(at_rest)
+        asked = module, key, tuple(image_shape), tuple(flags.items())
         try:
             hash(module)
         except TypeError:  # Attributes without a hash, such as lists, cannot name a program.
-            return dict(_initial(*asked))
-        return dict(_compiled(*asked))
+            variables = dict(_initial(*asked))
+        else:
+            variables = dict(_compiled(*asked))
+        check_rest(variables, image_shape)
+        return variables | ({STREAMS: jax.random.key_data(key)} if draws(variables, image_shape) else {})
+
+    def check_rest(variables: Variables, image_shape: Sequence[int]) -> None:
+        try:
+            jax.eval_shape(evaluate, variables, jnp.zeros((1, *image_shape)))
+        except (flax.errors.ModifyScopeVariableError, flax.errors.InvalidRngError) as error:
+            raise ValueError(
+                f"{type(module).__name__}: expected a module that changes nothing and draws nothing in evaluation, got "
+                f"one that does without a switch named {', '.join(FLAGS)}; give its call such a parameter"
+            ) from error
+
+    def draws(variables: Variables, image_shape: Sequence[int]) -> bool:
+        """Whether the module asks for random numbers in training."""
+        moving = [name for name in variables if name != "params"]
+        given: dict[str, Any] = dict(flags) | ({"mutable": moving} if moving else {})
+        try:
+            jax.eval_shape(lambda images: module.apply(variables, images, **given), jnp.zeros((1, *image_shape)))
+        except flax.errors.InvalidRngError:
+            return True
+        return False
 
     def evaluate(variables: Variables, images: Array) -> Array:
-        return cast(Array, module.apply(variables, images, **at_rest))
+        held = {name: values for name, values in variables.items() if name != STREAMS}
+        return cast(Array, module.apply(held, images, **at_rest))
 
     def train(variables: Variables, images: Array, weights: Array) -> tuple[Array, Variables]:
-        moving = [name for name in variables if name != "params"]
-        options: dict[str, Any] = {"weights": weights} if weighted else {"train": True} if by_flag else {}
+        held = {name: values for name, values in variables.items() if name != STREAMS}
+        moving = [name for name in held if name != "params"]
+        options: dict[str, Any] = {**flags, **({"weights": weights} if weighted else {})}
+        streams = {}
+        if STREAMS in variables:
+            now, then = jax.random.split(jax.random.wrap_key_data(variables[STREAMS]))
+            streams = {STREAMS: jax.random.key_data(then)}
+            # Each device has a part of the batch, and noise of its own.
+            noise = jax.random.fold_in(now, lax.axis_index(stacking.DATA))
+            options["rngs"] = {"params": noise, "dropout": jax.random.fold_in(noise, 1)}
         if not moving:
-            return cast(Array, module.apply(variables, images, **options)), variables
-        logits, moved = module.apply(variables, images, mutable=moving, **options)
+            return cast(Array, module.apply(held, images, **options)), {**variables, **streams}
+        logits, moved = module.apply(held, images, mutable=moving, **options)
         # Modules of others know nothing of the other devices' parts: what has moved there is averaged.
         moved = moved if weighted else lax.pmean(moved, stacking.DATA)
-        return cast(Array, logits), {**variables, **moved}
+        return cast(Array, logits), {**variables, **moved, **streams}
 
     return Network(init, evaluate, train)
 
@@ -107,6 +182,14 @@ class OfOne:
     def __call__(self, image: Array) -> Array:
         """Logits `[classes]` of an image `[H, W, C]`."""
         return of_module(self.network).evaluate(self.variables, image[None])[0]
+
+
+def predicted(logits: Array) -> Array:
+    """The class of the highest logit along the last axis; -1, which is no class, where the highest is not finite.
+
+    A network that answers NaN or infinity has predicted nothing: no label is right there.
+    """
+    return jnp.where(jnp.isfinite(jnp.max(logits, axis=-1)), jnp.argmax(logits, axis=-1), -1)
 
 
 def logits(network: nn.Module | Network, variables: Variables, images: Array) -> Array:

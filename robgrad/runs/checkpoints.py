@@ -2,11 +2,14 @@
 
 The states of a stage under way lie in a run's `checkpoints/STAGE`, a finished stack of networks in
 `networks/STAGE` as two items: `variables`, and `about`, which says what they are. Directories are renamed into
-place when they are whole. Arrays are stored by name and shape; to load them runs no code from the files.
+place when they are whole. Arrays are stored by name and shape; to load them runs no code from the files. A checksum is
+kept with both, and what is loaded is believed only if it has the same.
 """
 
 import contextlib
+import hashlib
 import itertools
+import json
 import os
 import sys
 import tempfile
@@ -67,7 +70,7 @@ def reading(path: Path) -> Iterator[None]:
             raise RunError(
                 f"{path}: cannot be read now ({first_line(error)}); nothing was changed: mend that and start again"
             ) from error
-        if missing or isinstance(error, ValueError | KeyError | EOFError | AssertionError | TypeError):
+        if missing or isinstance(error, ValueError | KeyError | EOFError | AssertionError | TypeError | AttributeError):
             raise DamagedError(f"{path}: cannot be read ({first_line(error)})") from error
         raise
 
@@ -98,7 +101,7 @@ def states_of(directory: Path, start) -> Iterator[tuple[Any, Callable[[Any], Non
             if step not in manager.all_steps():
                 copy = _plain(states)
                 _reserve(directory, copy)
-                manager.save(step, args=_in_pieces(copy), force=True)
+                manager.save(step, args=_in_pieces(copy), force=True, custom_metadata={"checksum": checksum(copy)})
 
     try:
         yield _newest(manager, directory, start), save
@@ -116,6 +119,8 @@ def _newest(manager: ocp.CheckpointManager, directory: Path, start):
                 kinds = ocp.checkpoint_utils.construct_restore_args(template)
                 restored = manager.restore(step, args=ocp.args.PyTreeRestore(template, restore_args=kinds))
                 chex.assert_trees_all_equal_shapes_and_dtypes(restored, template)
+                kept = manager.metadata(step).custom_metadata or {}
+                _check_sum(directory / str(step), kept.get("checksum"), restored)
         except DamagedError as error:
             damage = error
         if restored is None or stacking.agree(damage is not None).any():
@@ -128,6 +133,30 @@ def _newest(manager: ocp.CheckpointManager, directory: Path, start):
     return start
 
 
+def checksum(tree) -> str | None:
+    """SHA-256 of a tree of arrays: names, types, shapes and values; None where other processes hold a part of them."""
+    if jax.process_count() > 1:
+        return None
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        values = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {values.dtype} {values.shape}".encode())
+        digest.update(values.tobytes())
+    return digest.hexdigest()
+
+
+def _check_sum(path: Path, kept: str | None, tree) -> None:
+    """Raises `DamagedError` unless a tree is what was saved; what was saved without a checksum is believed."""
+    if kept is not None and checksum(tree) not in (None, kept):
+        raise DamagedError(f"{path}: its values are not those that were saved (the checksum differs)")
+
+
+def _sum_of_about(about: Mapping[str, Any]) -> str:
+    """The checksum of a description, but for the checksum itself."""
+    said = {name: value for name, value in about.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
 def _plain(states):
     """A copy that training, which gives its buffers away, does not touch; keys as their data."""
     copy = np.array if jax.process_count() == 1 else jnp.copy
@@ -136,10 +165,12 @@ def _plain(states):
 
 def save_stack(path: Path, variables, about: Mapping[str, Any]) -> None:
     """Saves a finished stack of variables and a plain description of it, whole or not at all."""
+    held = jax.tree.map(np.asarray, variables)
+    said = {"format": FORMAT, **about, "variables": checksum(held)}
     with writing(path), _checkpointer() as checkpointer:
         items = ocp.args.Composite(
-            variables=_in_pieces(jax.tree.map(np.asarray, variables)),
-            about=ocp.args.JsonSave({"format": FORMAT, **about}),
+            variables=_in_pieces(held),
+            about=ocp.args.JsonSave({**said, "checksum": _sum_of_about(said)}),
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         _reserve(path.parent, variables)
@@ -261,6 +292,8 @@ def read_about(path: Path, kind: str | None = None) -> dict[str, Any]:
     """
     with reading(path), _checkpointer() as checkpointer:
         about = checkpointer.restore(path.absolute(), ocp.args.Composite(about=ocp.args.JsonRestore())).about
+    if about.get("checksum", "") not in ("", _sum_of_about(about)):
+        raise DamagedError(f"{path}: what it says of itself is not what was saved (the checksum differs)")
     if about.get("format") != FORMAT or kind not in (None, about.get("kind")):
         found = f"format {about.get('format')}, {about.get('kind')}"
         raise FormatError(f"{path}: expected format {FORMAT}, {kind or 'any kind'}, got {found}")
@@ -270,8 +303,10 @@ def read_about(path: Path, kind: str | None = None) -> dict[str, Any]:
 def _variables(path: Path, shapes, replicas: int):
     template = jax.tree.map(lambda leaf: np.zeros((replicas, *leaf.shape), leaf.dtype), shapes)
     with reading(path), _checkpointer() as checkpointer:
-        items = ocp.args.Composite(variables=ocp.args.StandardRestore(template))
-        return jax.tree.map(jnp.asarray, checkpointer.restore(path.absolute(), items).variables)
+        items = ocp.args.Composite(variables=ocp.args.StandardRestore(template), about=ocp.args.JsonRestore())
+        restored = checkpointer.restore(path.absolute(), items)
+        _check_sum(path, restored.about.get("variables"), restored.variables)
+        return jax.tree.map(jnp.asarray, restored.variables)
 
 
 def _in_pieces(tree) -> ocp.args.PyTreeSave:

@@ -13,13 +13,13 @@ are stored by name and shape; to load them runs no code from the files.
 
 import contextlib
 import errno
+import hashlib
 import io
 import json
 import os
 import shutil
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ import jax
 import numpy as np
 
 from robgrad import stacking
+from robgrad.data.tfds import DAMAGE
 
 
 class RunError(RuntimeError):
@@ -168,10 +169,18 @@ def remove(directory: Path) -> None:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes named arrays as one `.npz` file."""
+    """Writes named arrays as one `.npz` file, an archive with a checksum of each array and one of what there is."""
     file = io.BytesIO()
     np.savez_compressed(file, allow_pickle=False, **arrays)
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.comment = _contents_of(archive)
     write(path, file.getvalue())
+
+
+def _contents_of(archive: zipfile.ZipFile) -> bytes:
+    """A checksum of an archive's names, sizes and checksums."""
+    held = sorted((one.filename, one.file_size, one.CRC) for one in archive.infolist())
+    return hashlib.sha256(repr(held).encode()).hexdigest().encode()
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
@@ -181,12 +190,17 @@ def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
       RunError: if a process cannot see what the first one sees.
     """
     arrays = None
-    damage = (FileNotFoundError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
+    damage = tuple(kind for kind in DAMAGE if kind is not OSError)
     try:
-        with contextlib.suppress(*damage), np.load(path, allow_pickle=False) as stored:
-            arrays = dict(stored)
+        with contextlib.suppress(FileNotFoundError, *damage), np.load(path, allow_pickle=False) as stored:
+            # An archive from before there were checksums of contents has no comment.
+            if stored.zip.comment in (b"", _contents_of(stored.zip)) and stored.zip.testzip() is None:
+                arrays = dict(stored)
     except OSError as error:
-        raise RunError(f"{path}: cannot be read now ({first_line(error)}); mend that and start again") from error
+        # A damaged archive can point outside of itself.
+        arrays = None
+        if error.errno != errno.EINVAL:
+            raise RunError(f"{path}: cannot be read now ({first_line(error)}); mend that and start again") from error
     whole = stacking.agree(arrays is not None)[:, 0]
     if whole[0] and not whole.all():
         raise RunError(f"{path}: not every process can read it; expected a directory that all of them share")

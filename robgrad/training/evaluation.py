@@ -1,38 +1,71 @@
 """Predictions and accuracies of a stack of networks, clean and under attack."""
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
 from robgrad import stacking
 from robgrad.attacks import Attack
-from robgrad.data import Split, scale
-from robgrad.networks import Network, logits_fn
+from robgrad.data import PIXEL_RANGE, Split, scale
+from robgrad.data.checks import (
+    checked_count,
+    checked_images,
+    checked_labels,
+    checked_radius,
+    checked_split,
+    image_type,
+    logits_of,
+)
+from robgrad.networks import Network, logits_fn, of_module, predicted
 
 
 def evaluate(network: nn.Module | Network, attack: Attack, mesh: Mesh, *, chunk: int = 100) -> Callable:
     """Compiles the predictions of a stack of networks under attack.
 
     Returns `run(variables, split, key, epsilon, step_size)` to labels `[S, N]`, the class that each network
-    predicts for each image after an attack on that network at the true label. Epsilon and step size are
-    scalars in pixel units, and new ones compile nothing. With `attacks.no_attack`, clean predictions.
-    """
+    predicts for each image after an attack on that network at the true label; -1 where its logits are not finite.
+    Images are bytes, or floating point in the pixel range of the attack, or [-1, 1] where it has none; labels are `[N]`
+    or `[N, 1]`. Epsilon and step size are in pixel units, numbers or one an image `[N]`, and new ones compile nothing.
+    With `attacks.no_attack`, clean predictions. It raises `DataError` or `ValueError` in one line for anything else.
 
-    def predict(numbers, variables, example):
-        key, (image, label) = example
-        own = logits_fn(network, variables)
-        return jnp.argmax(own(attack(key, own, scale(image), label, *numbers)))
+    Args:
+      network: of the stack.
+      attack: made on each image.
+      mesh: from `stacking.device_mesh`.
+      chunk: images at a time.
+
+    Raises:
+      ValueError: if `chunk` is below 1.
+    """
+    checked_count("image in a chunk", chunk)
+    pixel_range = getattr(attack, "pixel_range", PIXEL_RANGE)
+
+    def predict(_, variables, example):
+        key, pixels, label, *numbers = example
+        own, image = logits_fn(network, variables), scale(pixels)
+        return predicted(own(attack(key, own, image, label, *numbers)))
 
     run = stacking.per_example(predict, mesh, chunk)
 
-    def on_split(variables, split: Split, key: Array, epsilon: float = 0.0, step_size: float = 0.0) -> Array:
-        keys = jax.random.split(key, len(split.labels))
-        return run((jnp.float32(epsilon), jnp.float32(step_size)), variables, (keys, split))
+    def on_split(variables, split: Split, key: Array, epsilon: Any = 0.0, step_size: Any = 0.0) -> Array:
+        images, count = np.asarray(split.images), len(split.images)
+        if pixel_range == PIXEL_RANGE:  # Bytes stay bytes on their way to the device.
+            images = checked_split(Split(images, split.labels), None, "data", as_images=False).images
+        else:
+            images = checked_images(images, pixel_range, as_images=False)
+        one, shape = jax.eval_shape(lambda: stacking.replica(variables, 0)), images.shape[1:]
+        logits = lambda variables, image: of_module(network).evaluate(variables, image[None])[0]  # noqa: E731
+        dtype = image_type(logits, shape, images.dtype, one)
+        images = images if images.dtype == np.uint8 else images.astype(dtype)
+        labels = checked_labels(split.labels, count, logits_of(logits, shape, one, dtype=dtype).shape[0])
+        given = {"epsilon": epsilon, "step_size": step_size}
+        numbers = [checked_radius(name, value, count).astype(dtype) for name, value in given.items()]
+        return run((), variables, (jax.random.split(key, count), images, labels, *numbers))
 
     return on_split
 
@@ -41,7 +74,8 @@ def accuracies(network: nn.Module | Network, attack: Attack, mesh: Mesh, chunk: 
     """`evaluate` as accuracies: `run(variables, split, key, epsilon, step_size)` to the share of right labels `[S]`."""
     predict = evaluate(network, attack, mesh, chunk=chunk)
 
-    def run(variables, split: Split, key: Array, epsilon: float = 0.0, step_size: float = 0.0) -> np.ndarray:
-        return np.mean(np.asarray(predict(variables, split, key, epsilon, step_size)) == split.labels, axis=1)
+    def run(variables, split: Split, key: Array, epsilon: Any = 0.0, step_size: Any = 0.0) -> np.ndarray:
+        predictions = np.asarray(predict(variables, split, key, epsilon, step_size))
+        return np.mean(predictions == np.asarray(split.labels).reshape(len(split.labels)), axis=1)
 
     return run

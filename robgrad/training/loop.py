@@ -6,7 +6,8 @@ metrics)`, such as `objectives.classifier_step` or the VAE-GAN's.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from robgrad import stacking
 from robgrad.data import Split
-from robgrad.data.images import checked_split
+from robgrad.data.checks import checked_count, checked_split
 from robgrad.training.objectives import Batch, Step, TrainState
 
 
@@ -112,8 +113,7 @@ def fit(
     examples = stacking.size(data)
     if not 1 <= batch_size <= examples:
         raise ValueError(f"expected a batch size in 1..{examples} (the training examples), got {batch_size}")
-    if epochs < 1:
-        raise ValueError(f"expected at least 1 epoch, got {epochs}")
+    checked_count("epoch", epochs)
     per_epoch = examples // batch_size
     replicas = stacking.size(states)
     numbers = jax.tree.map(lambda leaf: jnp.full(replicas, leaf) if jnp.ndim(leaf) == 0 else leaf, numbers)
@@ -121,6 +121,7 @@ def fit(
     # Placed as the compiled segment leaves them, or the second segment would compile anew.
     states = stacking.kept(states, mesh)
     data = stacking.split(data, mesh) if shard_data else jax.tree.map(jnp.asarray, stacking.everywhere(data, mesh))
+    still = _statistics(states)
     done, steps, count, saved = int(states.step[0]), epochs * per_epoch, 1, time.monotonic()
     save_steps = checkpoints.steps if checkpoints else 0
     run = partial(segment(mesh, _pixels(data)), step, mesh, (batch_size, examples), shuffle, shard_data)
@@ -143,7 +144,26 @@ def fit(
             saved = time.monotonic()
         if stopping:
             raise StoppedError(f"stopped at step {done} of {steps}")
+    if still and all(np.array_equal(still[name], values) for name, values in _statistics(states).items()):
+        warnings.warn(
+            f"the network's {', '.join(still)} have not moved in training: if they are statistics of batch norm, its "
+            "module was not told that it trains; see networks.of_module for the flags that are understood",
+            stacklevel=2,
+        )
     return states
+
+
+def _statistics(states: Any) -> dict[str, np.ndarray]:
+    """What training moves beside the parameters, by collection: floating-point values that this process holds."""
+    variables = getattr(states, "variables", None)
+    if not isinstance(variables, Mapping) or "params" not in variables or jax.process_count() > 1:
+        return {}
+    found = {}
+    for name, values in variables.items():
+        leaves = [leaf for leaf in jax.tree.leaves(values) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+        if name != "params" and leaves:
+            found[name] = np.concatenate([np.ravel(leaf) for leaf in leaves])
+    return found
 
 
 def _pixels(data) -> int:

@@ -18,7 +18,7 @@ from jax import Array, lax
 from robgrad import stacking
 from robgrad.attacks import Attack, Loss, cross_entropy
 from robgrad.data import scale
-from robgrad.networks import Network, Variables, logits_fn, of_module
+from robgrad.networks import Network, Variables, logits_fn, of_module, predicted
 
 
 class TrainState(NamedTuple):
@@ -141,6 +141,8 @@ def classifier_step(network: nn.Module | Network, attack: Attack, objective: Obj
 
     def step(state: TrainState, numbers: StepSizes, batch: Batch):
         images, labels = scale(batch.examples.images), batch.examples.labels
+        # Of the images' type, where JAX makes float64 of a Python number.
+        numbers = StepSizes(*(jnp.asarray(number, images.dtype) for number in numbers))
         share = batch.weights / stacking.summed(batch.weights.sum())
         sizes = jnp.asarray(numbers.epsilon), jnp.asarray(numbers.step_size)
 
@@ -159,7 +161,7 @@ def classifier_step(network: nn.Module | Network, attack: Attack, objective: Obj
         # On the whole batch, since `vmap` over examples would form one kernel gradient for each.
         def mean_loss(params):
             outcome = objective({**state.variables, "params": params}, passes, images, labels, numbers)
-            hits = outcome.logits.argmax(-1) == labels
+            hits = predicted(outcome.logits) == labels
             # A label beyond the logits would be clamped in silence.
             losses = jnp.where(labels < outcome.logits.shape[-1], outcome.losses, jnp.nan)
             total = jnp.sum(share * losses)
@@ -169,7 +171,7 @@ def classifier_step(network: nn.Module | Network, attack: Attack, objective: Obj
         gradients, (metrics, moved) = jax.grad(mean_loss, has_aux=True)(params)
         gradients, metrics = stacking.summed((gradients, metrics))
         params, opt_state = adam_update(gradients, state.opt_state, params, numbers.learning_rate)
-        variables = {**moved, "params": params}
+        variables = jax.tree.map(lambda new, old: new.astype(old.dtype), {**moved, "params": params}, state.variables)
         return state._replace(variables=variables, opt_state=opt_state, step=state.step + 1), metrics
 
     return step
@@ -178,4 +180,5 @@ def classifier_step(network: nn.Module | Network, attack: Attack, objective: Obj
 def adam_update(gradients, opt_state, params, learning_rate: Array | float, b1: float = 0.9, b2: float = 0.999):
     """One step of Adam (Kingma and Ba, 2015) with the learning rate as a number of the replica."""
     directions, opt_state = optax.scale_by_adam(b1, b2).update(gradients, opt_state)
-    return optax.apply_updates(params, optax.tree.scale(-learning_rate, directions)), opt_state
+    moved = jax.tree.map(lambda p, d: (p - learning_rate * d).astype(p.dtype), params, directions)
+    return moved, opt_state

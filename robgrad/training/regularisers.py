@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from robgrad.attacks import Norm, cross_entropy, norm_named
+from robgrad.data.checks import mask_of
 from robgrad.networks import Variables
 from robgrad.training.objectives import Objective, Outcome, Passes
 
@@ -47,6 +48,24 @@ def _held(passes: Passes, labels: Array) -> Callable[[Array], Array]:
 def _along(one: Array, other: Array) -> Array:
     """Inner products of images with images, `[B]`."""
     return jnp.sum((one * other).reshape(len(one), -1), axis=1)
+
+
+def _cosine(one: Array, other: Array) -> Array:
+    """Cosines of the angles between images and images, `[B]`; 1 where either is zero.
+
+    Each is scaled by its largest entry first, held fixed, since a certain network's gradients are as small as 1e-20,
+    and their squares nothing. The cosine does not depend on the scale, nor does its derivative.
+    """
+
+    def scaled(images: Array) -> tuple[Array, Array]:
+        largest = lax.stop_gradient(jnp.abs(images).reshape(len(images), -1).max(1))
+        there = largest > 0
+        return images / jnp.where(there, largest, 1.0).reshape(-1, *[1] * (images.ndim - 1)), there
+
+    (one, here), (other, there) = scaled(one), scaled(other)
+    both = here & there
+    squares = jnp.where(both, _along(one, one) * _along(other, other), 1.0)
+    return jnp.where(both, _along(one, other) / jnp.sqrt(squares), 1.0)
 
 
 def gradient_penalty(norm: Norm | str) -> Objective:
@@ -87,7 +106,8 @@ def curvature_penalty(norm: Norm | str) -> Objective:
 def gradient_alignment(norm: Norm | str) -> Objective:
     """GradAlign (Andriushchenko and Flammarion, 2020): L(x') + weight * (1 - cos(dL/dx (x), dL/dx (x + u))).
 
-    x' is attacked, by a single step where the network is trained fast; u is uniform in the ball.
+    x' is attacked, by a single step where the network is trained fast; u is uniform in the ball. The cosine is that of
+    gradients of any size; where one is exactly zero the loss is flat there, and the penalty is none.
     """
     norm = norm_named(norm)
 
@@ -96,8 +116,7 @@ def gradient_alignment(norm: Norm | str) -> Objective:
         keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(passes.batch.keys)
         noise = jax.vmap(lambda key, image: norm.random_start(key, image, numbers.epsilon))(keys, images)
         here, there = (slopes(passes, variables, at, labels).gradients for at in (images, images + noise))
-        both = jnp.sqrt(_along(here, here) * _along(there, there) + 1e-24)
-        penalty = 1 - _along(here, there) / both
+        penalty = 1 - _cosine(here, there)
         return Outcome(jax.vmap(cross_entropy)(logits, labels) + numbers.weight * penalty, logits, moved)
 
     return objective
@@ -202,16 +221,19 @@ def second_order(norm: Norm | str, iterations: int = 1, difference: float = 0.0)
 
 
 def masked_gradient_penalty(share: float = 0.5) -> Objective:
-    """L(x') + weight * ||m * g||_2^2: what a mask m flags shall not matter (Ross, Hughes and Doshi-Velez, 2017).
+    """L(x') + weight * ||m * g||_2^2: what a mask m flags shall not matter (after Ross, Hughes and Doshi-Velez, 2017).
 
-    Examples carry `masks` `[B, H, W]`, 1 where a pixel is flagged, beside images and labels. A share of the images is
-    shown with what is flagged replaced by the image's mean, as in LIME-guided refinement (Nayyem, Rakin and Wang,
-    2024); x' is what the step's attack makes of what is shown.
+    g is the gradient of the cross-entropy at the true label, the one that attacks and all other objectives here follow.
+    The paper has that of sum_k log p_k in its place, which is another function of the logits.
+
+    Examples carry `masks` `[B, H, W]`, above a half where a pixel is flagged, beside images and labels. A share of the
+    images is shown with what is flagged replaced by the image's mean, as in LIME-guided refinement (Nayyem, Rakin and
+    Wang, 2024); x' is what the step's attack makes of what is shown.
     """
 
     def objective(variables, passes: Passes, images, labels, numbers):
         examples: Any = passes.batch.examples
-        flagged = examples.masks[..., None].astype(images.dtype)
+        flagged = mask_of(examples.masks, images.shape[:3])[..., None].astype(images.dtype)
         keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(passes.batch.keys)
         hidden = jax.vmap(lambda key: jax.random.bernoulli(key, share))(keys)[:, None, None, None]
         shown = jnp.where(hidden & (flagged > 0), images.mean((1, 2), keepdims=True), images)
