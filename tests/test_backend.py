@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.harness.launch import FAST_CPU_FLAGS
 from robgrad import backend
 
 ROOT = Path(__file__).parent.parent
@@ -46,6 +47,13 @@ def pythons():
 def test_known_wrong_numbers_are_right(python, first):
     """Whichever is imported first, as long as nothing is computed before."""
     done = run(python, first)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_flags_of_programs_are_right():
+    """Those that programs set for this release, before they are allowed to."""
+    flags = " ".join(FAST_CPU_FLAGS.get(backend._release(), ()))
+    done = run(sys.executable, XLA_FLAGS=flags)
     assert done.returncode == 0, done.stderr
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from experiments.harness import launch
 
-FAST = launch._FAST_CPU_FLAGS.get(importlib.metadata.version("jaxlib"), ())
+FAST = launch.FAST_CPU_FLAGS.get(importlib.metadata.version("jaxlib"), ())
 RUN = [
     *("--norms=l2", "--train_losses=xent", "--l2_epsilons=0.5,1,2", "--analysis_losses=xent", "--chunk=16"),
     *("--train_examples=200", "--test_examples=20", "--epochs=2", "--standard_epochs=2", "--attack_steps=2"),

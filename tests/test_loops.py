@@ -22,7 +22,7 @@ NETWORKS = {
     "mnist": (networks.mnist_cnn(), (28, 28, 1)),
     "cifar": (networks.cifar_cnn(), (32, 32, 3)),
 }
-FAST = launch._FAST_CPU_FLAGS.get(importlib.metadata.version("jaxlib"), ())
+FAST = launch.FAST_CPU_FLAGS.get(importlib.metadata.version("jaxlib"), ())
 # In no network's shapes, so that what has it is no kernel.
 BATCH = 7
 

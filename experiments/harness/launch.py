@@ -24,9 +24,13 @@ from experiments.harness.flags import Flags
 
 STOPPED = 75  # EX_TEMPFAIL: what was asked for is not done yet, try again.
 # Only for releases it was tried on: an XLA that does not know the flag refuses to start.
-_FAST_CPU_FLAGS = {
+FAST_CPU_FLAGS = {
     "0.10.2": ("--xla_cpu_experimental_ynn_fusion_type=individual_dot,individual_convolution",),
-    "0.12.0.1": ("--xla_cpu_experimental_ynn_fusion_type=dot",),
+    # Products by YNNPACK, convolutions by oneDNN.
+    "0.12.0.1": (
+        "--xla_cpu_experimental_ynn_fusion_type=individual_dot",
+        "--xla_cpu_experimental_onednn_custom_call=true",
+    ),
 }
 
 detail = logging.getLogger("robgrad")
@@ -71,7 +75,7 @@ def prepare(values: absl_flags.FlagValues) -> None:
     Never against what the user has set in `XLA_FLAGS` or `JAX_COMPILATION_CACHE_DIR`.
     """
     jaxlib, given = importlib.metadata.version("jaxlib"), os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = options.host_flags(jaxlib, given, _FAST_CPU_FLAGS)
+    os.environ["XLA_FLAGS"] = options.host_flags(jaxlib, given, FAST_CPU_FLAGS)
 
     import jax
 
