@@ -167,7 +167,7 @@ def claim(config: ToyConfig, arrays: experiment.Arrays, tables: experiment.Table
         ),
         ("boundary_angle", "the boundary's normal turns towards the data (degrees)", "-"),
     ):
-        over = f"{config.repeats} data sets and trainings"
+        over = claims.Over(config.repeats, "a data set each")
         one = claims.Claim("2.2", text, "standard, weak, strong", published, over)
         steps = intervals.of_mean(-np.diff(arrays[field], axis=1))
         yield claims.order(one, arrays[field].mean(0), steps) if config.repeats > 1 else claims.untested(one)

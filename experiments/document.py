@@ -5,25 +5,21 @@ r"""The result tables of the documentation, written from what is committed in `e
     python -m experiments.document --figures  # draws every record's figures, too
 
 A record is a directory of a run: `results.json`, and `measurements.npz` from which every table and verdict in it is
-computed anew. Two records from before measurements were kept have none: what their tables allow is judged from those,
-and said so.
+computed anew. Two records from before measurements were kept have none: their tables are shown, and nothing is judged
+by them.
 """
 
-import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 from absl import flags as absl_flags
 
-from experiments import manifold_distance
 from experiments.benchmark import suites
-from experiments.harness import claims, correlations, experiment, launch, registry, tables
+from experiments.harness import claims, experiment, launch, registry, tables
 from experiments.harness.flags import Flags
 from experiments.harness.tables import Row
 from robgrad import runs
@@ -31,13 +27,12 @@ from robgrad import runs
 ROOT = Path(__file__).parent
 RECORDS, README, SPEED = ROOT / "results", ROOT.parent / "README.md", ROOT / "benchmark" / "README.md"
 COLUMNS = {
-    "": "digits (2.1: three seeds, else one), the toy",
-    "digits-quick": "digits (2.1: three seeds, else one), the toy",
+    "": "digits (2.1: ten seeds, else one), the toy",
+    "digits-quick": "digits (2.1: ten seeds, else one), the toy",
     "shapes-16-quick": "rendered shapes, one seed",
     "digits-quick, generated": "images made from digits, one seed",
     "fashion_mnist-quick": "Fashion-MNIST, small, one seed",
     "mnist-quick": "MNIST, small, one seed",
-    "mnist-paper": "MNIST, paper's size, one seed",
 }
 HEAD = """# Recorded results
 
@@ -67,7 +62,7 @@ def judged(path: Path) -> tuple[experiment.Experiment, dict[str, Any], bool]:
     for row in results["rows"]:
         # Of before AutoAttack.
         row["pgd_accuracy"] = row.pop("robust_accuracy")
-    return one, results | tables.plain({"claims": list(_claims_of_rows(results))}), False
+    return one, results | {"claims": []}, False
 
 
 def config_of(one: experiment.Experiment, recorded: Mapping[str, Any]) -> Any:
@@ -79,73 +74,6 @@ def config_of(one: experiment.Experiment, recorded: Mapping[str, Any]) -> Any:
         return tuple(value) if isinstance(value, list) else value
 
     return one.config(**{name: thawed(value) for name, value in recorded.items()})
-
-
-def _claims_of_rows(results: Mapping[str, Any]) -> Iterator[Row]:
-    """What the rows of an earlier record allow to be judged."""
-    rows, settings = results["rows"], SimpleNamespace(**results["config"])
-    if results["experiment"] == "manifold_distance":
-        yield from _orders_of_rows(rows)
-        return
-    settings.attributions = tuple(dict.fromkeys(row["attribution"] for row in rows if row["attribution"] != "random"))
-    settings.network_seeds = 1
-    for section, against in (("3.2", "strength"), ("3.3", "accuracy")):
-        abscissa = "training strength" if against == "strength" else "test accuracy"
-        yield from correlations.claims_of(section, correlations.table_of(settings, rows, against), abscissa)
-    for benchmark, attribution in itertools.product(("roar", "kar"), settings.attributions):
-        mine = [row for row in rows if (row["benchmark"], row["attribution"]) == (benchmark, attribution)]
-        low, high = (np.array([row[f"score_{end}"] for row in mine]) for end in ("low", "high"))
-        text = f"{benchmark.upper()}: the score of every network lies above Random's (our test)"
-        scores = [row["score"] for row in mine]
-        ours = (
-            f"{min(scores):.3f} to {max(scores):.3f}; {(low > 0).sum()} of {len(mine)} above, {(high < 0).sum()} below"
-        )
-        over = "2,000 images; a bootstrap of two retrainings, too narrow"
-        claim = claims.Claim("3.2", text, attribution.replace("_", " "), "-", over)
-        least = int(np.argmin(low))
-        yield claims.row(claim, ours, float(low[least]), float(high[least]), claims.verdict(low, high))
-
-
-_FALLS = "median distance to the manifold falls with strength"
-_RISES = "share of the loss gradient along the manifold rises with strength (our measure)"
-
-
-def _orders_of_rows(rows: Sequence[Row]) -> Iterator[Row]:
-    """Orders from intervals of each network: they hold, or do not, only where no two neighbours' intervals meet."""
-    over = "10,000 images, not paired; one seed"
-    groups = dict.fromkeys((row["analysis_loss"], row["train_norm"], row["train_loss"]) for row in rows)
-    for analysis, norm, loss in groups:
-        if norm is None:
-            continue
-        kinds = ((None, None), (norm, loss))
-        mine = [row for row in rows if row["analysis_loss"] == analysis]
-        mine = [row for row in mine if (row["train_norm"], row["train_loss"]) in kinds]
-        group, clean = f"{norm}, {loss}; {analysis} analysis", mine[0]["clean_median_distance"]
-        falling = [(row["median_distance_low"], row["median_distance_high"]) for row in mine]
-        rising = [(row["tangent_fraction_low"], row["tangent_fraction_high"]) for row in mine]
-        for text, published, ends in (
-            (_FALLS, "standard > ... > test data", [*falling, (clean, clean)]),
-            (_RISES, "-", rising),
-        ):
-            pairs = [(other, one) if text is _RISES else (one, other) for one, other in itertools.pairwise(ends)]
-            steps = np.array([(one[0] - other[1], one[1] - other[0]) for one, other in pairs])
-            claim = claims.Claim("2.1", text, group, published, over)
-            values = [float(np.mean(one)) for one in ends]
-            yield claims.order(claim, values, steps.T, rises=text is _RISES)
-        if (norm, loss, analysis) == ("l2", "xent", "xent"):
-            yield from _modes_of_rows(mine)
-
-
-def _modes_of_rows(rows: Sequence[Row]) -> Iterator[Row]:
-    """The published modes, by the modes alone, taken as known to a hundredth: no interval of them was kept."""
-    published = manifold_distance.PUBLISHED_MODES["mnist"]
-    ours = [("test data", rows[0]["clean_rescaled_mode"]), *((row["network"], row["rescaled_mode"]) for row in rows)]
-    for (name, mode), theirs in zip(ours, published, strict=True):
-        group = f"{name}; xent analysis"
-        claim = claims.Claim("2.1", "mode of the rescaled distance", group, f"{theirs:g}", "no interval kept; one seed")
-        yield claims.row(
-            claim, f"{mode:.3g}", None, None, claims.number(theirs, published, mode - 0.01, mode + 0.01, full=True)
-        )
 
 
 def column_of(results: Mapping[str, Any]) -> str:
@@ -233,7 +161,7 @@ def results_page() -> str:
         place, settings = results["environment"], results["config"]
         what = f"{one.title}; data set {settings['dataset']}" if "dataset" in settings else one.title
         parts.append(f"## {path.name}\n")
-        note = "" if recomputed else " From before measurements were kept: judged from its rows."
+        note = "" if recomputed else " From before measurements were kept: nothing is judged by it."
         parts.append(
             f"{what}, preset {settings.get('preset', 'quick')}, seed {settings['seed']}. {place['devices']}, JAX "
             f"{place['jax']}, commit {place['commit']}{_origin(place)}.{note}\n"

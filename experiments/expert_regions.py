@@ -131,7 +131,7 @@ def claim(config: ExpertConfig, arrays: experiment.Arrays, tables: experiment.Ta
     strongest = {norm: [one.kind for one in recipes if one.norm == norm][-1] for norm in config.norms}
     for field, measure in MEASURES.items():
         values = arrays[f"agreed/{field}"]
-        over = claims.spread(config.network_seeds, f"{values.shape[2]} images")
+        over = claims.Over(config.network_seeds, f"{values.shape[2]} images")
         for name in config.attributions:
             here = values[:, names.index(name)]
             edges = values[:, names.index("edges")]

@@ -308,7 +308,8 @@ def claim(config: FaithfulnessConfig, arrays: experiment.Arrays, tables: experim
         values = values_of(config, arrays, measure)
         title = measure.upper().replace("DIFF_ROAR", "DiffROAR")
         seeds, images = next(iter(values.values())).shape
-        over = f"{seeds} retrainings, {images} images; one network each" if seeds > 1 else f"{images} images"
+        of_each = f"{seeds} retrainings, {images} images" if seeds > 1 else f"{images} images"
+        over = claims.Over(config.network_seeds, of_each)
         of = partial(_judged, values, over)
         if {"gradient", "gradient_elsewhere"} <= {*named}:
             for at in (0, *robust.values()):
@@ -336,10 +337,10 @@ def claim(config: FaithfulnessConfig, arrays: experiment.Arrays, tables: experim
         yield from _truth(config, arrays)
 
 
-def _judged(values: Values, over: str, text: str, group: str, one, two) -> Row:
+def _judged(values: Values, over: claims.Over, text: str, group: str, one, two) -> Row:
     ours, low, high = difference(values[one], values[two])
     claimed = claims.Claim("3.3", text, group, "-", over)
-    return claims.row(claimed, f"{ours:.3g}", low, high, claims.verdict(low, high))
+    return claims.row(claimed, f"{ours:.3g}", low, high, claims.Steps(low, high))
 
 
 def _truth(config: FaithfulnessConfig, arrays: experiment.Arrays) -> Iterator[Row]:
@@ -356,8 +357,9 @@ def _truth(config: FaithfulnessConfig, arrays: experiment.Arrays) -> Iterator[Ro
         ]
         ours, low, high, nearest = min(gaps, key=lambda one: one[1])
         text = "the measure puts the true mask above every attribution of the standard network (our test)"
-        claimed = claims.Claim("3.3", text, measure.replace("_", " "), "-", f"{len(gaps)} attributions, the nearest")
-        judged = claims.verdict([one[1] for one in gaps], [one[2] for one in gaps])
+        over = claims.Over(config.network_seeds, f"{len(gaps)} attributions, the nearest")
+        claimed = claims.Claim("3.3", text, measure.replace("_", " "), "-", over)
+        judged = claims.Steps([one[1] for one in gaps], [one[2] for one in gaps])
         yield claims.row(claimed, f"{ours:.3g}, {nearest.replace('_', ' ')}", low, high, judged)
 
 

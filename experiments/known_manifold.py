@@ -230,7 +230,7 @@ def claim(config: KnownConfig, arrays: experiment.Arrays, tables: experiment.Tab
     recipes, loss = trained.recipes_of(config), config.analysis_losses[0]
     places, truth = trained.kinds_of(recipes), fields_of(arrays, loss, EXACT)
     images = truth["tangent_fraction"].shape[1]
-    over = claims.spread(config.network_seeds, f"{images} images")
+    over = claims.Over(config.network_seeds, f"{images} images")
     for pair, kinds in groups_of(recipes).items():
         group = ", ".join(pair)
         mine = np.stack([truth["tangent_fraction"][places[kind]] for kind in kinds], axis=2)
@@ -242,7 +242,7 @@ def claim(config: KnownConfig, arrays: experiment.Arrays, tables: experiment.Tab
         value, low, high = intervals.of_seeds_and_rows(both, _difference_of_rises)
         ours = f"{float(value):.3g}"
         yield claims.row(
-            claims.Claim("2.1", text, group, "-", over), ours, float(low), float(high), claims.verdict(low, high)
+            claims.Claim("2.1", text, group, "-", over), ours, float(low), float(high), claims.Steps(low, high)
         )
         distances = np.stack([truth["attacked_distance"][places[kind]] for kind in kinds], axis=2)
         text = "median true distance of attacked images to the manifold falls with strength"
@@ -251,13 +251,11 @@ def claim(config: KnownConfig, arrays: experiment.Arrays, tables: experiment.Tab
         for name, what, of in (("images", "images of one network", f"{images} images"), ("networks", "networks", "")):
             text = f"an estimate of the manifold ranks {what} as the truth does"
             value, low, high = (row[f"rank_over_{name}{end}"] for end in ("", "_low", "_high"))
-            spread = of or f"{len(places)} kinds of network"
+            spread = claims.Over(config.network_seeds, of or f"{len(places)} kinds of network")
             one = claims.Claim("2.1", text, row["estimate"], "-", spread)
             ours = f"rank correlation {value:.3g}"
             yield (
-                claims.row(one, ours, low, high, claims.verdict(low, high))
-                if np.isfinite(low)
-                else claims.untested(one)
+                claims.row(one, ours, low, high, claims.Steps(low, high)) if np.isfinite(low) else claims.untested(one)
             )
 
 

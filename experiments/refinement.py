@@ -181,7 +181,7 @@ def claim(config: RefinementConfig, arrays: experiment.Arrays, tables: experimen
         values = rows_of(config, arrays, kind)
         gains = values[guide] - values[base]
         each = f", {len(corruptions.CORRUPTIONS)} corruptions each" if kind == "corrupted" else ""
-        over = claims.spread(config.network_seeds, f"{gains.shape[1]} images{each}")
+        over = claims.Over(config.network_seeds, f"{gains.shape[1]} images{each}")
         text += "" if published != "-" else " (our test)"
         return claims.gain(claims.Claim(SECTION, text, guide, published, over), gains, margin)
 

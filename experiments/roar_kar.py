@@ -215,10 +215,11 @@ def claim(config: RetrainingConfig, arrays: experiment.Arrays, tables: experimen
         values = np.array([[row[name] for name in ("score", "score_low", "score_high")] for row in rows])
         above, below = int(np.sum(values[:, 1] > 0)), int(np.sum(values[:, 2] < 0))
         text = f"{benchmark.upper()}: the score of every network lies above Random's (our test)"
-        over = f"{config.retraining_seeds} retrainings, {arrays['clean_hits'].shape[1]} images; each network by itself"
+        what = f"{config.retraining_seeds} retrainings, {arrays['clean_hits'].shape[1]} images; each network by itself"
+        over = claims.Over(config.network_seeds, what)
         ours = f"{values[:, 0].min():.3f} to {values[:, 0].max():.3f}; {above} of {len(rows)} above, {below} below"
         least = values[np.argmin(values[:, 1])]
-        judged = claims.verdict(values[:, 1], values[:, 2])
+        judged = claims.Steps(values[:, 1], values[:, 2])
         claimed = claims.Claim("3.2", text, attribution.replace("_", " "), "-", over)
         yield claims.row(claimed, ours, float(least[1]), float(least[2]), judged)
     yield from correlations.claims_of("3.2", tables["correlations"], "training strength")

@@ -115,11 +115,11 @@ def claim(config: RobustnessConfig, arrays: experiment.Arrays, tables: experimen
             robust = arrays[f"{norm}/robust"][:, radii.index(recipe.epsilon)] * 1.0
             gains = robust[places[recipe.kind]] - robust[places["standard"]]
             value, low, high = intervals.of_seeds_and_rows(gains, intervals.mean)
-            over = claims.spread(config.network_seeds, f"{gains.shape[1]} images, AutoAttack {config.auto_attack}")
+            over = claims.Over(config.network_seeds, f"{gains.shape[1]} images, AutoAttack {config.auto_attack}")
             text = "a network is more robust than the standard one at the radius it was trained for"
             text += f" (our test, AutoAttack {config.auto_attack})"
             one = claims.Claim("-", text, f"{recipe.kind}", "-", over)
-            yield claims.row(one, f"{value:+.3f}", float(low), float(high), claims.verdict(low, high))
+            yield claims.row(one, f"{value:+.3f}", float(low), float(high), claims.Steps(low, high))
 
 
 def draw(workdir: Path, config: RobustnessConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> None:

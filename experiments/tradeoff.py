@@ -108,11 +108,11 @@ def ways_out(config: RetrainingConfig, areas: Areas) -> Iterator[Row]:
 
 def _above(config: RetrainingConfig, text: str, group: str, published: str, areas: np.ndarray) -> Row:
     """The claim that areas `[seed, image]` are above zero on average."""
-    over = f"{len(areas)} retrainings, {areas.shape[1]} images; these networks, {config.network_seeds} of a kind"
+    over = claims.Over(config.network_seeds, f"{len(areas)} retrainings, {areas.shape[1]} images; these networks")
     low, high = faithfulness.bounds(areas)
     one = claims.Claim("3.3", text, group, published, over)
     ours = f"{areas.mean():+.4f} on average"
-    return claims.row(one, ours, float(low), float(high), claims.verdict(low, high))
+    return claims.row(one, ours, float(low), float(high), claims.Steps(low, high))
 
 
 def pairs_of(recipes: Sequence[Recipe]) -> list[tuple[Recipe, Recipe]]:

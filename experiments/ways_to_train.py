@@ -212,7 +212,7 @@ def claim(config: WaysConfig, arrays: experiment.Arrays, tables: experiment.Tabl
         """That one way is above another in what was measured, where their clean accuracies are equal."""
         gains = arrays[field][places[one]] * 1.0 - arrays[field][places[other]]
         attack = f", AutoAttack {config.auto_attack}" if field == "robust_hits" else ""
-        over = claims.spread(config.network_seeds, f"{gains.shape[1]} images{attack}")
+        over = claims.Over(config.network_seeds, f"{gains.shape[1]} images{attack}")
         note = "; clean " + ", ".join(f"{own[way]['test_accuracy']:.3f}" for way in (one, other))
         judged = claims.gain(claims.Claim(SECTION, text, group, published, over), gains, margin, note)
         return judged if own[one]["equal"] and own[other]["equal"] else judged | {"verdict": claims.UNTESTED}
@@ -235,7 +235,8 @@ def claim(config: WaysConfig, arrays: experiment.Arrays, tables: experiment.Tabl
                 text = "second-order training's gradients are better than the other regularisers'"
                 yield compared(text, f"{what}, against {rival}", "higher quality", field, "scorpio-1", rival)
     if "scorpio-1" in there:
-        yield claims.untested(claims.Claim(SECTION, "accuracy on CIFAR-10 at l-inf 8/255", "scorpio", PUBLISHED, "-"))
+        text, over = "accuracy on CIFAR-10 at l-inf 8/255", claims.Over(0, "-")
+        yield claims.untested(claims.Claim(SECTION, text, "scorpio", PUBLISHED, over))
     for way in config.ways:
         if REFERENCE in there and way not in (REFERENCE, "standard"):
             text = "a way to train is more robust than PGD training at equal clean accuracy (our test)"
@@ -249,9 +250,10 @@ def masking(config: WaysConfig, arrays: experiment.Arrays, way: str) -> Row:
     signs = ("masked", "Square", "not risen")
     masked = [name for name in named if any(sign in str(note) for note in arrays[f"notes/{name}"] for sign in signs)]
     text = "second-order training avoids gradient masking: AutoAttack notes none"
-    over = claims.spread(config.network_seeds, f"AutoAttack {config.auto_attack}")
+    over = claims.Over(config.network_seeds, f"AutoAttack {config.auto_attack}")
     one = claims.Claim(SECTION, text, way, "none", over)
     judged = claims.FAILS if masked else claims.HOLDS if config.auto_attack in SQUARE else claims.UNTESTED
+    judged = claims.of_few(judged, config.network_seeds)
     return claims.row(one, f"noted on {len(masked)} of {len(named)} networks", None, None, judged)
 
 
@@ -261,10 +263,10 @@ def faster(config: WaysConfig, arrays: experiment.Arrays, way: str) -> Row:
     logs = np.log(seconds[REFERENCE] / seconds[way])
     low, high = intervals.of_mean(logs)
     text = "second-order training: several iterations train in significantly less time than PGD training"
-    over = f"{len(logs)} timings on one machine, PGD of {config.attack_steps} steps"
+    over = claims.Over(len(logs), f"timings on one machine, PGD of {config.attack_steps} steps")
     one = claims.Claim(SECTION, text, way, "significantly lower", over)
     ours = f"PGD takes {np.exp(logs.mean()):.2f} times as long"
-    return claims.row(one, ours, float(np.exp(low)), float(np.exp(high)), claims.verdict(low, high))
+    return claims.row(one, ours, float(np.exp(low)), float(np.exp(high)), claims.Steps(low, high))
 
 
 def draw(workdir: Path, config: WaysConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> None:

@@ -29,6 +29,21 @@ def of_mean(values: np.ndarray) -> Bounds:
     return values.mean(0) - half, values.mean(0) + half
 
 
+def of_share(hits: np.ndarray) -> tuple[float, float, float]:
+    """The share of hits `[seeds, rows]` (bool) and its interval: none of 100 hits is not surely none of all.
+
+    Wilson's (1927) of the rows for one seed, and where no row differs from another in any seed; else
+    `of_seeds_and_rows`, cut to [0, 1].
+    """
+    hits = np.asarray(hits, float)
+    value = float(hits.mean())
+    if len(hits) == 1 or value in (0.0, 1.0):
+        found = stats.binomtest(round(value * hits.shape[1]), hits.shape[1]).proportion_ci(method="wilson")
+        return value, float(found.low), float(found.high)
+    _, low, high = of_seeds_and_rows(hits, mean)
+    return value, max(float(low), 0.0), min(float(high), 1.0)
+
+
 def draws(values: np.ndarray, statistic: Callable[[np.ndarray], Any], resamples: int = 1000) -> np.ndarray:
     """The statistic of bootstrap samples of the rows of `values` (Efron, 1979), `[resamples, ...]`; always the same.
 

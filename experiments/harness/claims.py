@@ -1,27 +1,40 @@
 """Claims and verdicts by one rule: a number with a 95% interval, and the side of zero it should be on.
 
-Every claim is a row of the columns below; what an experiment claims stands in its own file.
+Every claim is a row of the columns below; what an experiment claims stands in its own file. A row holds the bounds of
+what should be above zero, and `judged` gives all rows of a run their verdicts, since a claim pays for its many groups.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from experiments.harness.tables import Row
 from robgrad import intervals
 
-HOLDS, FAILS, UNTESTED, UNTELLABLE = "holds", "does not hold", "not tested at this size", "cannot be told"
+HOLDS, FAILS, UNTESTED, UNTELLABLE = "holds", "does not hold", "not told", "cannot be told"
+ONCE, ONCE_REVERSED = "seen once", "the reverse seen once"
+# Trainings below which a verdict would say nothing of others, and the chance of a wrong one in a family of groups.
+LEAST_SEEDS, CHANCE = 3, 0.025
+# Images below which an interval over them would be too narrow.
+LEAST_IMAGES = 30
 RULE = (
-    "Verdicts by rule. An order holds if the 95% interval of each step between neighbours lies on the claimed side of "
-    "zero, and does not hold if that of any step lies wholly on the other side. A sign holds if the 95% interval of "
-    "the correlation or difference lies on the published side of zero, and does not hold if wholly on the other; where "
-    "a claim grants so many points, zero is moved by them. "
-    "A published number is judged at the paper's own sizes alone. It does not hold if it lies outside our 95% interval "
-    "by more than can be misread off a figure (0.02); it holds if it lies within and interval and misreading together "
-    "are narrower than what separates it from its neighbours, and cannot be told otherwise. Everything else is not "
-    "tested at this size: too few images, networks or repeats to tell, or smaller than the paper. The last column says "
-    "what an interval is over; of one seed it knows nothing of other seeds, and neither does its verdict."
+    "How verdicts are given. A claim is tested in several groups of networks; all groups of one claim are a family. "
+    "An order 'holds' in a group if every step between neighbours goes the claimed way, and it 'does not hold' if one "
+    "step goes the other way. A sign holds if the difference or correlation is on the claimed side of zero; where a "
+    "claim grants so many points, zero is moved by them. Both words pay for the number of tests by Holm's method: if "
+    "nothing at all is true, a family has a wrong 'holds' in at most 2.5% of runs, and a wrong 'does not hold' in at "
+    "most 2.5%. Both are about trainings, so they need at least three, and errors are taken as those of Student's t "
+    "with one degree of freedom less than trainings. With fewer trainings the word is 'seen once', by the 95% interval "
+    "over test images alone, or 'the reverse seen once': another training may differ. Everything else is 'not told': "
+    "too few images, networks or trainings, or under 30 images. The interval shown is the 95% interval of the one "
+    "smallest step, without Holm's correction. A published number is judged at the paper's own sizes alone: it 'does "
+    "not hold' if it lies outside our 95% interval by more than can be misread off a figure (0.02); it 'holds' if it "
+    "lies within, and interval and misreading together are narrower than what separates it from its neighbours; it "
+    "'cannot be told' otherwise. What is promised of three or more trainings assumes that differences between networks "
+    "scatter evenly to both sides, as differences of equally trained ones do."
 )
 COLUMNS = {
     "section": "section",
@@ -34,16 +47,95 @@ COLUMNS = {
     "high": "to",
     "over": "interval over",
 }
-MARKS = {HOLDS: "good", FAILS: "bad", UNTESTED: "open", UNTELLABLE: "open"}
+MARKS = {
+    **{HOLDS: "good", FAILS: "bad", ONCE: "open", ONCE_REVERSED: "open"},
+    **{UNTESTED: "open", UNTELLABLE: "open"},
+}
 READING_ERROR = 0.02
 
 
-def verdict(low, high) -> str:
-    """By the intervals of what should be above zero, one or several."""
-    low, high = np.atleast_1d(low), np.atleast_1d(high)
+class Steps(NamedTuple):
+    """What should be above zero, by 95% bounds; `degrees` of freedom of its t, where they are not the seeds'."""
+
+    low: Any
+    high: Any
+    degrees: float | None = None
+
+
+class Over(NamedTuple):
+    """What an interval is over: so many trainings, and the rest in words."""
+
+    seeds: int
+    rest: str
+
+    def __str__(self) -> str:
+        """As a person reads it."""
+        if self.seeds > 1:
+            return f"{self.seeds} seeds, {self.rest}"
+        return f"{self.rest}; one seed" if self.seeds else self.rest
+
+
+def chances(steps: Steps, seeds: int) -> tuple[np.ndarray, np.ndarray]:
+    """The chance of a step this far above zero if none rises, and of one this far below if none falls, `[steps]`.
+
+    From the 95% bounds, whose half width is the t quantile's; cautious where the images' share of it is normal.
+    """
+    low, high = np.atleast_1d(steps.low).astype(float), np.atleast_1d(steps.high).astype(float)
+    degrees = seeds - 1 if steps.degrees is None else steps.degrees
+    half = (high - low) / 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        distance = (low + high) / 2 / half * stats.t.ppf(0.975, degrees)
+    known = np.isfinite(low) & np.isfinite(high)
+    above = np.where(known, np.where(half > 0, stats.t.sf(distance, degrees), np.where(low > 0, 0.0, 1.0)), 1.0)
+    below = np.where(known, np.where(half > 0, stats.t.cdf(distance, degrees), np.where(high < 0, 0.0, 1.0)), 1.0)
+    return above, below
+
+
+def rejected(chances: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Which of several hypotheses fall at `CHANCE` for all of them together, by Holm (1979)."""
+    order = np.argsort(chances)
+    kept = np.asarray(chances)[order] > CHANCE / np.arange(len(order), 0, -1)
+    fallen = np.zeros(len(order), bool)
+    fallen[order[: int(np.argmax(kept)) if kept.any() else len(order)]] = True
+    return fallen
+
+
+def verdicts(family: Sequence[Steps], seeds: int) -> list[str]:
+    """The verdicts of all groups of one claim."""
+    if seeds < LEAST_SEEDS:
+        return [_once(steps) for steps in family]
+    every = [chances(steps, seeds) for steps in family]
+    holding = rejected([above.max() for above, _ in every])
+    falling = rejected(np.concatenate([below for _, below in every]))
+    ends = np.cumsum([len(below) for _, below in every])[:-1]
+    failing = [steps.any() for steps in np.split(falling, ends)]
+    return [FAILS if no else HOLDS if yes else UNTESTED for yes, no in zip(holding, failing, strict=True)]
+
+
+def of_few(verdict: str, seeds: int) -> str:
+    """A verdict that was reached otherwise, as the word that so many trainings allow."""
+    return verdict if seeds >= LEAST_SEEDS else {HOLDS: ONCE, FAILS: ONCE_REVERSED}.get(verdict, verdict)
+
+
+def _once(steps: Steps) -> str:
+    low, high = np.atleast_1d(steps.low), np.atleast_1d(steps.high)
     if np.all(low > 0):
-        return HOLDS
-    return FAILS if np.any(high < 0) else UNTESTED
+        return ONCE
+    return ONCE_REVERSED if np.any(high < 0) else UNTESTED
+
+
+def judged(rows: Iterable[Row]) -> list[Row]:
+    """Rows of claims with their verdicts; each family is judged as a whole."""
+    rows = list(rows)
+    families: dict[tuple[str, str], list[Row]] = {}
+    for one in rows:
+        if isinstance(one["verdict"], Steps):
+            families.setdefault((one["section"], one["claim"]), []).append(one)
+    for family in families.values():
+        seeds = min(one["over"].seeds for one in family)
+        for one, found in zip(family, verdicts([one["verdict"] for one in family], seeds), strict=True):
+            one["verdict"] = found
+    return [one | {"over": str(one["over"])} for one in rows]
 
 
 def bounded(name: str, values: np.ndarray) -> Row:
@@ -59,11 +151,11 @@ class Claim(NamedTuple):
     text: str
     group: str
     published: str
-    over: str
+    over: Over
 
 
-def row(claim: Claim, ours: str, low, high, judged: str) -> Row:
-    """A row of `COLUMNS`."""
+def row(claim: Claim, ours: str, low, high, judged: str | Steps) -> Row:
+    """A row of `COLUMNS`, its verdict given, or the steps that `judged` makes it of."""
     values = (claim.section, claim.text, judged, claim.group, claim.published, ours, low, high, claim.over)
     return dict(zip(COLUMNS, values, strict=True))
 
@@ -71,7 +163,9 @@ def row(claim: Claim, ours: str, low, high, judged: str) -> Row:
 def gain(claim: Claim, gains: np.ndarray, margin: float = 0.0, note: str = "") -> Row:
     """The claim that paired differences `[seed, image]` are above zero on average, or above minus a margin."""
     value, low, high = map(float, intervals.of_seeds_and_rows(gains * 1.0, intervals.mean))
-    return row(claim, f"{value:+.3f}{note}", low, high, verdict(low + margin, high + margin))
+    if gains.shape[1] < LEAST_IMAGES:
+        low = high = math.nan
+    return row(claim, f"{value:+.3f}{note}", low, high, Steps(low + margin, high + margin))
 
 
 def untested(claim: Claim) -> Row:
@@ -84,17 +178,19 @@ def is_papers(row: Row) -> bool:
     return row["published"] != "-"
 
 
+_FAILURES_FIRST = (FAILS, ONCE_REVERSED, UNTELLABLE, UNTESTED, ONCE, HOLDS)
+
+
 def summed(found: Sequence[str]) -> str:
     """Verdicts of groups in a few words, failures first."""
-    counts = {mark: found.count(mark) for mark in (FAILS, HOLDS, UNTELLABLE, UNTESTED)}
-    said = {UNTESTED: "not tested"}
-    parts = [f"{said.get(mark, mark)} in {count} of {len(found)}" for mark, count in counts.items() if count]
-    return said.get(found[0], found[0]) if len(found) == 1 else ", ".join(parts)
+    counts = {mark: found.count(mark) for mark in _FAILURES_FIRST}
+    parts = [f"{mark} in {count} of {len(found)}" for mark, count in counts.items() if count]
+    return found[0] if len(found) == 1 else ", ".join(parts)
 
 
 def worst(found: Sequence[str]) -> str:
     """The verdict to be read first of several."""
-    return next(mark for mark in (FAILS, UNTELLABLE, UNTESTED, HOLDS) if mark in found)
+    return next(mark for mark in _FAILURES_FIRST if mark in found)
 
 
 def order(claim: Claim, values: Sequence[float], steps, rises: bool = False) -> Row:
@@ -102,7 +198,7 @@ def order(claim: Claim, values: Sequence[float], steps, rises: bool = False) -> 
     low, high = (np.atleast_1d(bound) for bound in steps)
     ours = ", ".join(f"{value:.3g}" for value in values) + f"; smallest {'rise' if rises else 'fall'}"
     least = int(np.argmin(low))
-    return row(claim, ours, float(low[least]), float(high[least]), verdict(low, high))
+    return row(claim, ours, float(low[least]), float(high[least]), Steps(low, high))
 
 
 def ordered(claim: Claim, values: np.ndarray, statistic: Callable[[np.ndarray], Any], rises: bool = False) -> Row:
@@ -119,12 +215,9 @@ def ordered(claim: Claim, values: np.ndarray, statistic: Callable[[np.ndarray], 
     sign = 1 if rises else -1
     averages = np.mean(statistic(np.moveaxis(values, 1, 0)), axis=0)
     _, *steps = intervals.of_seeds_and_rows(values, lambda draw: sign * np.diff(statistic(draw)))
+    if values.shape[1] < LEAST_IMAGES:
+        steps = [np.full_like(bound, math.nan) for bound in steps]
     return order(claim, averages, steps, rises)
-
-
-def spread(seeds: int, rest: str) -> str:
-    """What an interval is over."""
-    return f"{seeds} seeds, {rest}" if seeds > 1 else f"{rest}; one seed"
 
 
 def number(published: float, neighbours: Sequence[float], low: float, high: float, full: bool) -> str:

@@ -109,7 +109,7 @@ def claims_of(section: str, table: Sequence[Row], abscissa: str) -> Iterator[Row
         if paper is None:
             continue
         verb = "rises" if paper > 0 else "falls"
-        over = claims.spread(one["network_seeds"], f"{one['networks']} kinds of network")
+        over = claims.Over(one["network_seeds"], f"{one['networks']} kinds of network")
         text = f"{one['benchmark'].upper()} score {verb} with {abscissa} (rank correlation)"
         group = f"{one['train_norm']}, {one['train_loss']}; {one['attribution'].replace('_', ' ')}"
         claim = claims.Claim(section, text, group, f"{paper:.2f} (CIFAR-10)", over)
@@ -117,5 +117,7 @@ def claims_of(section: str, table: Sequence[Row], abscissa: str) -> Iterator[Row
         if not np.isfinite([low, high]).all():
             yield claims.untested(claim)
             continue
-        judged = claims.verdict(low, high) if paper > 0 else claims.verdict(-high, -low)
+        # On the scale where a correlation scatters evenly.
+        bounds = np.arctanh(np.clip([low, high] if paper > 0 else [-high, -low], -1 + 1e-12, 1 - 1e-12))
+        judged = claims.Steps(bounds[0], bounds[1], np.inf)
         yield claims.row(claim, f"{one['rank']:.2f}", low, high, judged)

@@ -97,8 +97,8 @@ def hits_of(run: Run, recipes: Sequence[Recipe], variables: Any, test: data.Spli
 
 def accuracies(config: EvaluatedConfig, arrays: Arrays, members: Sequence[int]) -> Row:
     """What a row says of networks of one kind: their accuracies, that under AutoAttack with its interval."""
-    robust = arrays["robust_hits"][members] * 1.0
-    value, low, high = intervals.of_seeds_and_rows(robust, intervals.mean)
+    robust = arrays["robust_hits"][members]
+    value, low, high = intervals.of_share(robust)
     return {
         "test_accuracy": np.mean(arrays["clean_hits"][members]),
         "pgd_accuracy": np.mean(arrays["pgd_hits"][members]),

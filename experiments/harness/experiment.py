@@ -219,7 +219,7 @@ def _redrawn(experiment: Experiment, path: Path, configuration: Any, results: Ma
 def judge(experiment: Experiment, configuration: Any, arrays: Arrays) -> Tables:
     """All tables of what was measured, `claims` among them."""
     made = experiment.tabulate(configuration, arrays)
-    return made | {"claims": list(experiment.claim(configuration, arrays, made))}
+    return made | {"claims": claims.judged(experiment.claim(configuration, arrays, made))}
 
 
 def _write_csv(path: Path, rows: Sequence[Row]) -> None:

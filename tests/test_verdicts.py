@@ -1,0 +1,70 @@
+"""The rule for verdicts keeps its word: simulated families in which nothing is true, and such in which all is."""
+
+import numpy as np
+import pytest
+
+from experiments.harness import claims
+from robgrad import intervals
+
+TIMES = 600
+SEEDS = {
+    "normal": lambda generator, shape: generator.normal(size=shape),
+    "skewed": lambda generator, shape: (generator.lognormal(sigma=1.0, size=shape) - np.exp(0.5)) / 2.16,
+    "heavy-tailed": lambda generator, shape: generator.standard_t(3, size=shape) / 3**0.5,
+}
+
+
+def wrong(kind, seeds, groups, networks, effect=0.0, shared=0.3):
+    """Shares of families with a 'holds' and with a 'does not hold', of networks one effect apart.
+
+    Each network's value is its own seeds' mean plus what the images bring to it, in units of one seed's deviation.
+    """
+    generator = np.random.default_rng(seeds * 100 + groups + networks)
+    found = np.zeros((TIMES, 2))
+    for time in range(TIMES):
+        # Groups share the standard network, the first, as in the runs.
+        values = SEEDS[kind](generator, (seeds, groups, networks)) + effect * np.arange(networks)
+        values[:, :, 0] = values[:, :1, 0]
+        values += shared / seeds**0.5 * generator.normal(size=(groups, networks))
+        steps = np.diff(values, axis=2)
+        low, high = intervals.of_seeds(steps, 2 * shared**2 / seeds)
+        verdicts = claims.verdicts([claims.Steps(*bounds) for bounds in zip(low, high, strict=True)], seeds)
+        found[time] = claims.HOLDS in verdicts, claims.FAILS in verdicts
+    return found.mean(0)
+
+
+@pytest.mark.parametrize("kind", SEEDS)
+@pytest.mark.parametrize(
+    ("seeds", "groups", "networks"),
+    [(3, 1, 2), (3, 8, 4), (3, 24, 2), (5, 1, 2), (5, 8, 4), (5, 2, 25), (10, 1, 2), (10, 8, 5), (10, 24, 2)],
+)
+def test_where_nothing_is_true_little_is_said(kind, seeds, groups, networks):
+    """Each wrong verdict in at most 5% of families, three standard errors of the simulation granted."""
+    holds, fails = wrong(kind, seeds, groups, networks)
+    most = 0.05 + 3 * (0.05 * 0.95 / TIMES) ** 0.5
+    assert holds <= most
+    assert fails <= most
+
+
+@pytest.mark.parametrize("kind", SEEDS)
+def test_where_all_is_true_ten_seeds_say_so(kind):
+    """Of steps of two and a half deviations of a seed, and of an order of five networks in eight groups."""
+    holds, fails = wrong(kind, 10, 8, 5, effect=2.5)
+    assert holds > 0.8
+    assert fails < 0.05
+
+
+def test_a_share_of_none_is_not_surely_none():
+    """Wilson's interval, by its formula: of 0 in 100 up to z^2 / (100 + z^2)."""
+    square = 1.959964**2
+    value, low, high = intervals.of_share(np.zeros((1, 100), bool))
+    assert (value, low) == (0.0, 0.0)
+    assert high == pytest.approx(square / (100 + square), rel=1e-4)
+    assert intervals.of_share(np.ones((3, 100), bool))[1] == pytest.approx(100 / (100 + square), rel=1e-4)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.9])
+def test_shares_are_covered(share):
+    generator = np.random.default_rng(0)
+    bounds = [intervals.of_share(generator.random((1, 100)) < share)[1:] for _ in range(2000)]
+    assert 0.93 < np.mean([low <= share <= high for low, high in bounds]) < 0.985
