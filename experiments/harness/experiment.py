@@ -9,6 +9,7 @@ import io
 import json
 import shlex
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -286,14 +287,28 @@ def verdicts(rows: Sequence[Row]) -> str:
 
 
 def show(experiment: Experiment, finished: Finished) -> None:
-    """Prints a run's tables, and where the rest is."""
-    workdir, results = finished
-    for name, (_, columns) in experiment.others.items():
-        if results[name]:
-            launch.show(tables.text(results[name], columns), "")
-    launch.show(tables.text(results["rows"], list(experiment.columns)))
-    launch.show(f"\n{verdicts(results['claims'])}")
-    launch.show(f"results, figures and {experiment.file(REPORT)}: {workdir}")
+    """Prints what fits a screen of a run's main table, what was found, and where the rest is."""
+    (workdir, results), width = finished, launch.width()
+    launch.show(tables.fitting(results["rows"], experiment.columns, width), "")
+    launch.show(*answers(results["claims"], width))
+    launch.show(f"\n{verdicts(results['claims'])}.")
+    launch.show(
+        f"Every column is in results.csv, figures and all groups in {experiment.file(REPORT)}, in", str(workdir)
+    )
+
+
+def answers(rows: Sequence[Row], width: int) -> list[str]:
+    """A line or two for each claim: its verdicts, the claim, and the numbers of its first group."""
+    families: dict[str, list[Row]] = {}
+    for row in rows:
+        families.setdefault(row["claim"], []).append(row)
+    lines = []
+    for text, groups in families.items():
+        numbers = str(groups[0]["ours"]).split(";")[0]
+        of = f"{groups[0]['group']}: " if len(groups) > 1 else ""
+        said = f"{claims.summed([row['verdict'] for row in groups])}: {text} ({of}{numbers})"
+        lines += textwrap.wrap(said, width, subsequent_indent="    ")
+    return lines
 
 
 def main(experiment: Experiment, about: str) -> None:

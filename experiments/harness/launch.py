@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -140,6 +141,11 @@ def _await(address: str) -> None:
                     "start the process with --process_id=0 on that host"
                 ) from error
         time.sleep(0.5)
+
+
+def width() -> int:
+    """Characters in a line of the terminal; 80 where there is none."""
+    return max(shutil.get_terminal_size().columns, 40)
 
 
 def show(*lines: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from experiments.harness.launch import detail
+from experiments.harness.launch import detail, width
 
 
 @contextlib.contextmanager
@@ -46,8 +46,11 @@ def progress(stage: str, events: Path | None = None, names: Sequence[str] = ()) 
         left = f"took {now - created:.0f} s" if finished else left
         speed = f", {rate:.3g} steps/s" if rate else ""
         values = "".join(f", {name} {_span(metric)}" for name, metric in done.metrics.items())
-        line = f"{stage}: epoch {done.epoch:.1f} of {done.epoch * done.steps / done.step:.0f}{values}{speed}, {left}"
+        epochs = f"{stage}: epoch {done.epoch:.1f} of {done.epoch * done.steps / done.step:.0f}"
+        line = f"{epochs}{values}{speed}, {left}"
         detail.info("%s", line)
+        if terminal:
+            line = _fitted(epochs, f"{values}{speed}", f", {left}", width() - 1)
         if terminal or finished or now - last > 60:
             last, open_line = now, terminal and not finished
             print(f"\r{line}\033[K" if terminal else line, end="" if open_line else "\n", file=sys.stderr, flush=True)
@@ -69,6 +72,13 @@ def counted(blocks: Sequence, stage: str) -> Iterator[tuple[int, Any]]:
             report(
                 types.SimpleNamespace(step=block + 1, steps=len(blocks), epoch=(block + 1) / len(blocks), metrics={})
             )
+
+
+def _fitted(start: str, middle: str, end: str, width: int) -> str:
+    """A line that fits a width: without its middle where that is too much, and then with its start cut."""
+    if len(start + middle + end) <= width:
+        return start + middle + end
+    return start[: max(width - len(end), 1)] + end
 
 
 def _span(values) -> str:

@@ -27,6 +27,20 @@ def text(rows: Sequence[Row], columns: Sequence[str] | Mapping[str, str], style:
     return tabulate(cells, headings, tablefmt=style, colalign=numeric if cells else None, disable_numparse=True)
 
 
+def fitting(rows: Sequence[Row], columns: Mapping[str, str], width: int, most: int = 6) -> str:
+    """A table's first columns, at most so many, as far as they fit a width; those in which all rows agree are left out.
+
+    The first column is always there.
+    """
+    telling = [name for name in columns if len({cell(row.get(name), name) for row in rows}) > 1 or len(rows) < 2]
+    chosen, *rest = dict.fromkeys([next(iter(columns)), *telling])
+    shown = [chosen]
+    for name in rest[: most - 1]:
+        lines = text(rows, {one: columns[one] for one in [*shown, name]}).splitlines()
+        shown += [name] if max(map(len, lines)) <= width else []
+    return text(rows, {one: columns[one] for one in shown})
+
+
 def headings_of(columns: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
     """Headings by column: those given, or the columns' names in words."""
     named = columns if isinstance(columns, Mapping) else {name: in_words(name) for name in columns}
