@@ -19,7 +19,7 @@ from typing import Any
 from absl import flags as absl_flags
 
 from experiments.benchmark import suites
-from experiments.harness import claims, experiment, launch, registry, tables
+from experiments.harness import claims, experiment, findings, launch, registry, tables
 from experiments.harness.flags import Flags
 from experiments.harness.tables import Row
 from robgrad import runs
@@ -133,28 +133,33 @@ def verdicts(papers: bool, neighbours: bool) -> str:
     return tables.text(rows, headings, "github")
 
 
-def failures() -> str:
-    """Our own tests that do not hold somewhere, in one paragraph."""
-    said = []
-    for neighbours in (False, True):
-        for (_, text), row in cells(False, neighbours).items():
-            where = [
-                f"{column.split(',')[0].split(' (')[0]} {verdict.count(claims.FAILS)} of {len(verdict)}"
-                for column, verdict in row.items()
-                if claims.FAILS in verdict
-            ]
-            if where:
-                said.append(f"*{text.replace(' (our test)', '').replace(' (our measure)', '')}* ({', '.join(where)})")
-    return f"Of our own tests these **do not hold** somewhere, in so many groups: {'; '.join(said) or 'none'}."
+def failures(most: int) -> str:
+    """What does not hold anywhere, published or asked by us."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for papers in (True, False):
+        for neighbours in (False, True):
+            found |= {text: row for (_, text), row in cells(papers, neighbours).items()}
+    return findings.failures(found, most)
+
+
+def results_of(name: str) -> dict[str, Any]:
+    """A record's results by its name, tables computed anew."""
+    return judged(RECORDS / name)[1]
 
 
 def results_page() -> str:
     """`experiments/results/README.md`."""
     parts = [HEAD.format(rule=claims.RULE)]
     parts += [
+        "## What was published\n",
+        verdicts(True, False) + "\n",
+        "Three later works, each on a small set of its own:\n",
+        verdicts(True, True) + "\n",
         "## What we asked beyond what was published\n",
         verdicts(False, False) + "\n",
         verdicts(False, True) + "\n",
+        "## What does not hold\n",
+        failures(1000) + "\n",
     ]
     for path in records():
         one, results, recomputed = judged(path)
@@ -199,9 +204,13 @@ def redraw() -> None:
 
 
 def readme() -> str:
-    """README with its tables of verdicts on what was published, and what fails of our own tests."""
+    """README with its answers, its table of findings, and what fails."""
     text = README.read_text()
-    made = {"verdicts": verdicts(True, False), "neighbours": verdicts(True, True), "failures": failures()}
+    made = {
+        "answers": findings.answers(results_of),
+        "findings": findings.table(results_of),
+        "failures": failures(6),
+    }
     for name, block in made.items():
         block = f"<!-- {name} -->\n{block}\n<!-- /{name} -->"
         head, _, rest = text.partition(f"<!-- {name} -->")

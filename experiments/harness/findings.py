@@ -1,0 +1,205 @@
+"""What was found, for the front page: each answer in plain words with its verdict, a number and where it is from."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.harness import claims, tables
+from experiments.harness.tables import Row
+
+Results = Mapping[str, Any]
+
+
+class Finding(NamedTuple):
+    """One question of the front page.
+
+    Attributes:
+      text: what is claimed, in plain words.
+      record: the recorded run that answers it.
+      claims: beginnings of the claims that are meant.
+      number: a record's results, and the claims' rows, to what stands beside the verdict.
+    """
+
+    text: str
+    record: str
+    claims: Sequence[str]
+    number: Callable[[Results, Sequence[Row]], str]
+
+
+def strongest(results: Results) -> tuple[Row, list[Row]]:
+    """The row of the standard network, and those of the most strongly trained one of each norm and loss."""
+    rows = results["rows"]
+    first = {name: rows[0].get(name) for name in ("manifold", "analysis_loss")}
+    rows = [row for row in rows if all(row.get(name) == value for name, value in first.items())]
+    of: dict[tuple, Row] = {}
+    for row in rows:
+        pair = (row["train_norm"], row["train_loss"])
+        of[pair] = max(of.get(pair, row), row, key=lambda one: one["train_epsilon"])
+    standard = of.pop((None, None))
+    return standard, [*of.values()]
+
+
+def change(column: str, results: Results, rows: Sequence[Row] = (), beside: Mapping[str, str] = {}) -> str:
+    """A column from the standard network to the strongest ones, and what else the standard one's row has to compare."""
+    del rows
+    standard, others = strongest(results)
+    low, high = min(one[column] for one in others), max(one[column] for one in others)
+    known = {name: standard[field] for name, field in beside.items() if standard.get(field) is not None}
+    compared = "".join(f"; {name} {value:.2f}" for name, value in known.items())
+    return f"standard {standard[column]:.2f}, strongest {low:.2f} to {high:.2f}{compared}"
+
+
+def spans(what: str, results: Results, rows: Sequence[Row]) -> str:
+    """From the smallest to the largest of what the groups found."""
+    del results
+    values = [float(re.split(r"[ ,;]", str(row["ours"]))[0]) for row in rows]
+    return f"{what} {min(values):.2f} to {max(values):.2f}"
+
+
+def first(results: Results, rows: Sequence[Row]) -> str:
+    """What the first group found, in its own words."""
+    del results
+    return str(rows[0]["ours"]).split(";")[0]
+
+
+_CHANCE = {
+    "a random direction": "tangent_fraction_chance",
+    "one with the data's covariance": "tangent_fraction_covariance",
+}
+_TRUE_CHANCE = {"a random direction": "chance", "one with the data's covariance": "covariance_chance"}
+_RISES = ("true share of the loss gradient along the manifold rises with strength",)
+FINDINGS = (
+    Finding(
+        "Attacked images of adversarially trained networks lie nearer to the image manifold (digits)",
+        "manifold_distance-digits",
+        ("median distance to the manifold falls",),
+        partial(change, "median_distance"),
+    ),
+    Finding(
+        "More of their loss gradient lies along the manifold (digits; share of its squared length)",
+        "manifold_distance-digits",
+        ("share of the loss gradient along the manifold rises",),
+        partial(change, "tangent_fraction", beside=_CHANCE),
+    ),
+    Finding(
+        "The same where the manifold is known exactly (rendered shapes)",
+        "known_manifold-shapes",
+        _RISES,
+        partial(change, "tangent_fraction", beside=_TRUE_CHANCE),
+    ),
+    Finding(
+        "The same on images that a VAE-GAN has made from digits",
+        "known_manifold-digits",
+        _RISES,
+        partial(change, "tangent_fraction", beside=_TRUE_CHANCE),
+    ),
+    Finding(
+        "In a plane, the decision boundary's normal turns towards the data (degrees)",
+        "boundary_tilting",
+        ("the boundary's normal turns",),
+        first,
+    ),
+    Finding(
+        "Gradients become more faithful by ROAR, remove and retrain (digits; rank correlation with strength)",
+        "roar_kar-digits",
+        ("ROAR score rises",),
+        partial(spans, "correlations"),
+    ),
+    Finding(
+        "By KAR, keep and retrain, they change as published (digits; rank correlation with strength)",
+        "roar_kar-digits",
+        ("KAR score rises with training strength", "KAR score falls with training strength"),
+        partial(spans, "correlations"),
+    ),
+    Finding(
+        "Networks are more robust than the standard one where they were trained to be (digits, AutoAttack)",
+        "robustness-digits",
+        ("a network is more robust than the standard one",),
+        partial(spans, "gains in accuracy"),
+    ),
+    Finding(
+        "An image's own gradient is a better attribution than another image's (digits)",
+        "faithfulness-digits",
+        ("the gradient at the image beats",),
+        partial(spans, "differences of scores"),
+    ),
+    Finding(
+        "A later way to train is more robust than PGD training at equal clean accuracy (digits)",
+        "ways_to_train-digits",
+        ("a way to train is more robust",),
+        partial(spans, "gains in accuracy"),
+    ),
+)
+
+
+def chosen(finding: Finding, rows: Iterable[Row]) -> list[Row]:
+    """The rows of the claims that a finding is about."""
+    return [row for row in rows if row["claim"].startswith(tuple(finding.claims))]
+
+
+def table(results_of: Callable[[str], Results]) -> str:
+    """The front page's table, from each record's results by name."""
+    lines = []
+    for finding in FINDINGS:
+        results = results_of(finding.record)
+        rows = chosen(finding, results["claims"])
+        verdict = claims.summed([row["verdict"] for row in rows])
+        for mark in (claims.FAILS, claims.ONCE_REVERSED):
+            verdict = verdict.replace(mark, f"**{mark}**")
+        link = f"[record](experiments/results/{finding.record})"
+        number = finding.number(results, rows)
+        lines.append({"claim": finding.text, "verdict, by group": verdict, "number": number, "": link})
+    return tables.text(lines, list(lines[0]), "github")
+
+
+def answers(results_of: Callable[[str], Results]) -> str:
+    """Three sentences with numbers: the paper's claim, its explanation, and what speaks against it."""
+    digits, shapes, faithful = (
+        results_of(name) for name in ("manifold_distance-digits", "known_manifold-shapes", "faithfulness-digits")
+    )
+    standard, others = strongest(digits)
+    nearer = np.mean([one["median_distance"] for one in others])
+    along, more = standard["tangent_fraction"], np.mean([one["tangent_fraction"] for one in others])
+    true, truer = strongest(shapes)
+    truest = np.mean([one["tangent_fraction"] for one in truer])
+    elsewhere = chosen(FINDINGS[8], faithful["claims"])
+    against = sum(float(row["ours"]) < 0 for row in elsewhere)
+    said = (
+        f"The paper's claim: attacked images of robust networks lie nearer to the manifold. On digits the median "
+        f"distance falls from {standard['median_distance']:.2f} to {nearer:.2f} for the strongest training "
+        f"({_verdict(FINDINGS[0], digits)}).",
+        f"Its explanation: more of a robust network's gradient lies along the manifold, {more:.2f} of its squared "
+        f"length against {along:.2f} ({_verdict(FINDINGS[1], digits)}); on shapes, whose manifold is known, "
+        f"{truest:.2f} against {true['tangent_fraction']:.2f} ({_verdict(FINDINGS[2], shapes)}). A direction with the "
+        f"data's covariance has {true['covariance_chance']:.2f} there.",
+        f"What speaks against it: in {against} of {len(elsewhere)} comparisons on digits the gradient of another image "
+        f"scores higher as an attribution than the image's own ({_verdict(FINDINGS[8], faithful)}).",
+    )
+    return "\n".join(f"- {sentence}" for sentence in said)
+
+
+def _verdict(finding: Finding, results: Results) -> str:
+    return claims.summed([row["verdict"] for row in chosen(finding, results["claims"])])
+
+
+def failures(families: Mapping[str, Mapping[str, Sequence[str]]], most: int = 6) -> str:
+    """What does not hold, or was seen the other way round, a line each: those that fail in most groups first.
+
+    Args:
+      families: verdicts by claim and set.
+      most: lines.
+    """
+    found = []
+    for text, of in families.items():
+        for mark in (claims.FAILS, claims.ONCE_REVERSED):
+            where = {name.split(",")[0].split(" (")[0]: (one.count(mark), len(one)) for name, one in of.items()}
+            where = {name: counts for name, counts in where.items() if counts[0]}
+            if where:
+                plain = text.replace(" (our test)", "").replace(" (our measure)", "")
+                said = ", ".join(f"{name} {count} of {all}" for name, (count, all) in where.items())
+                total = sum(count for count, _ in where.values())
+                found.append((mark != claims.FAILS, -total, f"- {plain}: **{mark}** ({said})"))
+    return "\n".join(line for *_, line in sorted(found)[:most]) or "- nothing"
