@@ -125,6 +125,7 @@ def targeted_share(build):
 
 
 PGD = attacks.pgd("linf", attacks.cross_entropy, 10)
+APGD = attacks.as_attack(attacks.apgd("linf", attacks.targeted_margin, 50, targeted=True))
 RESTARTS = attacks.pgd_restarts("linf", attacks.targeted_margin, 10)
 _ONE, _TWO = np.array([1.0, 2.0, 0.5]), np.array([0.5, 2.5, 1.0])
 SPARSE = np.where(GENERATOR.uniform(size=(2, 400)) < 0.8, 0.0, GENERATOR.uniform(size=(2, 400)))
@@ -211,6 +212,7 @@ EDGES = [
     ("GradAlign of gradients of 1e-25", lambda: aligned(1e-25), PENALTY, "NumPy in float64"),
     ("GradAlign of no gradient", lambda: aligned(0.0), 0.0, "flat"),
     ("restarts on a target", lambda: targeted_share(RESTARTS), 1.0, "any of the same five"),
+    ("APGD on a target finds it, too", lambda: targeted_share(APGD) > 0.9, True, "any of five by PGD"),
     ("rank correlation of nothing", lambda: correlated(np.nan * np.ones((2, 2)), np.ones((2, 2))), np.nan, "undefined"),
     ("rank correlation of a constant", lambda: correlated(np.ones(5), np.arange(5.0)), np.nan, "SciPy"),
     ("rank correlation of ties", lambda: correlated([0, 0, 0, 0, 1.0], [1, 2, 3, 4, 5.0]), math.sqrt(0.5), "SciPy"),
@@ -451,6 +453,29 @@ def test_every_objective_trains_with_float64_on(name, dtype):
     run = training.accuracies(MODEL, attack, mesh, 12)
     found = run(trained.variables, split, KEY, np.full(12, 0.1), 0.1) if name != "trades" else np.zeros(2)
     assert found.shape == (2,)
+
+
+def test_manifolds_that_are_trained_train_with_float64_on(dtype):
+    images = np.random.default_rng(5).uniform(-1, 1, (4, 8, 8, 1)).astype(dtype)
+    split = data.Split(images, np.arange(4))
+    options = {"mesh": stacking.device_mesh(1, 4), "batch_size": 4, "epochs": 1}
+    model, shape = manifolds.vae_gan_for((8, 8, 1)), (8, 8, 1)
+    denoiser = manifolds.Denoiser((2, 4, 4), 8)
+    fitted = [
+        (
+            manifolds.vae_gan_step(model),
+            manifolds.init_vae_gan(model, (6, 6, 1), KEY),
+            manifolds.VaeGanSizes(0.01, 1e-3),
+        ),
+        (
+            manifolds.denoiser_step(manifolds.Denoiser((2, 4, 4), 8)),
+            manifolds.init_denoiser(manifolds.Denoiser((2, 4, 4), 8), (6, 6, 1), KEY),
+            manifolds.DenoiserSizes(1e-3),
+        ),
+    ]
+    for step, start, sizes in fitted:
+        trained = training.fit(step, stacking.stack([start]), sizes, split, **options)
+        assert {leaf.dtype for leaf in jax.tree.leaves(trained.variables)} == {np.dtype(np.float32)}
 
 
 def test_retraining_with_float64_on(dtype):

@@ -18,7 +18,7 @@ from robgrad import stacking
 from robgrad.data import scale
 from robgrad.manifolds.generators import VaeGan
 from robgrad.manifolds.geometry import Manifold, autoencoder
-from robgrad.training import Batch, Step, TrainState, adam_update
+from robgrad.training import Batch, Step, TrainState, adam_update, typed_as
 
 
 class VaeGanSizes(NamedTuple):
@@ -118,7 +118,8 @@ def vae_gan_step(model: VaeGan) -> Step:
             gradients, (metrics, statistics) = jax.grad(of_params, has_aux=True)(params)
             gradients, metrics = stacking.summed((gradients, metrics))
             params, moments = adam_update(gradients, opt_state[name], params, numbers.learning_rate, *model.betas)
-            return variables | {name: {"params": params, **statistics}}, opt_state | {name: moments}, metrics
+            own = typed_as(variables[name], {"params": params, **statistics})
+            return variables | {name: own}, opt_state | {name: moments}, metrics
 
         variables, opt_state, first = descend(state.variables, state.opt_state, "encoder", encoder_loss)
         variables, opt_state, second = descend(variables, opt_state, "decoder", decoder_loss)
@@ -145,7 +146,7 @@ def from_vae_gan(model: VaeGan, variables, sampling_key: Array | None = None) ->
         mean, log_variance = cast(tuple[Array, Array], model.encoder.apply(variables["encoder"], image[None]))
         if sampling_key is None:
             return mean[0]
-        return mean[0] + jnp.exp(0.5 * log_variance[0]) * jax.random.normal(sampling_key, mean[0].shape)
+        return mean[0] + jnp.exp(0.5 * log_variance[0]) * jax.random.normal(sampling_key, mean[0].shape, image.dtype)
 
     def decode(code: Array) -> Array:
         return cast(Array, model.decoder.apply(variables["decoder"], code[None]))[0]

@@ -16,6 +16,7 @@ from robgrad.training.objectives import (
     classifier_step,
     init_classifier,
     trades,
+    typed_as,
 )
 from robgrad.training.regularisers import (
     curvature_penalty,
@@ -54,4 +55,5 @@ __all__ = [
     "masked_gradient_penalty",
     "second_order",
     "trades",
+    "typed_as",
 ]

@@ -171,10 +171,15 @@ def classifier_step(network: nn.Module | Network, attack: Attack, objective: Obj
         gradients, (metrics, moved) = jax.grad(mean_loss, has_aux=True)(params)
         gradients, metrics = stacking.summed((gradients, metrics))
         params, opt_state = adam_update(gradients, state.opt_state, params, numbers.learning_rate)
-        variables = jax.tree.map(lambda new, old: new.astype(old.dtype), {**moved, "params": params}, state.variables)
+        variables = typed_as(state.variables, {**moved, "params": params})
         return state._replace(variables=variables, opt_state=opt_state, step=state.step + 1), metrics
 
     return step
+
+
+def typed_as(old: Any, new: Any) -> Any:
+    """New values of a tree in the old one's types, which with JAX's float64 on a step's statistics may outgrow."""
+    return jax.tree.map(lambda before, after: after.astype(before.dtype), old, new)
 
 
 def adam_update(gradients, opt_state, params, learning_rate: Array | float, b1: float = 0.9, b2: float = 0.999):
