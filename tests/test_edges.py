@@ -460,18 +460,10 @@ def test_manifolds_that_are_trained_train_with_float64_on(dtype):
     split = data.Split(images, np.arange(4))
     options = {"mesh": stacking.device_mesh(1, 4), "batch_size": 4, "epochs": 1}
     model, shape = manifolds.vae_gan_for((8, 8, 1)), (8, 8, 1)
-    denoiser = manifolds.Denoiser((2, 4, 4), 8)
+    small = manifolds.Denoiser((2, 4, 4), 8)
     fitted = [
-        (
-            manifolds.vae_gan_step(model),
-            manifolds.init_vae_gan(model, (6, 6, 1), KEY),
-            manifolds.VaeGanSizes(0.01, 1e-3),
-        ),
-        (
-            manifolds.denoiser_step(manifolds.Denoiser((2, 4, 4), 8)),
-            manifolds.init_denoiser(manifolds.Denoiser((2, 4, 4), 8), (6, 6, 1), KEY),
-            manifolds.DenoiserSizes(1e-3),
-        ),
+        (manifolds.vae_gan_step(model), manifolds.init_vae_gan(model, shape, KEY), manifolds.VaeGanSizes(0.01, 1e-3)),
+        (manifolds.denoiser_step(small), manifolds.init_denoiser(small, shape, KEY), manifolds.DenoiserSizes(1e-3)),
     ]
     for step, start, sizes in fitted:
         trained = training.fit(step, stacking.stack([start]), sizes, split, **options)
