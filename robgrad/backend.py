@@ -13,6 +13,8 @@ import warnings
 _FUSION = "--xla_cpu_experimental_ynn_fusion_type"
 # By the release of jaxlib, since an XLA that does not know a flag refuses to start.
 SAFE_FLAGS = {"0.10.2": f"{_FUSION}=individual_dot"}
+# What the user had set before robgrad was imported: programs may choose anything else.
+GIVEN = os.environ.get("XLA_FLAGS", "")
 
 
 def safe_flags(given: str, jaxlib: str) -> str:

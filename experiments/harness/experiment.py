@@ -251,7 +251,9 @@ def write_page(path: Path, title: str, parts: Sequence[tuple[Experiment, Finishe
     """Writes one page of finished runs: claims first, then run by run."""
     every = [claim for _, finished in parts for claim in finished.results["claims"]]
     papers, ours = (folded([row for row in every if claims.is_papers(row) is one]) for one in (True, False))
-    body = [html.Section("What was published, and what was found", [f"{verdicts(every)}.", *papers, claims.RULE])]
+    rule = html.Code(textwrap.fill(claims.RULE, 72), "How verdicts are given")
+    found = answers(every) if len(parts) == 1 else []
+    body = [html.Section("What was found", [*found, f"{verdicts(every)}.", *papers, rule])]
     if ours:
         body.append(html.Section("What we asked beyond that", ours))
     body += [section(*part) for part in parts]
@@ -290,25 +292,26 @@ def show(experiment: Experiment, finished: Finished) -> None:
     """Prints what fits a screen of a run's main table, what was found, and where the rest is."""
     (workdir, results), width = finished, launch.width()
     launch.show(tables.fitting(results["rows"], experiment.columns, width), "")
-    launch.show(*answers(results["claims"], width))
+    for said in answers(results["claims"]):
+        launch.show(*textwrap.wrap(said, width, subsequent_indent="    "))
     launch.show(f"\n{verdicts(results['claims'])}.")
     launch.show(
         f"Every column is in results.csv, figures and all groups in {experiment.file(REPORT)}, in", str(workdir)
     )
 
 
-def answers(rows: Sequence[Row], width: int) -> list[str]:
-    """A line or two for each claim: its verdicts, the claim, and the numbers of its first group."""
+def answers(rows: Sequence[Row]) -> list[str]:
+    """A sentence for each claim: its verdicts, the claim, and the numbers of its first group."""
     families: dict[str, list[Row]] = {}
     for row in rows:
         families.setdefault(row["claim"], []).append(row)
-    lines = []
+    found = []
     for text, groups in families.items():
         numbers = str(groups[0]["ours"]).split(";")[0]
         of = f"{groups[0]['group']}: " if len(groups) > 1 else ""
-        said = f"{claims.summed([row['verdict'] for row in groups])}: {text} ({of}{numbers})"
-        lines += textwrap.wrap(said, width, subsequent_indent="    ")
-    return lines
+        verdicts = claims.summed([row["verdict"] for row in groups])
+        found.append(f"{verdicts}: {text} ({of}{numbers})")
+    return found
 
 
 def main(experiment: Experiment, about: str) -> None:

@@ -22,6 +22,7 @@ from absl import flags as absl_flags
 
 from experiments.harness import options
 from experiments.harness.flags import Flags
+from robgrad import backend
 
 STOPPED = 75  # EX_TEMPFAIL: what was asked for is not done yet, try again.
 # Only for releases it was tried on: an XLA that does not know the flag refuses to start.
@@ -72,8 +73,8 @@ def prepare(values: absl_flags.FlagValues) -> None:
 
     Never against what the user has set in `XLA_FLAGS` or `JAX_COMPILATION_CACHE_DIR`.
     """
-    jaxlib, given = importlib.metadata.version("jaxlib"), os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = options.host_flags(jaxlib, given, FAST_CPU_FLAGS)
+    jaxlib = importlib.metadata.version("jaxlib")
+    os.environ["XLA_FLAGS"] = options.host_flags(jaxlib, backend.GIVEN, FAST_CPU_FLAGS)
 
     import jax
 

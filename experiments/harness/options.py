@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from robgrad import backend
-
 PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 _INTERVAL = re.compile(r"(\d+)([ms]?)")
 
@@ -53,8 +51,6 @@ def cores() -> int:
 
 def host_flags(jaxlib: str, given: str, known: Mapping[str, tuple[str, ...]]) -> str:
     """`XLA_FLAGS` with a host device a core and a release's fast CPU flags, never against what is given."""
-    # What the library has set for itself by now a program may better.
-    given = given.replace(backend.SAFE_FLAGS.get(jaxlib, "\0"), "").strip()
     wanted = (f"--xla_force_host_platform_device_count={cores()}", *known.get(jaxlib, ()))
     missing = [flag for flag in wanted if flag.split("=")[0] not in given]
     return " ".join([given, *missing]).strip()
