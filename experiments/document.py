@@ -27,8 +27,8 @@ from robgrad import runs
 ROOT = Path(__file__).parent
 RECORDS, README, SPEED = ROOT / "results", ROOT.parent / "README.md", ROOT / "benchmark" / "README.md"
 COLUMNS = {
-    "": "digits (2.1: three seeds, else one), the toy",
-    "digits-quick": "digits (2.1: three seeds, else one), the toy",
+    "": "digits (2.1: ten seeds, else one), the toy",
+    "digits-quick": "digits (2.1: ten seeds, else one), the toy",
     "shapes-16-quick": "rendered shapes, one seed",
     "digits-quick, generated": "images made from digits, one seed",
     "fashion_mnist-quick": "Fashion-MNIST, small, one seed",
