@@ -29,7 +29,7 @@ def test_all_three_run_and_make_one_page(run, tmp_path):
         name: True for name in ("standard", "pgd", "gradient-penalty", "scorpio-1")
     }
     page = (tmp_path / "all" / "report.html").read_text()
-    assert "What was published, and what was found" in page
+    assert "What was found" in page
     again, said = run("neighbours", *arguments)
     assert again.count("finished already") == 3
     assert "training" not in said
@@ -89,7 +89,8 @@ def test_claims_on_ways_are_of_the_right_sign_and_not_judged_where_accuracies_di
 
     def verdicts():
         tables = ways_to_train.tabulate(Ways, arrays)
-        return {(one["claim"], one["group"]): one["verdict"] for one in ways_to_train.claim(Ways, arrays, tables)}
+        judged = claims.judged(ways_to_train.claim(Ways, arrays, tables))
+        return {(one["claim"], one["group"]): one["verdict"] for one in judged}
 
     found = verdicts()
     beats = "second-order training: one iteration beats gradient and curvature regularisation in robust accuracy"
@@ -117,7 +118,7 @@ def test_claims_on_refinement_tell_what_was_published_from_ours():
     arrays |= {"guides": np.array(["lime"]), "flagged/lime": np.zeros(3)}
     refinement.replace, kept = (lambda config, **changes: config), refinement.replace
     try:
-        found = list(refinement.claim(Config, arrays, {}))
+        found = claims.judged(refinement.claim(Config, arrays, {}))
     finally:
         refinement.replace = kept
     said = {one["claim"]: (one["verdict"], claims.is_papers(one)) for one in found}
