@@ -11,6 +11,7 @@ from scipy import stats
 
 from experiments.harness import densities
 from robgrad import attacks, data, faithfulness, gradients, manifolds, networks, stacking, training
+from robgrad.attacks import search
 from robgrad.gradients import controls, outputs
 from robgrad.manifolds.neighbours import principal_directions
 from robgrad.training import regularisers
@@ -146,11 +147,35 @@ def correlated(one, two):
     return float(faithfulness.rank_correlation(jnp.asarray(one), jnp.asarray(two)))
 
 
-def infidelity(name):
+def ranked(dtype):
+    return gradients.rank_map(KEY, jnp.asarray([[0, 255], [100, 3]], dtype)).ravel().tolist()
+
+
+def orthonormal(size):
+    basis, rank = manifolds.column_space(size * jax.random.normal(KEY, (16, 3)))
+    assert int(rank) == 3
+    return float(jnp.abs(basis.T @ basis - jnp.eye(3)).max()) // 1e-5
+
+
+def nothing_gained():
+    return float(gradients.completeness_error(jnp.ones((4, 4)), lambda x: jnp.ones(3), jnp.asarray(GREY)))
+
+
+def aims(logits, label):
+    return search.targets(jnp.array(logits), label).tolist()
+
+
+def beyond(bound):
+    attack = attacks.pgd("linf", attacks.cross_entropy, 3, pixel_range=(-bound, bound))
+    end = attack(KEY, linear, jnp.asarray(GREY), 1, 1.0, 1.0)
+    return float(np.abs(np.asarray(end, np.float64)).max() - bound)
+
+
+def infidelity(name, size=1.0):
     signed = gradients.SIGNED[name]
     colour = lambda x: jnp.stack([jnp.sum(x * COLOURED), 0.0 * x.sum()])  # noqa: E731
     image = jnp.asarray(COLOURED) / 10
-    return float(faithfulness.infidelity(KEY, colour, image, signed(KEY, colour, image)))
+    return float(faithfulness.infidelity(KEY, colour, image, size * signed(KEY, colour, image)))
 
 
 COLOURED = GENERATOR.normal(size=(4, 4, 3)).astype(np.float32)
@@ -228,6 +253,15 @@ EDGES = [
     ),
     ("local PCA of nearly equal variances", lambda: plane_error() < 1e-3, True, "NumPy's SVD in float64"),
     ("infidelity of a linear network's gradient", lambda: infidelity("gradient"), 0.0, "by hand"),
+    ("a map of bytes ranks as one of floats", lambda: ranked(np.uint8), [3, 0, 1, 2], "by hand"),
+    ("infidelity of a gradient of 1e-25", lambda: infidelity("gradient", 1e-25), 0.0, "by hand"),
+    ("a basis of directions of 1e-25", lambda: orthonormal(1e-25), 0.0, "by hand"),
+    ("a basis of directions of 1e25", lambda: orthonormal(1e25), 0.0, "by hand"),
+    ("completeness of an output that gains nothing", lambda: nothing_gained(), np.nan, "undefined"),
+    ("the class aimed at is never the label", lambda: aims([1.0, -np.inf], 0), [1], "by hand"),
+    ("a class whose logit is NaN is aimed at, too", lambda: sorted(aims([1.0, np.nan, 0.0], 0)), [1, 2], "by hand"),
+    ("agreement with no mask", lambda: float(agreed(np.zeros((4, 4))).mass), np.nan, "undefined"),
+    ("a range that float32 does not hold", lambda: beyond(0.1) <= 0, True, "in float64"),
     ("bytes 255 are 1", lambda: float(data.scale(jnp.array([255], jnp.uint8))[0]), 1.0, "by hand"),
     ("noise along no tangent space", lambda: sensitivity(0)[0], 0.0, "nothing moves"),
     ("noise across a whole space", lambda: sensitivity(16)[1], 0.0, "nothing moves"),

@@ -350,6 +350,7 @@ def auto_attack(
     """
     norm, pixel_range = norm_named(norm), checked_range(pixel_range)
     checked_count("image in a batch", batch)
+    checked_count("as a seed", seed, 0)
     images = checked_images(images, pixel_range)
     count, shape = len(images), images.shape[1:]
     given = () if variables is None else (variables,)

@@ -107,6 +107,6 @@ def norm_named(norm: Norm | str) -> Norm:
     """
     if isinstance(norm, Norm):
         return norm
-    if norm not in NORMS:
+    if not isinstance(norm, str) or norm not in NORMS:
         raise ValueError(f"expected a norm of {', '.join(NORMS)} or an attacks.Norm, got {norm!r}")
     return NORMS[norm]

@@ -46,8 +46,9 @@ class Goal(NamedTuple):
 
 def targets(logits: Array, label: Array) -> Array:
     """The classes other than the label, that of the highest logit first, `[C - 1]`."""
-    others = jnp.where(jnp.arange(logits.size) == label, -jnp.inf, logits)
-    return jnp.argsort(-others)[:-1]
+    own = jnp.arange(logits.size) == label
+    # The label comes last whatever its logit, and before it what is NaN.
+    return jnp.lexsort((-jnp.where(jnp.isnan(logits), -jnp.inf, logits), own))[:-1]
 
 
 class Search(NamedTuple):

@@ -136,7 +136,9 @@ def _check_inside(images, pixel_range: Range) -> None:
 
 def _note_half_range(images: np.ndarray, pixel_range: Range) -> None:
     """Warns of images that look as if they were in [0, 1] where [-1, 1] is meant: the range cannot tell."""
-    if np.ndim(pixel_range[0]) == 0 and tuple(map(float, pixel_range)) == PIXEL_RANGE and half_range(images):
+    if all(
+        np.ndim(bound) == 0 and float(bound) == own for bound, own in zip(pixel_range, PIXEL_RANGE, strict=True)
+    ) and (half_range(images)):
         warnings.warn(HALF_RANGE, stacklevel=4)
 
 
@@ -185,7 +187,16 @@ def checked_range(pixel_range: Range, image_shape: tuple[int, ...] | None = None
 
 def clipped(image: Array, pixel_range: Range) -> Array:
     """An image with its pixels clipped to their range, numbers or one for each channel."""
-    return jnp.clip(image, *(jnp.asarray(bound, image.dtype) for bound in pixel_range))
+    low, high = (np.asarray(bound, np.float64) for bound in pixel_range)
+    # Bounds that the image's type does not hold are rounded inwards.
+    inner = -rounded_towards(-low, image.dtype), rounded_towards(high, image.dtype)
+    return jnp.clip(image, *(jnp.asarray(bound) for bound in inner))
+
+
+def rounded_towards(bounds: np.ndarray, dtype: Any) -> np.ndarray:
+    """Numbers in a type of fewer digits, none above itself."""
+    rounded = bounds.astype(dtype)
+    return np.where(rounded > bounds, np.nextafter(rounded, np.asarray(-np.inf, dtype)), rounded).astype(dtype)
 
 
 def _check_axes(shape: tuple[int, ...]) -> None:
@@ -395,7 +406,12 @@ def checked_example(logits_fn, image, label=None) -> Array:
     dtype = image_type(logits_fn, image.shape, image.dtype)
     classes = classes_of(logits_fn, image.shape, dtype=dtype)
     labels = label if isinstance(label, tuple) else (label,)
+    if isinstance(label, list) or (isinstance(label, tuple) and len(label) != 2):
+        raise DataError(f"expected a label, or a goal (label, target) of two, got {label}")
     for one in labels:
+        if one is not None and jnp.ndim(one) and jnp.issubdtype(jnp.result_type(one), jnp.integer):
+            shape = list(jnp.shape(one))
+            raise DataError(f"expected one label for one image, got shape {shape}; map a batch by jax.vmap")
         if one is None or jnp.ndim(one):
             continue
         if not jnp.issubdtype(jnp.result_type(one), jnp.integer):
@@ -403,6 +419,9 @@ def checked_example(logits_fn, image, label=None) -> Array:
         values = known(one)
         if values is not None and not (np.all(np.asarray(values) >= 0) and np.all(np.asarray(values) < classes)):
             raise DataError(f"expected a label in 0..{classes - 1}, as many as the network has logits, got {values}")
+    goal = [known(one) for one in labels] if isinstance(label, tuple) else []
+    if goal and all(one is not None and np.ndim(one) == 0 for one in goal) and int(goal[0]) == int(goal[1]):
+        raise DataError(f"expected a target other than the label, got {goal[1]} for both")
     return image.astype(dtype)
 
 
@@ -466,7 +485,10 @@ def pixels_of(name: str, value: Any, image: Array) -> Array:
     Raises:
       DataError: if it is none of those.
     """
-    value = jnp.asarray(value, image.dtype)
+    value = jnp.asarray(value)
+    if value.ndim and value.dtype == jnp.uint8:
+        raise DataError(f"expected {name} in the image's own range, floating point, got bytes; map them by data.scale")
+    value = value.astype(image.dtype)
     if value.ndim == 2 and value.shape == image.shape[:2]:
         value = value[..., None]
     fits = value.ndim == 0 or value.shape in (image.shape[-1:], image.shape, (*image.shape[:2], 1))
@@ -510,4 +532,5 @@ def checked_map(values: Any, shape: tuple[int, ...]) -> Array:
             f"expected a map of one value a pixel, of shape {list(shape)}, got {list(values.shape)}; sum over "
             "channels, for instance by gradients.outputs.absolute"
         )
-    return values
+    # Bytes would wrap around where they are negated.
+    return values if jnp.issubdtype(values.dtype, jnp.floating) else values.astype(jnp.float32)

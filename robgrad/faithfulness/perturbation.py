@@ -176,6 +176,9 @@ def infidelity(
     explained, values = output(logits_fn, image), jnp.asarray(values)
     values = values if values.shape == image.shape else checked_map(values, image.shape[:2])[..., None]
     checked_count("sample", samples)
+    # Of any scale: the squares of a certain network's gradient underflow.
+    largest = jnp.max(jnp.abs(values))
+    values = values / jnp.where(largest > 0, largest, 1.0)
 
     def one(key: Array) -> tuple[Array, Array]:
         moved = noise * jax.random.normal(key, image.shape, image.dtype)
@@ -257,7 +260,7 @@ class Agreement(NamedTuple):
 
 
 def agreement(key: Array, values: Array, mask: Array) -> Agreement:
-    """Agreement of a map `[H, W]` with a mask of that shape; ties by the key. NaN of a map with NaN.
+    """Agreement of a map `[H, W]` with a mask of that shape; ties by the key. NaN of a map with NaN, or of no mask.
 
     Args:
       key: of ties.
@@ -280,5 +283,5 @@ def agreement(key: Array, values: Array, mask: Array) -> Agreement:
         jnp.sum(top & mask) / jnp.maximum(jnp.sum(top | mask), 1),
     )
     found = Agreement(pointing, mass, overlap, area / mask.size)
-    known = ~jnp.isnan(values).any()
+    known = ~jnp.isnan(values).any() & (area > 0)
     return jax.tree.map(lambda value: jnp.where(known, value, jnp.nan), found)._replace(chance=found.chance)

@@ -112,6 +112,8 @@ def rank_map(key: Array, values: Array) -> Array:
     hold it.
     """
     flat = jnp.ravel(values)
+    # Bytes would wrap around where they are negated.
+    flat = flat if jnp.issubdtype(flat.dtype, jnp.floating) else flat.astype(jnp.float32)
     order = jnp.lexsort((jax.random.uniform(key, flat.shape), -flat))
     ranks = jnp.zeros(flat.size, _smallest(flat.size)).at[order].set(jnp.arange(flat.size, dtype=_smallest(flat.size)))
     return ranks.reshape(values.shape)

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from robgrad.data.checks import checked_count, checked_example, pixels_of
-from robgrad.data.images import DataError
+from robgrad.data.checks import checked_count, checked_example, known, pixels_of
+from robgrad.data.images import DataError, scale
 from robgrad.gradients.attributions import Attribution
 from robgrad.gradients.outputs import Output, Pixels, absolute, logit_of_prediction, loss_of_prediction, one_image
 from robgrad.networks import LogitsFn
@@ -208,7 +208,7 @@ def completeness_error(
     image = checked_example(logits_fn, image)
     explained = output(logits_fn, image)
     gain = explained(image) - explained(pixels_of("baseline", baseline, image))
-    return jnp.abs(values.sum() - gain) / jnp.abs(gain)
+    return jnp.where(gain != 0, jnp.abs(values.sum() - gain) / jnp.where(gain != 0, jnp.abs(gain), 1.0), jnp.nan)
 
 
 def expected_gradients(
@@ -224,12 +224,14 @@ def expected_gradients(
     The mean of (x - b) times the gradient at b + a (x - b), b an image of the background and a uniform in [0, 1].
 
     Args:
-      background: images `[N, H, W, C]` in the network's range.
+      background: images `[N, H, W, C]` in the network's range, or bytes, which are mapped to [-1, 1].
       samples: draws of baseline and place.
       noise: standard deviation of noise on the image, in pixel units; above zero it is GradientSHAP.
       output, pixels, chunk: as for `integrated_gradients`.
     """
-    background = jnp.asarray(background)
+    background = scale(jnp.asarray(background))
+    if known(background) is not None and not bool(jnp.all(jnp.isfinite(background))):
+        raise DataError("expected a background of finite pixels, got NaN or infinity")
     checked_count("sample", samples)
 
     def attribution(key: Array, logits_fn: LogitsFn, image: Array) -> Array:

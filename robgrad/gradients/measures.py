@@ -85,7 +85,7 @@ def sensitivity(
     def change(direction: Array, there: Array) -> Array:
         size = length(direction)
         moved = jnp.where(there, radius * direction / jnp.where(size > 0, size, 1.0), 0.0)
-        return jnp.sum((output(logits_fn(image + moved.reshape(image.shape))) - clean) ** 2)
+        return jnp.where(there, jnp.sum((output(logits_fn(image + moved.reshape(image.shape))) - clean) ** 2), 0.0)
 
     def both(key: Array) -> tuple[Array, Array]:
         noise = jax.random.normal(key, (image.size,), image.dtype)

@@ -100,6 +100,9 @@ def column_space(jacobian: Array, tolerance: float = 1e-4) -> TangentSpace:
     """
     if not jacobian.shape[1]:
         return TangentSpace(jacobian, jnp.int32(0))
+    largest = jnp.max(jnp.abs(jacobian))
+    # Of any scale: squares would underflow or overflow.
+    finite, jacobian = jnp.isfinite(largest), jacobian / jnp.where(largest > 0, largest, 1.0)
     least = tolerance * jnp.max(jnp.linalg.norm(jacobian, axis=0))
 
     def step(index: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -112,5 +115,5 @@ def column_space(jacobian: Array, tolerance: float = 1e-4) -> TangentSpace:
         return basis.at[:, index].set(direction), rest - jnp.outer(direction, direction @ rest)
 
     basis, _ = lax.fori_loop(0, jacobian.shape[1], step, (jnp.zeros_like(jacobian), jacobian))
-    basis = jnp.where(jnp.all(jnp.isfinite(jacobian)), basis, jnp.nan)
+    basis = jnp.where(finite, basis, jnp.nan)
     return TangentSpace(basis, jnp.sum(jnp.any(basis != 0, axis=0), dtype=jnp.int32))

@@ -1,9 +1,11 @@
 """Local principal component analysis: at each image the plane through its nearest neighbours in the data."""
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
-from robgrad.data import scale
+from robgrad.data import Split, scale
+from robgrad.data.checks import checked_split, known
 from robgrad.manifolds.eigen import symmetric_eigen
 from robgrad.manifolds.geometry import Manifold, TangentSpace
 
@@ -28,7 +30,7 @@ def principal_directions(spread: Array, count: int) -> Array:
         vectors = spread.T @ combinations
         vectors = vectors / jnp.sqrt(jnp.maximum(jnp.sum(vectors**2, axis=0), 1e-30))
     kept = squares[:count] > 1e-6 * jnp.maximum(squares[0], 1e-30)
-    return jnp.where(kept, vectors[:, :count], 0.0)
+    return jnp.where(jnp.all(jnp.isfinite(spread)), jnp.where(kept, vectors[:, :count], 0.0), jnp.nan)
 
 
 def local_pca(images: Array, neighbours: int = 50, dimensions: int = 10) -> Manifold:
@@ -43,12 +45,16 @@ def local_pca(images: Array, neighbours: int = 50, dimensions: int = 10) -> Mani
       dimensions: of the plane, fewer than neighbours.
 
     Raises:
+      DataError: if the images are not of that form.
       ValueError: if there are fewer images than neighbours, or no more neighbours than dimensions.
     """
     if not 1 <= dimensions < neighbours <= len(images):
         raise ValueError(
             f"expected 1 <= dimensions < neighbours <= {len(images)} images, got {dimensions} and {neighbours}"
         )
+    if known(images) is not None:  # Within a compiled program they have been checked before.
+        labels = np.zeros(len(images), np.int32)
+        images = jnp.asarray(checked_split(Split(np.asarray(images), labels), None, "images", as_images=False).images)
     pixels = scale(jnp.asarray(images))
 
     def plane(image: Array) -> tuple[Array, Array]:
