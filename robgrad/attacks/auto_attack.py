@@ -38,7 +38,7 @@ from robgrad.data.checks import (
     of_one_image,
     rounded_down,
 )
-from robgrad.networks import LogitsFn
+from robgrad.networks import LogitsFn, predicted
 
 STANDING, WRONG = "", "wrong from the start"
 
@@ -244,9 +244,8 @@ _NOT_FINITE = "the outputs are not finite on {} of {} {}: they are of no class, 
 
 
 def predictions(logits: np.ndarray) -> np.ndarray:
-    """`networks.predicted` on the host."""
-    highest = logits.max(-1)
-    return np.where(np.isfinite(highest), logits.argmax(-1), -1)
+    """`networks.predicted`, back on the host."""
+    return np.asarray(predicted(jnp.asarray(logits)))
 
 
 def _check_identity(restored: Mapping[str, np.ndarray], identity: np.ndarray) -> None:
@@ -350,7 +349,7 @@ def auto_attack(
     """
     norm, pixel_range = norm_named(norm), checked_range(pixel_range)
     checked_count("image in a batch", batch)
-    checked_count("as a seed", seed, 0)
+    checked_count("for a seed", seed, 0)
     images = checked_images(images, pixel_range)
     count, shape = len(images), images.shape[1:]
     given = () if variables is None else (variables,)

@@ -189,14 +189,8 @@ def clipped(image: Array, pixel_range: Range) -> Array:
     """An image with its pixels clipped to their range, numbers or one for each channel."""
     low, high = (np.asarray(bound, np.float64) for bound in pixel_range)
     # Bounds that the image's type does not hold are rounded inwards.
-    inner = -rounded_towards(-low, image.dtype), rounded_towards(high, image.dtype)
+    inner = -rounded_down(-low, image.dtype), rounded_down(high, image.dtype)
     return jnp.clip(image, *(jnp.asarray(bound) for bound in inner))
-
-
-def rounded_towards(bounds: np.ndarray, dtype: Any) -> np.ndarray:
-    """Numbers in a type of fewer digits, none above itself."""
-    rounded = bounds.astype(dtype)
-    return np.where(rounded > bounds, np.nextafter(rounded, np.asarray(-np.inf, dtype)), rounded).astype(dtype)
 
 
 def _check_axes(shape: tuple[int, ...]) -> None:
@@ -425,10 +419,10 @@ def checked_example(logits_fn, image, label=None) -> Array:
     return image.astype(dtype)
 
 
-def rounded_down(radii: np.ndarray, dtype: Any) -> np.ndarray:
-    """Radii of the host in a type of fewer digits, none above itself: 0.05 is a little more than that in float32."""
-    rounded = radii.astype(dtype)
-    return np.where(rounded > radii, np.nextafter(rounded, np.asarray(0, dtype)), rounded)
+def rounded_down(numbers: np.ndarray, dtype: Any) -> np.ndarray:
+    """Numbers of the host in a type of fewer digits, none above itself: 0.05 is a little more than that in float32."""
+    rounded = numbers.astype(dtype)
+    return np.where(rounded > numbers, np.nextafter(rounded, np.asarray(-np.inf, dtype)), rounded).astype(dtype)
 
 
 def checked_numbers(dtype, **numbers) -> list[Array]:
@@ -510,11 +504,7 @@ def mask_of(mask: Any, shape: tuple[int, ...]) -> Array:
     Raises:
       DataError: if it is of another shape.
     """
-    mask = jnp.asarray(mask)
-    if mask.shape == (*shape, 1):
-        mask = mask[..., 0]
-    if mask.shape != tuple(shape):
-        raise DataError(f"expected a mask of shape {list(shape)}, got {list(mask.shape)}")
+    mask = _one_a_pixel(mask, shape, "a mask", "")
     return mask > 0.5 if mask.dtype != bool else mask
 
 
@@ -524,13 +514,16 @@ def checked_map(values: Any, shape: tuple[int, ...]) -> Array:
     Raises:
       DataError: if it is of another shape.
     """
-    values = jnp.asarray(values)
-    if values.shape == (*shape, 1):
-        values = values[..., 0]
-    if values.shape != tuple(shape):
-        raise DataError(
-            f"expected a map of one value a pixel, of shape {list(shape)}, got {list(values.shape)}; sum over "
-            "channels, for instance by gradients.outputs.absolute"
-        )
+    hint = "; sum over channels, for instance by gradients.outputs.absolute"
+    values = _one_a_pixel(values, shape, "a map of one value a pixel,", hint)
     # Bytes would wrap around where they are negated.
     return values if jnp.issubdtype(values.dtype, jnp.floating) else values.astype(jnp.float32)
+
+
+def _one_a_pixel(values: Any, shape: tuple[int, ...], what: str, hint: str) -> Array:
+    """Values of a shape, or of that with an axis of one channel behind it, which goes."""
+    values = jnp.asarray(values)
+    values = values[..., 0] if values.shape == (*shape, 1) else values
+    if values.shape != tuple(shape):
+        raise DataError(f"expected {what} of shape {list(shape)}, got {list(values.shape)}{hint}")
+    return values
