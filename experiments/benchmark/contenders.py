@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import lax
 
 from experiments.benchmark import alternatives, contest
@@ -183,7 +182,7 @@ def batch_of(work: Work, examples) -> training.Batch:
 def train_task(work: Work, attack_steps: int, steps: int) -> contest.Task:
     """Training steps on one batch, adversarial where there are attack steps; gives the last step's loss."""
     attack = attacks.pgd(attacks.L2, attacks.cross_entropy, attack_steps) if attack_steps else attacks.no_attack
-    moments = optax.scale_by_adam().init(work.variables["params"])
+    moments = training.plain_adam().init(work.variables["params"])
     states = stacking.stack([training.TrainState(work.variables, moments, jax.random.key(0), jnp.int32(0))])
     numbers = training.StepSizes(*(jnp.array([one]) for one in (*work.radii("l2"), 1e-3, 0.0)))
     batch = batch_of(work, Split(work.images, work.labels))  # type: ignore[arg-type]

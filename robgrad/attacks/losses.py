@@ -34,10 +34,12 @@ def cross_entropy(logits: Array, label: Any) -> Array:
     Computed as softplus(logsumexp_{j != y} z_j - z_y), which equals the textbook form but keeps the
     derivative exact where the network is certain: there softmax_y rounds to 1, so 1 - softmax_y, the
     share of the true logit in the gradient, is lost to cancellation in single precision.
-    Of a goal `(y, t)` it is log p_t.
+    Of a goal `(y, t)` it is log p_t; of probabilities `[C]`, smoothed or mixed labels q, -sum_k q_k log p_k.
     """
     if isinstance(label, tuple):
         return -cross_entropy(logits, label[1])
+    if jnp.shape(label) == logits.shape and jnp.issubdtype(jnp.asarray(label).dtype, jnp.floating):
+        return -jnp.sum(label * jax.nn.log_softmax(logits))
     others = jax.nn.logsumexp(_without(logits, label))
     return jax.nn.softplus(others - logits[label])
 

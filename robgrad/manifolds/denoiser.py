@@ -21,7 +21,7 @@ from robgrad.data import scale
 from robgrad.manifolds.eigen import leading_directions
 from robgrad.manifolds.geometry import Manifold, TangentSpace
 from robgrad.networks import Conv
-from robgrad.training import Batch, Step, TrainState, adam_update
+from robgrad.training import Batch, Optimizer, Step, TrainState, plain_adam, updated
 
 # Standard deviation of the data that the network's input and output are scaled for, in pixel units.
 SPREAD = 0.5
@@ -67,27 +67,41 @@ class Denoiser(nn.Module):
 class DenoiserSizes(NamedTuple):
     """Numbers of a step."""
 
-    learning_rate: Array | float
+    learning_rate: Array | float | None
 
 
-def init_denoiser(network: Denoiser, image_shape: Sequence[int], key: Array) -> TrainState:
-    """Fresh variables and a zeroed Adam."""
-    return _initial(network, tuple(image_shape), key)
+_ADAM = plain_adam()
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _initial(network: Denoiser, image_shape: tuple[int, ...], key: Array) -> TrainState:
+def init_denoiser(
+    network: Denoiser,
+    image_shape: Sequence[int],
+    key: Array,
+    optimizer: Optimizer | optax.GradientTransformation = _ADAM,
+) -> TrainState:
+    """Fresh variables and the optimizer's state, by default Adam's."""
+    return _initial(network, tuple(image_shape), optimizer, key)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _initial(
+    network: Denoiser,
+    image_shape: tuple[int, ...],
+    optimizer: Optimizer | optax.GradientTransformation,
+    key: Array,
+) -> TrainState:
     first, rest = jax.random.split(key)
     variables = network.init(first, jnp.zeros((1, *image_shape)), jnp.ones(1))
-    moments = optax.scale_by_adam().init(variables["params"])
+    moments = optimizer.init(variables["params"])
     return TrainState(variables, moments, rest, jnp.zeros((), jnp.int32))
 
 
-def denoiser_step(network: Denoiser) -> Step:
+def denoiser_step(network: Denoiser, optimizer: Optimizer | optax.GradientTransformation = _ADAM) -> Step:
     """The step of `training.fit` for a denoiser; data with a leaf `images`, numbers as in `DenoiserSizes`.
 
     Descends the mean over images and pixels of (D(x + s z, s) - x)^2 / e^2, z normal, log s uniform in `LEAST`..`MOST`,
-    e as in `Denoiser`, so that all levels weigh alike. Its metric is `error`, that mean.
+    e as in `Denoiser`, so that all levels weigh alike. Its metric is `error`, that mean. The optimizer is as in
+    `training.classifier_step`, the same as the states began with.
     """
 
     def step(state: TrainState, numbers: DenoiserSizes, batch: Batch):
@@ -108,7 +122,8 @@ def denoiser_step(network: Denoiser) -> Step:
 
         value, gradients = jax.value_and_grad(error)(state.variables["params"])
         value, gradients = stacking.summed((value, gradients))
-        params, moments = adam_update(gradients, state.opt_state, state.variables["params"], numbers.learning_rate)
+        params = state.variables["params"]
+        params, moments = updated(optimizer, gradients, state.opt_state, params, learning_rate=numbers.learning_rate)
         return state._replace(variables={"params": params}, opt_state=moments, step=state.step + 1), {"error": value}
 
     return step

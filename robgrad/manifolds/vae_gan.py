@@ -18,26 +18,33 @@ from robgrad import stacking
 from robgrad.data import scale
 from robgrad.manifolds.generators import VaeGan
 from robgrad.manifolds.geometry import Manifold, autoencoder
-from robgrad.training import Batch, Step, TrainState, adam_update, typed_as
+from robgrad.training import Batch, Optimizer, Step, TrainState, plain_adam, typed_as, updated
 
 
 class VaeGanSizes(NamedTuple):
     """Numbers of a step: the weight `lambda` of the decoder's reconstruction loss, and the learning rate."""
 
     reconstruction_weight: Array | float
-    learning_rate: Array | float
+    learning_rate: Array | float | None
 
 
-def init_vae_gan(model: VaeGan, image_shape: Sequence[int], key: Array) -> TrainState:
-    """Fresh variables and three zeroed Adams; `variables` and `opt_state` are dicts by network.
+def init_vae_gan(
+    model: VaeGan,
+    image_shape: Sequence[int],
+    key: Array,
+    optimizer: Optimizer | optax.GradientTransformation | None = None,
+) -> TrainState:
+    """Fresh variables and three optimizers' states, by default Adam's; both are dicts by network.
 
     Attributes of the networks must have a hash: tuples, not lists.
     """
-    return _initial(model, tuple(image_shape), key)
+    return _initial(model, tuple(image_shape), optimizer or plain_adam(), key)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _initial(model: VaeGan, image_shape: tuple[int, ...], key: Array) -> TrainState:
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _initial(
+    model: VaeGan, image_shape: tuple[int, ...], optimizer: Optimizer | optax.GradientTransformation, key: Array
+) -> TrainState:
     keys = jax.random.split(key, 4)
     image, code, weights = jnp.zeros((1, *image_shape)), jnp.zeros((1, model.latent)), jnp.ones(1)
     variables = {
@@ -45,11 +52,11 @@ def _initial(model: VaeGan, image_shape: tuple[int, ...], key: Array) -> TrainSt
         "decoder": model.decoder.init(keys[1], code, weights),
         "discriminator": model.discriminator.init(keys[2], image, weights),
     }
-    opt_state = {name: optax.scale_by_adam().init(value["params"]) for name, value in variables.items()}
+    opt_state = {name: optimizer.init(value["params"]) for name, value in variables.items()}
     return TrainState(variables, opt_state, keys[3], jnp.zeros((), jnp.int32))
 
 
-def vae_gan_step(model: VaeGan) -> Step:
+def vae_gan_step(model: VaeGan, optimizer: Optimizer | optax.GradientTransformation | None = None) -> Step:
     """The step of `training.fit` for a VAE-GAN; data with a leaf `images`, numbers as in `VaeGanSizes`.
 
     With R = sum over pixels of |x - x~|, x~ decoded from a sample of the code, x_p decoded from a sample
@@ -60,8 +67,10 @@ def vae_gan_step(model: VaeGan) -> Step:
       discriminator  -mean(log D(x) + log(1 - D(x~)) + log(1 - D(x_p)))
 
     Running statistics of the encoder and the decoder follow the reconstructions of their own steps.
-    Metrics: `reconstruction` (R), `divergence` (KL), `decoder` and `discriminator` (their losses).
+    Metrics: `reconstruction` (R), `divergence` (KL), `decoder` and `discriminator` (their losses). Each has an
+    optimizer as in `training.classifier_step`, the same as the states began with; by default Adam of `model.betas`.
     """
+    own = optimizer or plain_adam(*model.betas)
 
     def step(state: TrainState, numbers: VaeGanSizes, batch: Batch):
         images = scale(batch.examples.images)
@@ -109,7 +118,7 @@ def vae_gan_step(model: VaeGan) -> Step:
             return total, ({"discriminator": total}, statistics)
 
         def descend(variables, opt_state, name: str, loss, *arguments):
-            """One Adam step of one network, all others held."""
+            """One step of one network, all others held."""
 
             def of_params(params):
                 return loss(variables | {name: variables[name] | {"params": params}}, *arguments)
@@ -117,9 +126,9 @@ def vae_gan_step(model: VaeGan) -> Step:
             params = variables[name]["params"]
             gradients, (metrics, statistics) = jax.grad(of_params, has_aux=True)(params)
             gradients, metrics = stacking.summed((gradients, metrics))
-            params, moments = adam_update(gradients, opt_state[name], params, numbers.learning_rate, *model.betas)
-            own = typed_as(variables[name], {"params": params, **statistics})
-            return variables | {name: own}, opt_state | {name: moments}, metrics
+            params, moments = updated(own, gradients, opt_state[name], params, learning_rate=numbers.learning_rate)
+            moved = typed_as(variables[name], {"params": params, **statistics})
+            return variables | {name: moved}, opt_state | {name: moments}, metrics
 
         variables, opt_state, first = descend(state.variables, state.opt_state, "encoder", encoder_loss)
         variables, opt_state, second = descend(variables, opt_state, "decoder", decoder_loss)

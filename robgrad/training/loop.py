@@ -21,7 +21,9 @@ from jax.sharding import PartitionSpec as P
 from robgrad import stacking
 from robgrad.data import Split
 from robgrad.data.checks import checked_count, checked_split
-from robgrad.training.objectives import Batch, Step, TrainState
+from robgrad.training.averaging import judged
+from robgrad.training.objectives import Batch, Step, StepSizes, TrainState
+from robgrad.training.optimizers import checked_rates
 
 
 class Progress(NamedTuple):
@@ -77,6 +79,7 @@ def fit(
     progress: Callable[[Progress], None] = lambda done: None,
     checkpoints: Checkpoints | None = None,
     stop: Callable[[], bool] = lambda: False,
+    score: Callable[[Any], np.ndarray] | None = None,
 ) -> TrainState:
     """Trains a stack in compiled segments of steps until each replica has seen `epochs` epochs.
 
@@ -98,13 +101,18 @@ def fit(
       progress: called after each segment, about every 20 seconds, for instance `print`.
       checkpoints: when and how to save; by default never.
       stop: asked after each segment; once true, `fit` saves and raises.
+      score: of the stack's variables, or their averages, to a number `[S]`, at the end of each epoch: for instance the
+        robust accuracy of images held out, by `accuracies`. States come from `with_best`, and keep the variables of
+        the best epoch (Rice et al., 2020) and all scores in `TrainState.best`.
 
     Returns:
-      The trained stack.
+      The trained stack; `kept` takes the variables of the last step, their average, or the best epoch.
 
     Raises:
       DataError: if the data are a `data.Split` that `data.check` refuses.
-      ValueError: if `batch_size` is not in 1..N or `epochs` is below 1.
+      ValueError: if `batch_size` is not in 1..N or `epochs` is below 1; if a learning rate or weight decay is
+        negative, the step's schedule is shorter than the training, or `score` comes without states that keep their
+        best epoch, or those without it.
       DivergedError: if a replica's loss stops being finite.
       StoppedError: if `stop` said so, in any process.
     """
@@ -115,6 +123,7 @@ def fit(
         raise ValueError(f"expected a batch size in 1..{examples} (the training examples), got {batch_size}")
     checked_count("epoch", epochs)
     per_epoch = examples // batch_size
+    _check_numbers(step, states, numbers, epochs * per_epoch, score)
     replicas = stacking.size(states)
     numbers = jax.tree.map(lambda leaf: jnp.full(replicas, leaf) if jnp.ndim(leaf) == 0 else leaf, numbers)
     states, numbers = stacking.everywhere((states, numbers), mesh)
@@ -133,6 +142,10 @@ def fit(
         seconds = time.perf_counter() - began
         done += count
         _check_finite(metrics, names, done / per_epoch)
+        if score is not None and done % per_epoch == 0:
+            shown = states.variables if states.average is None else states.average
+            metrics |= {"held_out": np.asarray(score(shown))}
+            states = stacking.kept(judged(states, metrics["held_out"], done // per_epoch), mesh)
         progress(Progress(done, steps, done / per_epoch, metrics))
         # The count is data to the compiled loop: aim at segments that hide the cost of starting one.
         count = int(np.clip(20.0 * count / seconds, 1, 8 * count))
@@ -151,6 +164,22 @@ def fit(
             stacklevel=2,
         )
     return states
+
+
+def _check_numbers(step: Step, states: Any, numbers: Any, steps: int, score: Any) -> None:
+    """That what a step is given fits together; see `fit`."""
+    if isinstance(numbers, StepSizes):
+        checked_rates(numbers.learning_rate, numbers.weight_decay)
+    planned = getattr(step, "schedule_steps", None)
+    if planned is not None and planned < steps:
+        raise ValueError(
+            f"expected a schedule for the {steps} steps of this training, got one for {planned}; build the optimizer "
+            f"with steps={steps}"
+        )
+    best = getattr(states, "best", None)
+    if (best is None) != (score is None):
+        needed = "score=" if score is None else "states from training.with_best"
+        raise ValueError(f"expected {needed}: to keep the best epoch takes both a score and states that hold it")
 
 
 def _statistics(states: Any) -> dict[str, np.ndarray]:

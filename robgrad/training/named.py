@@ -17,6 +17,7 @@ from robgrad.training.regularisers import (
     local_linearity,
     second_order,
 )
+from robgrad.training.variants import mart, noisy_start, towards_another, weight_perturbed
 
 
 class ObjectiveKind(NamedTuple):
@@ -25,19 +26,21 @@ class ObjectiveKind(NamedTuple):
     Attributes:
       build: makes it, for the norm of the attack.
       attack_loss: the loss that its attack ascends, or that it makes its term of; None for the configuration's.
-      random_start: whether its attack cannot start at the image.
+      random_start: whether its attack cannot start at the image, or the deviation of the normal noise it starts from.
       steps: of its attack, where the objective says how many; None for the configuration's.
       step: of its attack, as a multiple of the radius; None for the configuration's step size.
       weight: of its second term, where none is given.
+      replays: of each batch, where the attack is a by-product of training (`free_step`), which builds no objective.
       settings: names of the settings of a configuration that it alone depends on.
     """
 
     build: Callable[[Norm], Objective]
     attack_loss: Loss | None = None
-    random_start: bool = False
+    random_start: bool | float = False
     steps: int | None = None
     step: float | None = None
     weight: float = 6.0
+    replays: int = 0
     settings: tuple[str, ...] = ()
 
 
@@ -47,7 +50,16 @@ OBJECTIVES: dict[str, ObjectiveKind] = {
     "adversarial": ObjectiveKind(lambda norm: adversarial()),
     # Fast training (Wong, Rice and Kolter, 2020): one step of 1.25 epsilon from a random start.
     "single-step": ObjectiveKind(lambda norm: adversarial(), random_start=True, steps=1, step=1.25),
-    "trades": ObjectiveKind(lambda norm: trades(), kl_divergence, random_start=True, settings=_WEIGHT),
+    # 0.001 in the pixel range [0, 1], as its authors have it, is 0.002 here.
+    "trades": ObjectiveKind(lambda norm: trades(), kl_divergence, random_start=0.002, settings=_WEIGHT),
+    "mart": ObjectiveKind(lambda norm: mart(), cross_entropy, random_start=0.002, weight=5.0, settings=_WEIGHT),
+    "awp": ObjectiveKind(lambda norm: weight_perturbed(adversarial())),
+    "awp-trades": ObjectiveKind(
+        lambda norm: weight_perturbed(trades()), kl_divergence, random_start=0.002, settings=_WEIGHT
+    ),
+    "n-fgsm": ObjectiveKind(noisy_start, steps=1, step=1.0),
+    "free": ObjectiveKind(lambda norm: adversarial(), cross_entropy, replays=4),
+    "targeted": ObjectiveKind(lambda norm: towards_another()),
     "gradient-penalty": _penalty(gradient_penalty),
     "cure": _penalty(curvature_penalty),
     "grad-align": _penalty(gradient_alignment, steps=1, step=1.0, weight=0.2),

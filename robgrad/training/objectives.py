@@ -19,15 +19,33 @@ from robgrad import stacking
 from robgrad.attacks import Attack, Loss, cross_entropy
 from robgrad.data import scale
 from robgrad.networks import Network, Variables, logits_fn, of_module, predicted
+from robgrad.training.augmentation import Augmentation
+from robgrad.training.averaging import Averaging, averaged
+from robgrad.training.labelling import Labelling, labelled
+from robgrad.training.optimizers import Optimizer, plain_adam, updated
+
+# Folded into an image's key, so that augmentations draw other numbers than attacks and objectives.
+AUGMENTED = 2**31 - 1
 
 
 class TrainState(NamedTuple):
-    """Everything a run continues from: variables, optimizer state, the run's key, steps taken."""
+    """Everything a run continues from.
+
+    Attributes:
+      variables: of the network.
+      opt_state: of the optimizer.
+      key: of the run.
+      step: steps taken.
+      average: of the variables over steps, where the step keeps one (`averaging.Averaging`); else None.
+      best: the variables at the epoch of the best score, where `fit` keeps them (`averaging.Best`); else None.
+    """
 
     variables: Any
     opt_state: Any
     key: Array
     step: Array
+    average: Any = None
+    best: Any = None
 
 
 class StepSizes(NamedTuple):
@@ -35,14 +53,16 @@ class StepSizes(NamedTuple):
 
     Attributes:
       epsilon, step_size: of the attack.
-      learning_rate: of Adam.
+      learning_rate: of the optimizer, 1e-3 where None; an optimizer of Optax's own has its rate itself.
       weight: of an objective's second term, for instance TRADES' beta.
+      weight_decay: of the optimizer, 0 where None; an optimizer of Optax's own has its decay itself.
     """
 
     epsilon: Array | float = 0.0
     step_size: Array | float = 0.0
-    learning_rate: Array | float = 1e-3
+    learning_rate: Array | float | None = None
     weight: Array | float = 0.0
+    weight_decay: Array | float | None = None
 
 
 class Batch(NamedTuple):
@@ -76,7 +96,9 @@ class Passes(NamedTuple):
     Attributes:
       train: `(variables, images)` to logits and moved variables, in training mode; differentiable.
       evaluate: images to logits in evaluation mode; differentiable by the images, not by the variables.
-      perturb: `(images, labels)` to attacked images, by the network in evaluation mode, not differentiated.
+      perturb: `(images, labels)` to attacked images, by the network in evaluation mode, not differentiated. Labels
+        are whatever the attack's loss understands; those that the objective was given, smoothed or mixed, stand for the
+        class of the greatest probability.
       batch: what the step was given: the examples with all they carry, and a random key for each.
     """
 
@@ -86,6 +108,7 @@ class Passes(NamedTuple):
     batch: Batch
 
 
+# `(variables, passes, images, labels, numbers)`; labels are classes `[B]`, smoothed or mixed probabilities `[B, C]`.
 Objective = Callable[[Variables, Passes, Array, Array, StepSizes], Outcome]
 Step = Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, Array]]]
 
@@ -103,8 +126,9 @@ def adversarial(loss: Loss = cross_entropy) -> Objective:
 def trades() -> Objective:
     """TRADES (Zhang et al., 2019): CE(f(x), y) + beta KL(softmax f(x) || softmax f(x')), beta = `numbers.weight`.
 
-    The attack finds x' by ascending the second term from near x: build it with `attacks.kl_divergence` and
-    `random_start`, since its gradient is zero at x itself; it is handed the clean probabilities for a label.
+    The attack finds x' by ascending the second term from near x: build it with `attacks.kl_divergence` and a
+    `random_start`, since its gradient is zero at x itself (its authors add normal noise of deviation 0.001 in pixels
+    of [0, 1]); it is handed the clean probabilities for a label.
     Hits are counted on the attacked batch.
     """
 
@@ -120,36 +144,82 @@ def trades() -> Objective:
     return objective
 
 
-_moments = jax.jit(optax.scale_by_adam().init)
-
-
-def init_classifier(network: nn.Module | Network, image_shape: Sequence[int], key: Array) -> TrainState:
-    """A fresh classifier for images `[H, W, C]`: initial variables and a zeroed Adam."""
+def init_classifier(
+    network: nn.Module | Network,
+    image_shape: Sequence[int],
+    key: Array,
+    optimizer: Optimizer | optax.GradientTransformation | None = None,
+) -> TrainState:
+    """A fresh classifier for images `[H, W, C]`: initial variables, and the optimizer's state, Adam's where None."""
     init_key, run_key = jax.random.split(key)
     variables = of_module(network).init(init_key, image_shape)
-    return TrainState(variables, _moments(variables["params"]), run_key, jnp.zeros((), jnp.int32))
+    moments = _zeroed(optimizer or ADAM, variables["params"])
+    return TrainState(variables, moments, run_key, jnp.zeros((), jnp.int32))
 
 
-def classifier_step(network: nn.Module | Network, attack: Attack, objective: Objective | None = None) -> Step:
-    """One Adam step on the mean of an objective, by default `adversarial()`.
+ADAM = plain_adam()
+_plainly = jax.jit(ADAM.init)
+
+
+def _zeroed(optimizer: Optimizer | optax.GradientTransformation, params: Any) -> Any:
+    """The state that an optimizer starts from; one program for that of every network."""
+    return _plainly(params) if optimizer is ADAM else jax.jit(optimizer.init)(params)
+
+
+def classifier_step(
+    network: nn.Module | Network,
+    attack: Attack,
+    objective: Objective | None = None,
+    *,
+    optimizer: Optimizer | optax.GradientTransformation | None = None,
+    augmentation: Augmentation | None = None,
+    labelling: Labelling | None = None,
+    averaging: Averaging | None = None,
+    ramp: optax.Schedule | None = None,
+) -> Step:
+    """One step of an optimizer on the mean of an objective, by default of Adam and of `adversarial()`.
 
     The attack sees the variables before the step in evaluation mode, one image at a time. With
     `attacks.no_attack` this is standard training. Metrics: `loss` and `accuracy`, of what the objective counts.
     Needs a mapped axis `stacking.DATA`, over which gradients and metrics are summed.
+
+    Args:
+      network: what is trained.
+      attack: on the network before the step.
+      objective: what is descended.
+      optimizer: `optimizer_named(...)`, whose rate and decay are the step's numbers, or any of Optax's. States are to
+        come from `init_classifier` with the same.
+      augmentation: `(key, image) -> image`, before the attack, with a key of each image.
+      labelling: smoothed, mixed or weighted labels.
+      averaging: of the variables over steps, kept in `TrainState.average`; see `averaging.averaged`.
+      ramp: steps to a multiple of the attack's radius and step size, a curriculum, for instance
+        `optax.linear_schedule(0.0, 1.0, 500)`.
     """
-    network, objective = of_module(network), objective or adversarial()
+    network, objective, optimizer = of_module(network), objective or adversarial(), optimizer or ADAM
 
     def step(state: TrainState, numbers: StepSizes, batch: Batch):
-        images, labels = scale(batch.examples.images), batch.examples.labels
+        images, classes = scale(batch.examples.images), batch.examples.labels
         # Of the images' type, where JAX makes float64 of a Python number.
-        numbers = StepSizes(*(jnp.asarray(number, images.dtype) for number in numbers))
+        numbers = jax.tree.map(lambda number: jnp.asarray(number, images.dtype), numbers)
+        if ramp is not None:
+            part = jnp.asarray(ramp(state.step), images.dtype)
+            numbers = numbers._replace(epsilon=part * numbers.epsilon, step_size=part * numbers.step_size)
         share = batch.weights / stacking.summed(batch.weights.sum())
         sizes = jnp.asarray(numbers.epsilon), jnp.asarray(numbers.step_size)
+        if augmentation is not None:
+            keys = jax.vmap(lambda key: jax.random.fold_in(key, AUGMENTED))(batch.keys)
+            images = jax.vmap(augmentation)(keys, images).astype(images.dtype)
+        count = jax.eval_shape(network.evaluate, state.variables, images[:1]).shape[-1]
+        labels, each = classes, jnp.ones((), images.dtype)
+        if labelling is not None:
+            key = jax.random.fold_in(state.key, ~state.step)
+            images, labels, each = labelled(labelling, key, images, classes, count, batch.weights)
+        hardest = labels if labels.ndim == 1 else jnp.argmax(labels, axis=-1)
 
-        def perturb(images, labels):
+        def perturb(images, goals):
             own = logits_fn(network, state.variables)
-            each = jax.vmap(lambda key, image, label: attack(key, own, image, label, *sizes))
-            return lax.stop_gradient(each(batch.keys, images, labels))
+            one = jax.vmap(lambda key, image, label: attack(key, own, image, label, *sizes))
+            return lax.stop_gradient(one(batch.keys, images, hardest if goals is labels else goals))
 
         passes = Passes(
             lambda variables, images: network.train(variables, images, batch.weights),
@@ -161,29 +231,31 @@ def classifier_step(network: nn.Module | Network, attack: Attack, objective: Obj
         # On the whole batch, since `vmap` over examples would form one kernel gradient for each.
         def mean_loss(params):
             outcome = objective({**state.variables, "params": params}, passes, images, labels, numbers)
-            hits = predicted(outcome.logits) == labels
+            hits = predicted(outcome.logits) == hardest
             # A label beyond the logits would be clamped in silence.
-            losses = jnp.where(labels < outcome.logits.shape[-1], outcome.losses, jnp.nan)
+            losses = jnp.where(classes < count, each * outcome.losses, jnp.nan)
             total = jnp.sum(share * losses)
             return total, ({"loss": total, "accuracy": jnp.sum(share * hits)}, outcome.variables)
 
         params = state.variables["params"]
         gradients, (metrics, moved) = jax.grad(mean_loss, has_aux=True)(params)
         gradients, metrics = stacking.summed((gradients, metrics))
-        params, opt_state = adam_update(gradients, state.opt_state, params, numbers.learning_rate)
+        rates = {"learning_rate": numbers.learning_rate, "weight_decay": numbers.weight_decay}
+        params, opt_state = updated(optimizer, gradients, state.opt_state, params, **rates, loss=metrics["loss"])
         variables = typed_as(state.variables, {**moved, "params": params})
-        return state._replace(variables=variables, opt_state=opt_state, step=state.step + 1), metrics
+        state = state._replace(variables=variables, opt_state=opt_state, step=state.step + 1)
+        return state._replace(average=averaged(averaging, state)), metrics
 
+    return scheduled(step, optimizer)
+
+
+def scheduled(step: Step, optimizer: Any) -> Step:
+    """A step that says for how many steps its optimizer's schedule is made, where it has one: `fit` refuses more."""
+    if getattr(optimizer, "steps", None) is not None:
+        step.schedule_steps = optimizer.steps  # type: ignore[attr-defined]
     return step
 
 
 def typed_as(old: Any, new: Any) -> Any:
     """New values of a tree in the old one's types, which with JAX's float64 on a step's statistics may outgrow."""
     return jax.tree.map(lambda before, after: after.astype(before.dtype), old, new)
-
-
-def adam_update(gradients, opt_state, params, learning_rate: Array | float, b1: float = 0.9, b2: float = 0.999):
-    """One step of Adam (Kingma and Ba, 2015) with the learning rate as a number of the replica."""
-    directions, opt_state = optax.scale_by_adam(b1, b2).update(gradients, opt_state)
-    moved = jax.tree.map(lambda p, d: (p - learning_rate * d).astype(p.dtype), params, directions)
-    return moved, opt_state
