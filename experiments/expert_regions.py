@@ -79,8 +79,8 @@ def measure(run: Run) -> experiment.Arrays:
     if not pointed.any():
         raise ConfigError(f"--dataset={run.dataset.name}: expected masks with pixels, got none in the test images used")
     masks, test = masks[pointed], data.Split(*(leaf[pointed] for leaf in test))
-    recipes, network = trained.recipes_of(config), trained.network_of(config, run.dataset)
-    variables = trained.train_networks(run, recipes, train)
+    specs, network = trained.specs_of(config), trained.network_of(config, run.dataset)
+    variables = trained.train_networks(run, specs, train)
     methods = methods_of(config)
 
     def of_image(_, variables, example):
@@ -111,8 +111,8 @@ def measure(run: Run) -> experiment.Arrays:
 
 def tabulate(config: ExpertConfig, arrays: experiment.Arrays) -> experiment.Tables:
     """A row for each kind of network and attribution."""
-    recipes, rows = trained.recipes_of(config), []
-    for kind, members in trained.kinds_of(recipes).items():
+    specs, rows = trained.specs_of(config), []
+    for kind, members in trained.kinds_of(specs).items():
         for index, name in enumerate(arrays["attributions"].tolist()):
             row: Row = {"network": kind, "network_seeds": len(members), "attribution": name}
             row["test_accuracy"] = arrays["clean_hits"][members].mean()
@@ -126,9 +126,9 @@ def tabulate(config: ExpertConfig, arrays: experiment.Arrays) -> experiment.Tabl
 def claim(config: ExpertConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> Iterator[Row]:
     """Each attribution overlaps more on the strongest robust networks than on the standard one, and than edges do."""
     del tables
-    recipes = trained.recipes_of(config)
-    places, names = trained.kinds_of(recipes), arrays["attributions"].tolist()
-    strongest = {norm: [one.kind for one in recipes if one.norm == norm][-1] for norm in config.norms}
+    specs = trained.specs_of(config)
+    places, names = trained.kinds_of(specs), arrays["attributions"].tolist()
+    strongest = {norm: [one.kind for one in specs if one.norm == norm][-1] for norm in config.norms}
     for field, measure in MEASURES.items():
         values = arrays[f"agreed/{field}"]
         over = claims.Over(config.network_seeds, f"{values.shape[2]} images")
@@ -148,8 +148,8 @@ def claim(config: ExpertConfig, arrays: experiment.Arrays, tables: experiment.Ta
 
 def draw(workdir: Path, config: ExpertConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> None:
     """Overlaps by attribution and network; images, masks and maps."""
-    recipes = trained.recipes_of(config)
-    places = trained.kinds_of(recipes)
+    specs = trained.specs_of(config)
+    places = trained.kinds_of(specs)
     colours = figures.palette([*places])
     groups: dict[str, dict[str, list[figures.Interval]]] = {}
     for row in tables["rows"]:
@@ -158,7 +158,7 @@ def draw(workdir: Path, config: ExpertConfig, arrays: experiment.Arrays, tables:
     label = "overlap with the mask (intersection over union)"
     figures.intervals_figure(workdir / "overlap.svg", groups, {}, label, colours)
     maps, names = arrays["shown/maps"].astype(np.float32), arrays["attributions"].tolist()
-    strongest = [recipe.kind for recipe in recipes][-1]
+    strongest = [spec.kind for spec in specs][-1]
     shown = {
         f"{name.replace('_', ' ')}, {kind}": maps[places[kind][0], names.index(name)][..., None]
         for name in config.attributions

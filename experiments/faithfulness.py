@@ -27,7 +27,7 @@ from experiments.harness import claims, evaluated, experiment, figures, presets,
 from experiments.harness.config import setting, subsets
 from experiments.harness.progress import counted
 from experiments.harness.tables import Row
-from experiments.harness.trained import Recipe, Run
+from experiments.harness.trained import Run, Spec
 from experiments.roar_kar import RetrainingConfig
 from robgrad import data, faithfulness, gradients, networks, runs, stacking
 from robgrad.faithfulness import KAR, RANDOM, ROAR
@@ -121,12 +121,12 @@ def measure(run: Run) -> experiment.Arrays:
     run = run._replace(config=config)
     splits = subsets(config, run.dataset)
     methods, signed = (methods_of(run, *splits, signed=form) for form in (False, True))
-    recipes, network = roar_kar.recipes_of(config), trained.network_of(config, run.dataset)
-    variables = trained.train_networks(run, recipes, splits[0])
-    found = roar_kar.retrained_of(run, recipes, network, variables, splits, methods)
-    found |= evaluated.hits_of(run, recipes, variables, splits[1], trained.key_of(config.seed, "faithfulness"))
+    specs, network = roar_kar.specs_of(config), trained.network_of(config, run.dataset)
+    variables = trained.train_networks(run, specs, splits[0])
+    found = roar_kar.retrained_of(run, specs, network, variables, splits, methods)
+    found |= evaluated.hits_of(run, specs, variables, splits[1], trained.key_of(config.seed, "faithfulness"))
     found |= masks_alone(run, network, stacking.replica(variables, 0), splits, methods)
-    return found | measured_of(run, recipes, network, variables, splits[1], methods, signed)
+    return found | measured_of(run, specs, network, variables, splits[1], methods, signed)
 
 
 def masks_alone(run: Run, network, variables, splits: Sequence[data.Split], methods) -> experiment.Arrays:
@@ -145,7 +145,7 @@ def masks_alone(run: Run, network, variables, splits: Sequence[data.Split], meth
     return {"masks": np.array(list(hits)), "mask_hits": np.stack(list(hits.values()))}
 
 
-def measured_of(run: Run, recipes, network, variables, test: data.Split, methods, signed) -> experiment.Arrays:
+def measured_of(run: Run, specs, network, variables, test: data.Split, methods, signed) -> experiment.Arrays:
     """The measures that need no retraining, and some maps for the gallery; one network after another is kept.
 
     Infidelity is that of attributions with their signs.
@@ -185,8 +185,8 @@ def measured_of(run: Run, recipes, network, variables, test: data.Split, methods
     compiled = stacking.per_example(of_image, stacking.device_mesh(1, config.chunk), config.chunk)
     keys = jax.random.split(trained.key_of(config.seed, "measures"), len(some.labels))
     parts = []
-    for index, recipe in counted(recipes, f"measuring {len(methods)} attributions of {len(recipes)} networks"):
-        path = run.workdir / "analysis" / f"measures-{recipe.name}.npz"
+    for index, spec in counted(specs, f"measuring {len(methods)} attributions of {len(specs)} networks"):
+        path = run.workdir / "analysis" / f"measures-{spec.name}.npz"
         part = runs.read_arrays(path)
         if part is None:
             own = stacking.stack([stacking.replica(variables, index)])
@@ -210,15 +210,15 @@ def tabulate(config: FaithfulnessConfig, arrays: experiment.Arrays) -> experimen
     config = with_recorded(config, arrays)
     hits, rows = roar_kar.hits_of(config, arrays), []
     masks = dict(zip(arrays["masks"].tolist(), arrays["mask_hits"].mean(1), strict=True))
-    for place, recipe in enumerate(roar_kar.recipes_of(config)):
+    for place, spec in enumerate(roar_kar.specs_of(config)):
         accuracies = evaluated.accuracies(config, arrays, [place])
         for index, name in enumerate(config.attributions):
-            row = {**recipe.row, **accuracies, "attribution": name.replace("_", " ")}
+            row = {**spec.row, **accuracies, "attribution": name.replace("_", " ")}
             for benchmark in (ROAR, KAR):
-                random = hits(Recipe(), benchmark, RANDOM)
-                curve = faithfulness.curve(benchmark, config.percentiles, hits(recipe, benchmark, name), random)
+                random = hits(Spec(), benchmark, RANDOM)
+                curve = faithfulness.curve(benchmark, config.percentiles, hits(spec, benchmark, name), random)
                 row |= {benchmark: curve.score, f"{benchmark}_low": curve.low, f"{benchmark}_high": curve.high}
-            own = faithfulness.diff_roar(config.percentiles, hits(recipe, KAR, name), hits(recipe, ROAR, name))
+            own = faithfulness.diff_roar(config.percentiles, hits(spec, KAR, name), hits(spec, ROAR, name))
             row["diff_roar"] = own.mean()
             for measure in MEASURES:
                 if f"measure/{measure}" in arrays:
@@ -230,7 +230,7 @@ def tabulate(config: FaithfulnessConfig, arrays: experiment.Arrays) -> experimen
     return {
         "rows": rows,
         "measures": measures_table(config, arrays),
-        "notes": evaluated.notes_of(roar_kar.recipes_of(config), "l2", arrays),
+        "notes": evaluated.notes_of(roar_kar.specs_of(config), "l2", arrays),
     }
 
 
@@ -239,8 +239,8 @@ Values = Mapping[tuple[int, str], np.ndarray]
 
 def values_of(config: FaithfulnessConfig, arrays: experiment.Arrays, measure: str) -> Values:
     """A measure's values `[seed, image]`, higher better, by network's place and attribution."""
-    recipes = roar_kar.recipes_of(config)
-    pairs = list(itertools.product(range(len(recipes)), enumerate(config.attributions)))
+    specs = roar_kar.specs_of(config)
+    pairs = list(itertools.product(range(len(specs)), enumerate(config.attributions)))
     if measure not in (ROAR, KAR, "diff_roar"):
         sign = 1 if MEASURES[measure] else -1
         return {
@@ -249,10 +249,10 @@ def values_of(config: FaithfulnessConfig, arrays: experiment.Arrays, measure: st
     hits = roar_kar.hits_of(config, arrays)
     if measure == "diff_roar":
         own = partial(faithfulness.diff_roar, config.percentiles)
-        return {(at, name): own(hits(recipes[at], KAR, name), hits(recipes[at], ROAR, name)) for at, (_, name) in pairs}
-    random = hits(Recipe(), measure, RANDOM)
+        return {(at, name): own(hits(specs[at], KAR, name), hits(specs[at], ROAR, name)) for at, (_, name) in pairs}
+    random = hits(Spec(), measure, RANDOM)
     areas = partial(faithfulness.areas, measure, config.percentiles)
-    return {(at, name): areas(hits(recipes[at], measure, name), random) for at, (_, name) in pairs}
+    return {(at, name): areas(hits(specs[at], measure, name), random) for at, (_, name) in pairs}
 
 
 def measures_table(config: FaithfulnessConfig, arrays: experiment.Arrays) -> list[Row]:
@@ -301,8 +301,8 @@ def claim(config: FaithfulnessConfig, arrays: experiment.Arrays, tables: experim
     """Whether attributions beat chance and controls, the paper's open questions, and which measures hold up."""
     del tables
     config = with_recorded(config, arrays)
-    recipes = roar_kar.recipes_of(config)
-    robust = {norm: max((r.epsilon, at) for at, r in enumerate(recipes) if r.norm == norm)[1] for norm in config.norms}
+    specs = roar_kar.specs_of(config)
+    robust = {norm: max((r.epsilon, at) for at, r in enumerate(specs) if r.norm == norm)[1] for norm in config.norms}
     named = {name: name.replace("_", " ") for name in config.attributions}
     for measure in (ROAR, KAR, "diff_roar", "road"):
         values = values_of(config, arrays, measure)
@@ -314,9 +314,9 @@ def claim(config: FaithfulnessConfig, arrays: experiment.Arrays, tables: experim
         if {"gradient", "gradient_elsewhere"} <= {*named}:
             for at in (0, *robust.values()):
                 text = "the gradient at the image beats the gradient at another image (our test)"
-                yield of(text, f"{title}; {recipes[at].kind}", (at, "gradient"), (at, "gradient_elsewhere"))
+                yield of(text, f"{title}; {specs[at].kind}", (at, "gradient"), (at, "gradient_elsewhere"))
         for at in robust.values():
-            kind = recipes[at].kind
+            kind = specs[at].kind
             if {"gradient", "gradient_blurred"} <= {*named}:
                 text = "robust gradients beat blurred standard ones (our test)"
                 yield of(text, f"{title}; {kind}", (at, "gradient"), (0, "gradient_blurred"))
@@ -366,9 +366,9 @@ def _truth(config: FaithfulnessConfig, arrays: experiment.Arrays) -> Iterator[Ro
 def draw(workdir: Path, config: FaithfulnessConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> None:
     """Scores with intervals by attribution, fronts against both accuracies, a gallery."""
     config = with_recorded(config, arrays)
-    recipes, rows = roar_kar.recipes_of(config), tables["rows"]
-    colours = figures.palette([recipe.kind for recipe in recipes])
-    kinds = [recipes[0].kind, *{recipe.norm: recipe.kind for recipe in recipes if recipe.norm}.values()]
+    specs, rows = roar_kar.specs_of(config), tables["rows"]
+    colours = figures.palette([spec.kind for spec in specs])
+    kinds = [specs[0].kind, *{spec.norm: spec.kind for spec in specs if spec.norm}.values()]
     names = [name.replace("_", " ") for name in config.attributions]
     for benchmark in (ROAR, KAR):
         groups: dict[str, dict[str, list[figures.Interval]]] = {name: {} for name in names}
@@ -387,7 +387,7 @@ def draw(workdir: Path, config: FaithfulnessConfig, arrays: experiment.Arrays, t
         figures.scatter_figure(file, points, against.replace("_", " "), "ROAR score", legend="attribution")
     maps = arrays["shown/maps"].astype(np.float32)
     for image in range(min(2, maps.shape[2])):
-        grid = {recipe.kind: maps[at, :, image, :, :, None] for at, recipe in enumerate(recipes)}
+        grid = {spec.kind: maps[at, :, image, :, :, None] for at, spec in enumerate(specs)}
         path = workdir / f"gallery_{image + 1}.svg"
         figures.image_grid(path, {"test image": arrays["shown/test"][image : image + 1]}, grid, headings=names)
 

@@ -26,7 +26,7 @@ from experiments.harness.analysed import AnalysedConfig, fields_of
 from experiments.harness.config import setting, subsets
 from experiments.harness.options import Options
 from experiments.harness.tables import Row
-from experiments.harness.trained import Recipe, Run
+from experiments.harness.trained import Run, Spec
 from experiments.manifold_distance import draw_fractions, groups_of
 from robgrad import attacks, data, gradients, intervals, manifolds, networks, runs, stacking, training
 
@@ -66,7 +66,7 @@ def known(run: Run) -> Run:
     config, below = run.config, run.workdir / "generator"
     base = run._replace(workdir=below, config=replace(config, manifold=("vae-gan",)))
     train, _ = subsets(config, run.dataset)
-    trained.train_networks(base, [Recipe()], train)
+    trained.train_networks(base, [Spec()], train)
     trained.fit_manifold(base, "vae-gan", train)
     made = runs.generated(below, config.train_examples, config.test_examples)
     return Run(run.workdir, replace(config, dataset=made.name, held_out=0), run.options, made)
@@ -78,9 +78,9 @@ def measure(run: Run) -> experiment.Arrays:
     run = run._replace(config=with_exact(run.config))
     config = run.config
     train, test = subsets(config, run.dataset)
-    recipes = trained.recipes_of(config)
+    specs = trained.specs_of(config)
     network = trained.network_of(config, run.dataset)
-    variables = trained.train_networks(run, recipes, train)
+    variables = trained.train_networks(run, specs, train)
     arrays = surfaces.fitted(run, train)
     keys = jax.random.split(trained.key_of(config.seed, "known_manifold"), 3)
     measured = surfaces.pictures(run, arrays, test, keys[0]) | surfaces.qualities(run, arrays, train, test)
@@ -120,14 +120,14 @@ def estimates_of(config: KnownConfig) -> list[str]:
 
 def tabulate(config: KnownConfig, arrays: experiment.Arrays) -> experiment.Tables:
     """One row a kind of network; one an estimate; one a manifold."""
-    recipes, rows = trained.recipes_of(config), []
+    specs, rows = trained.specs_of(config), []
     (loss,) = config.analysis_losses[:1]
-    for members in trained.kinds_of(recipes).values():
+    for members in trained.kinds_of(specs).values():
         truth = fields_of(arrays, loss, EXACT)
         fraction, low, high = intervals.of_seeds_and_rows(truth["tangent_fraction"][members], intervals.mean)
         rows.append(
             {
-                **recipes[members[0]].row,
+                **specs[members[0]].row,
                 "network_seeds": len(members),
                 "test_accuracy": np.mean(arrays["clean_hits"][members]),
                 "tangent_fraction": fraction,
@@ -147,13 +147,13 @@ def tabulate(config: KnownConfig, arrays: experiment.Arrays) -> experiment.Table
                 "image_alignment": np.nanmedian(arrays["image_alignment"][members]),
             }
         )
-    judged = [_of_estimate(config, arrays, recipes, name) for name in estimates_of(config)]
+    judged = [_of_estimate(config, arrays, specs, name) for name in estimates_of(config)]
     return {"rows": rows, "estimates": judged, "manifolds": surfaces.rows_of_manifolds(with_exact(config), arrays)}
 
 
-def _of_estimate(config: KnownConfig, arrays: experiment.Arrays, recipes: Sequence[Recipe], name: str) -> Row:
+def _of_estimate(config: KnownConfig, arrays: experiment.Arrays, specs: Sequence[Spec], name: str) -> Row:
     """How an estimate's fractions and tangent spaces compare with the true ones."""
-    by_image, by_network = correlations(config, arrays, recipes, name)
+    by_image, by_network = correlations(config, arrays, specs, name)
     pairs = _pairs(config, arrays, name)
     bias, low, high = _over_images(pairs, lambda some: np.nanmean(some[..., 0] - some[..., 1], axis=(0, -1)))
     angles = principal_angles(arrays[f"{name}/products"])
@@ -209,7 +209,7 @@ def _rank_correlation(pairs: np.ndarray) -> np.ndarray:
     return np.divide(ranks.prod(-1).sum(0), np.sqrt(squares), out=out, where=squares > 0)
 
 
-def correlations(config: KnownConfig, arrays: experiment.Arrays, recipes: Sequence[Recipe], name: str):
+def correlations(config: KnownConfig, arrays: experiment.Arrays, specs: Sequence[Spec], name: str):
     """An estimate's rank correlations with the truth, each with its interval.
 
     Over images within a network, averaged over networks; over kinds of networks, of their mean fractions.
@@ -219,7 +219,7 @@ def correlations(config: KnownConfig, arrays: experiment.Arrays, recipes: Sequen
     def within(some: np.ndarray) -> np.ndarray:
         return intervals.mean(np.moveaxis(_rank_correlation(some), -1, 0))
 
-    kinds = trained.kinds_of(recipes).values()
+    kinds = trained.kinds_of(specs).values()
     means = np.stack([np.nanmean(pairs[:, members], axis=(0, 1)) for members in kinds])
     value = float(_rank_correlation(means))
     return _over_images(pairs, within), (value, *intervals.of_correlation(value, len(means), rank=True))
@@ -227,11 +227,11 @@ def correlations(config: KnownConfig, arrays: experiment.Arrays, recipes: Sequen
 
 def claim(config: KnownConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> Iterator[Row]:
     """What is true of the gradients, and which estimate says so."""
-    recipes, loss = trained.recipes_of(config), config.analysis_losses[0]
-    places, truth = trained.kinds_of(recipes), fields_of(arrays, loss, EXACT)
+    specs, loss = trained.specs_of(config), config.analysis_losses[0]
+    places, truth = trained.kinds_of(specs), fields_of(arrays, loss, EXACT)
     images = truth["tangent_fraction"].shape[1]
     over = claims.Over(config.network_seeds, f"{images} images")
-    for pair, kinds in groups_of(recipes).items():
+    for pair, kinds in groups_of(specs).items():
         group = ", ".join(pair)
         mine = np.stack([truth["tangent_fraction"][places[kind]] for kind in kinds], axis=2)
         text = "true share of the loss gradient along the manifold rises with strength"
@@ -268,7 +268,7 @@ def _difference_of_rises(values: np.ndarray) -> np.ndarray:
 def draw(workdir: Path, config: KnownConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> None:
     """True fractions with baselines, estimates against the truth, gradients, projections."""
     rows, loss = tables["rows"], config.analysis_losses[0]
-    members = trained.kinds_of(trained.recipes_of(config))
+    members = trained.kinds_of(trained.specs_of(config))
     named = {"tangent_fraction_chance": "chance", "tangent_fraction_covariance": "covariance_chance"}
     every = [row | {name: row[field] for name, field in named.items()} for row in rows]
     draw_fractions(workdir / "true_fraction.svg", every, "along the exact manifold", figures.palette([*members]))
@@ -293,7 +293,7 @@ def estimated(config: KnownConfig, dataset: data.Dataset, options: Options, othe
     # On a generated set they are trained anew.
     shared = others if dataset.truth is not None else ()
     yield from estimate.classifiers(config, estimate.missing(config, shared), dataset, train, options)
-    yield from analysed.estimated(config, dataset, options, len(trained.recipes_of(config)))
+    yield from analysed.estimated(config, dataset, options, len(trained.specs_of(config)))
 
 
 EXPERIMENT = experiment.Experiment(

@@ -44,7 +44,7 @@ from experiments.harness.analysed import AnalysedConfig, fields_of
 from experiments.harness.config import EvaluatedConfig, subsets
 from experiments.harness.options import Options
 from experiments.harness.tables import Row
-from experiments.harness.trained import Recipe, Run
+from experiments.harness.trained import Run, Spec
 from robgrad import data, intervals, manifolds
 
 # Successful attacks below which no interval is given.
@@ -101,29 +101,27 @@ def measure(run: Run) -> experiment.Arrays:
     """Everything that tables, claims and figures need, by name; of each image and network where it says so."""
     config = run.config
     train, test = subsets(config, run.dataset)
-    recipes = trained.recipes_of(config)
+    specs = trained.specs_of(config)
     network = trained.network_of(config, run.dataset)
-    variables = trained.train_networks(run, recipes, train)
+    variables = trained.train_networks(run, specs, train)
     arrays = surfaces.fitted(run, train)
     keys = jax.random.split(trained.key_of(config.seed, "manifold_distance"), 3)
     measured = surfaces.pictures(run, arrays, test, keys[0]) | surfaces.qualities(run, arrays, train, test)
-    measured |= evaluated.hits_of(run, recipes, variables, test, keys[1])
+    measured |= evaluated.hits_of(run, specs, variables, test, keys[1])
     return measured | analysed.measured(run, network, variables, arrays, train, test, keys[2])
 
 
 def tabulate(config: ManifoldConfig, arrays: experiment.Arrays) -> experiment.Tables:
     """One row a kind of network, manifold and analysis loss, averaged over its seeds; one a manifold."""
-    recipes, rows = trained.recipes_of(config), []
+    specs, rows = trained.specs_of(config), []
     for name, loss in itertools.product(config.manifold, config.analysis_losses):
         fields = fields_of(arrays, loss, name)
-        for members in trained.kinds_of(recipes).values():
+        for members in trained.kinds_of(specs).values():
             own = {field: values[members] if values.ndim == 2 else values for field, values in fields.items()}
             about = {"network_seeds": len(members), "manifold": name, "analysis_loss": loss}
             accuracy = evaluated.accuracies(config, arrays, members)
-            rows.append(
-                {**recipes[members[0]].row, **about, **accuracy, **_of_kind(own, arrays["clean_hits"][members])}
-            )
-    notes = evaluated.notes_of(recipes, "l2", arrays)
+            rows.append({**specs[members[0]].row, **about, **accuracy, **_of_kind(own, arrays["clean_hits"][members])})
+    notes = evaluated.notes_of(specs, "l2", arrays)
     return {"rows": rows, "manifolds": surfaces.rows_of_manifolds(config, arrays), "notes": notes}
 
 
@@ -180,22 +178,22 @@ def on_manifold(clean: np.ndarray) -> bool:
     return bool(clean.max() < 1e-3)
 
 
-def groups_of(recipes: Sequence[Recipe]) -> dict[tuple, list[str]]:
+def groups_of(specs: Sequence[Spec]) -> dict[tuple, list[str]]:
     """The kinds of network of each group that the paper has a panel for: the standard one, then a norm and loss's."""
-    pairs = dict.fromkeys((one.norm, one.loss) for one in recipes if one.norm)
-    kinds = {one.kind: (one.norm, one.loss) for one in recipes}
+    pairs = dict.fromkeys((one.norm, one.loss) for one in specs if one.norm)
+    kinds = {one.kind: (one.norm, one.loss) for one in specs}
     return {pair: [kind for kind, of in kinds.items() if of in (pair, (None, None))] for pair in pairs}
 
 
 def claim(config: ManifoldConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> Iterator[Row]:
     """The order of distances and tangent fractions in each group and by each manifold, and the published modes."""
     del tables
-    recipes = trained.recipes_of(config)
-    places = trained.kinds_of(recipes)
+    specs = trained.specs_of(config)
+    places = trained.kinds_of(specs)
     for name, loss in itertools.product(config.manifold, config.analysis_losses):
         fields = fields_of(arrays, loss, name)
         clean = np.broadcast_to(fields["distance"], (config.network_seeds, len(fields["distance"])))
-        for (norm, train_loss), kinds in groups_of(recipes).items():
+        for (norm, train_loss), kinds in groups_of(specs).items():
             over = claims.Over(config.network_seeds, f"{clean.shape[1]} images")
             group = f"{norm}, {train_loss}; {loss} analysis"
             group += "" if name == "vae-gan" else f"; {manifolds.KINDS[name].title}"
@@ -268,13 +266,13 @@ def is_paper_size(config: ManifoldConfig) -> bool:
 
 def draw(workdir: Path, config: ManifoldConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> None:
     """Of each analysis attack densities, attacked images, tangent fractions; loss gradients; the manifolds."""
-    recipes = trained.recipes_of(config)
-    places, images = trained.kinds_of(recipes), arrays["shown/test"]
+    specs = trained.specs_of(config)
+    places, images = trained.kinds_of(specs), arrays["shown/test"]
     colours = figures.palette([*places])
     for index, (name, loss) in enumerate(itertools.product(config.manifold, config.analysis_losses)):
         fields, title = fields_of(arrays, loss, name), manifolds.KINDS[name].title
         clean, panels = fields["distance"], {}
-        for (norm, train_loss), kinds in groups_of(recipes).items():
+        for (norm, train_loss), kinds in groups_of(specs).items():
             # On an exact manifold their density is a spike that hides all others.
             curves = {"test data": np.empty(0) if on_manifold(clean) else rescaled(clean, clean)}
             for kind in kinds:
@@ -316,10 +314,10 @@ def draw_fractions(path: Path, rows: Sequence[Row], along: str, colours: figures
 def estimated(config: ManifoldConfig, dataset: data.Dataset, options: Options, others: Sequence) -> Iterator[Row]:
     """Stacks of networks, the manifolds, accuracies, the analysis of all test images."""
     train, test = subsets(config, dataset)
-    recipes = trained.recipes_of(config)
+    specs = trained.specs_of(config)
     yield from estimate.classifiers(config, estimate.missing(config, others), dataset, train, options)
-    yield evaluated.estimated(config, dataset, test, "l2", len(recipes))
-    yield from analysed.estimated(config, dataset, options, len(recipes))
+    yield evaluated.estimated(config, dataset, test, "l2", len(specs))
+    yield from analysed.estimated(config, dataset, options, len(specs))
 
 
 EXPERIMENT = experiment.Experiment(

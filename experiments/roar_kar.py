@@ -37,7 +37,7 @@ from experiments.harness import (
 from experiments.harness.config import EvaluatedConfig, setting, subsets
 from experiments.harness.options import Options
 from experiments.harness.tables import Row
-from experiments.harness.trained import Recipe, Run
+from experiments.harness.trained import Run, Spec
 from robgrad import data, faithfulness, gradients, intervals, stacking
 from robgrad.faithfulness import KAR, RANDOM, ROAR, Retraining
 
@@ -100,10 +100,10 @@ def thinned(radii: Sequence[float], count: int) -> tuple[float, ...]:
     return tuple(ordered[round(len(ordered) * (index + 1) / count) - 1] for index in range(count))
 
 
-def recipes_of(config: RetrainingConfig) -> list[Recipe]:
+def specs_of(config: RetrainingConfig) -> list[Spec]:
     """The networks, their radii thinned."""
     kept = {norm: thinned(radii, config.epsilons) for norm, radii in config.radii.items()}
-    return [one for one in trained.recipes_of(config) if one.norm is None or one.epsilon in kept[one.norm]]
+    return [one for one in trained.specs_of(config) if one.norm is None or one.epsilon in kept[one.norm]]
 
 
 def grid_of(config: RetrainingConfig, with_random: bool) -> list[Retraining]:
@@ -120,47 +120,47 @@ def methods_of(config: RetrainingConfig) -> dict[str, gradients.Attribution]:
 def measure(run: Run) -> experiment.Arrays:
     """Whether each network is right on each test image, and each retrained one `[retraining, image]`, with its name."""
     config, splits = run.config, subsets(run.config, run.dataset)
-    recipes, network = recipes_of(config), trained.network_of(config, run.dataset)
-    variables = trained.train_networks(run, recipes, splits[0])
+    specs, network = specs_of(config), trained.network_of(config, run.dataset)
+    variables = trained.train_networks(run, specs, splits[0])
     key = trained.key_of(config.seed, "roar_kar")
-    accuracies = evaluated.hits_of(run, recipes, variables, splits[1], key)
-    return accuracies | retrained_of(run, recipes, network, variables, splits, methods_of(config))
+    accuracies = evaluated.hits_of(run, specs, variables, splits[1], key)
+    return accuracies | retrained_of(run, specs, network, variables, splits, methods_of(config))
 
 
-def retrained_of(run: Run, recipes, network, variables, splits, methods) -> experiment.Arrays:
+def retrained_of(run: Run, specs, network, variables, splits, methods) -> experiment.Arrays:
     """The hits of all retrainings of some networks and attributions, with their names."""
     config = run.config
     size, pixels = retrained.kept_stack_size(run, network), math.prod(run.image_shape[:2])
     images = sum(len(split.labels) for split in splits)
     maps = (len(config.attributions) + config.retraining_seeds) * pixels * (1 if pixels <= 256 else 2) * images
     launch.show(
-        f"{retrainings_of(config)} retrainings of {len(recipes)} networks, at most {size} in a stack; "
+        f"{retrainings_of(config)} retrainings of {len(specs)} networks, at most {size} in a stack; "
         f"rank maps of a network: {maps / 2**20:.0f} MiB"
     )
     tools = retrained.tools_of(config, network, splits[0], size, methods)
     hits: dict[str, np.ndarray] = {}
-    for index, recipe in enumerate(recipes):
+    for index, spec in enumerate(specs):
         grid, own = grid_of(config, not index), stacking.replica(variables, index)
-        occluded = partial(retrained.occluded_examples, config, recipe.name, own, tools, grid, splits)
-        own_hits = retrained.hits_of(run, recipe.name, grid, tools, occluded)
-        hits |= {f"{recipe.name}: {name}": right for name, right in own_hits.items()}
+        occluded = partial(retrained.occluded_examples, config, spec.name, own, tools, grid, splits)
+        own_hits = retrained.hits_of(run, spec.name, grid, tools, occluded)
+        hits |= {f"{spec.name}: {name}": right for name, right in own_hits.items()}
     return {"retrainings": np.array(list(hits)), "retrained_hits": np.stack(list(hits.values()))}
 
 
 def retrainings_of(config: RetrainingConfig) -> int:
     """How many retrainings the benchmarks of the networks are."""
-    count = len(recipes_of(config))
+    count = len(specs_of(config))
     return sum(len(grid_of(config, not index)) for index in range(count))
 
 
-def hits_of(config: RetrainingConfig, arrays: experiment.Arrays) -> Callable[[Recipe, str, str], np.ndarray]:
+def hits_of(config: RetrainingConfig, arrays: experiment.Arrays) -> Callable[[Spec, str, str], np.ndarray]:
     """The retrained networks' hits `[percentile, seed, image]` by network, benchmark and method."""
     by_name = dict(zip(arrays["retrainings"].tolist(), arrays["retrained_hits"], strict=True))
 
-    def hits(recipe: Recipe, benchmark: str, method: str) -> np.ndarray:
+    def hits(spec: Spec, benchmark: str, method: str) -> np.ndarray:
         seeds = range(config.retraining_seeds)
         named = lambda q, seed: retrained.named(Retraining(benchmark, method, q, seed))  # noqa: E731
-        return np.array([[by_name[f"{recipe.name}: {named(q, s)}"] for s in seeds] for q in config.percentiles])
+        return np.array([[by_name[f"{spec.name}: {named(q, s)}"] for s in seeds] for q in config.percentiles])
 
     return hits
 
@@ -168,16 +168,16 @@ def hits_of(config: RetrainingConfig, arrays: experiment.Arrays) -> Callable[[Re
 def tabulate(config: RetrainingConfig, arrays: experiment.Arrays) -> experiment.Tables:
     """A row for each network, benchmark and attribution; correlations with strength; an audit of Random."""
     hits, rows = hits_of(config, arrays), []
-    for place, recipe in enumerate(recipes_of(config)):
+    for place, spec in enumerate(specs_of(config)):
         accuracies = evaluated.accuracies(config, arrays, [place])
-        methods = (*config.attributions, *([RANDOM] if recipe == Recipe() else []))
+        methods = (*config.attributions, *([RANDOM] if spec == Spec() else []))
         for benchmark, method in itertools.product((ROAR, KAR), methods):
-            random = hits(Recipe(), benchmark, RANDOM)
-            curve = faithfulness.curve(benchmark, config.percentiles, hits(recipe, benchmark, method), random)
+            random = hits(Spec(), benchmark, RANDOM)
+            curve = faithfulness.curve(benchmark, config.percentiles, hits(spec, benchmark, method), random)
             rows.append(
                 {
-                    **recipe.row,
-                    "network_seed": recipe.seed,
+                    **spec.row,
+                    "network_seed": spec.seed,
                     **accuracies,
                     "benchmark": benchmark,
                     "attribution": method,
@@ -189,9 +189,9 @@ def tabulate(config: RetrainingConfig, arrays: experiment.Arrays) -> experiment.
                     "score_high": curve.high,
                 }
             )
-    audit = list(audit_of(config, lambda benchmark: hits(Recipe(), benchmark, RANDOM)))
+    audit = list(audit_of(config, lambda benchmark: hits(Spec(), benchmark, RANDOM)))
     return {"rows": rows, "correlations": correlations.table_of(config, rows, "strength"), "audit": audit} | {
-        "notes": evaluated.notes_of(recipes_of(config), "l2", arrays)
+        "notes": evaluated.notes_of(specs_of(config), "l2", arrays)
     }
 
 
@@ -228,8 +228,8 @@ def claim(config: RetrainingConfig, arrays: experiment.Arrays, tables: experimen
 def draw(workdir: Path, config: RetrainingConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> None:
     """Accuracy against percentile, of the standard and the strongest networks; scores against strength."""
     del arrays
-    strongest = {(recipe.norm, recipe.loss): recipe.kind for recipe in recipes_of(config)}.values()
-    colours = figures.palette([recipe.kind for recipe in recipes_of(config)])
+    strongest = {(spec.norm, spec.loss): spec.kind for spec in specs_of(config)}.values()
+    colours = figures.palette([spec.kind for spec in specs_of(config)])
     for benchmark in (ROAR, KAR):
         panels: dict[str, Any] = {}
         for attribution in config.attributions:
@@ -251,8 +251,8 @@ def draw(workdir: Path, config: RetrainingConfig, arrays: experiment.Arrays, tab
 def estimated(config: RetrainingConfig, dataset: data.Dataset, options: Options, others: Sequence) -> Iterator[Row]:
     """The networks that other runs do not have, and the retrainings of all."""
     train, test = subsets(config, dataset)
-    recipes = set(recipes_of(config))
-    missing = [one for one in estimate.missing(config, others) if one in recipes]
+    specs = set(specs_of(config))
+    missing = [one for one in estimate.missing(config, others) if one in specs]
     yield from estimate.classifiers(config, missing, dataset, train, options)
     shape, network = dataset.train.images.shape[1:], trained.network_of(config, dataset)
     size = options.stack_size or retrained.stack_size(network, shape, config.retraining_batch_size)
@@ -264,10 +264,10 @@ def estimated(config: RetrainingConfig, dataset: data.Dataset, options: Options,
     maps = len(config.attributions) + config.retraining_seeds
     ranks = np.zeros((len(train.labels), maps, *shape[:2]), kind)
     examples = faithfulness.Examples(train.images, train.labels, ranks)
-    row = estimate.row_of(dataset.name, plan, examples, options, len(recipes))
+    row = estimate.row_of(dataset.name, plan, examples, options, len(specs))
     count = retrainings_of(config)
     working = row["steps"] * row["ms_per_step"] / 60_000 * count / len(part)
-    yield evaluated.estimated(config, dataset, test, "l2", len(recipes))
+    yield evaluated.estimated(config, dataset, test, "l2", len(specs))
     yield row | {"retrainings": count, "minutes": working + row["compile_seconds"] / 60}
 
 

@@ -59,24 +59,24 @@ def measure(run: Run) -> experiment.Arrays:
     """By norm whether each image is robust and which attack broke it, `[network, radius, image]`; and notes."""
     config = run.config
     train, test = subsets(config, run.dataset)
-    recipes = trained.recipes_of(config)
-    variables = trained.train_networks(run, recipes, train)
+    specs = trained.specs_of(config)
+    variables = trained.train_networks(run, specs, train)
     arrays: experiment.Arrays = {}
     for norm, radii in config.evaluated.items():
-        found = evaluated.auto_attacked(run, recipes, variables, test, norm, radii)
+        found = evaluated.auto_attacked(run, specs, variables, test, norm, radii)
         arrays |= {f"{norm}/{name}": values for name, values in found.items()}
     return arrays
 
 
 def tabulate(config: RobustnessConfig, arrays: experiment.Arrays) -> experiment.Tables:
     """A row for each kind of network, norm and radius; what each attack broke; what speaks against the numbers."""
-    recipes, rows, broken, notes = trained.recipes_of(config), [], [], []
+    specs, rows, broken, notes = trained.specs_of(config), [], [], []
     for norm, radii in config.evaluated.items():
         for place, radius in enumerate(radii):
-            for kind, members in trained.kinds_of(recipes).items():
+            for kind, members in trained.kinds_of(specs).items():
                 robust = arrays[f"{norm}/robust"][members, place] * 1.0
                 value, low, high = intervals.of_seeds_and_rows(robust, intervals.mean)
-                named = {**recipes[members[0]].row, "norm": norm, "epsilon": radius}
+                named = {**specs[members[0]].row, "norm": norm, "epsilon": radius}
                 rows.append(
                     named
                     | {
@@ -99,26 +99,26 @@ def tabulate(config: RobustnessConfig, arrays: experiment.Arrays) -> experiment.
                     }
                     for name in names
                 ]
-        notes += evaluated.notes_of(recipes, norm, arrays, f"{norm}/")
+        notes += evaluated.notes_of(specs, norm, arrays, f"{norm}/")
     return {"rows": rows, "broken": broken, "notes": notes}
 
 
 def claim(config: RobustnessConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> Iterator[Row]:
     """Each network trained for a radius is more robust there than the standard one."""
     del tables
-    recipes = trained.recipes_of(config)
-    places = trained.kinds_of(recipes)
+    specs = trained.specs_of(config)
+    places = trained.kinds_of(specs)
     for norm, radii in config.evaluated.items():
-        for recipe in recipes:
-            if recipe.norm != norm or recipe.seed or recipe.epsilon not in radii:
+        for spec in specs:
+            if spec.norm != norm or spec.seed or spec.epsilon not in radii:
                 continue
-            robust = arrays[f"{norm}/robust"][:, radii.index(recipe.epsilon)] * 1.0
-            gains = robust[places[recipe.kind]] - robust[places["standard"]]
+            robust = arrays[f"{norm}/robust"][:, radii.index(spec.epsilon)] * 1.0
+            gains = robust[places[spec.kind]] - robust[places["standard"]]
             value, low, high = intervals.of_seeds_and_rows(gains, intervals.mean)
             over = claims.Over(config.network_seeds, f"{gains.shape[1]} images, AutoAttack {config.auto_attack}")
             text = "a network is more robust than the standard one at the radius it was trained for"
             text += f" (our test, AutoAttack {config.auto_attack})"
-            one = claims.Claim("-", text, f"{recipe.kind}", "-", over)
+            one = claims.Claim("-", text, f"{spec.kind}", "-", over)
             yield claims.row(one, f"{value:+.3f}", float(low), float(high), claims.Steps(low, high))
 
 
@@ -137,7 +137,7 @@ def draw(workdir: Path, config: RobustnessConfig, arrays: experiment.Arrays, tab
                 spread.append(half if np.isfinite(half) else 0.0)
         panels[f"{norm}, AutoAttack {config.auto_attack}"] = curves
         assert all(len(x) == len(radii) + 1 for x, _, _ in curves.values())
-    colours = figures.palette([*trained.kinds_of(trained.recipes_of(config))])
+    colours = figures.palette([*trained.kinds_of(trained.specs_of(config))])
     figures.curve_figure(workdir / "robust_accuracy.svg", panels, "radius, pixel range 2", "accuracy", colours)
 
 
@@ -145,7 +145,7 @@ def estimated(config: RobustnessConfig, dataset: data.Dataset, options: Options,
     """Stacks of networks, and the evaluation, scaled from the standard network before training at one radius."""
     train, test = subsets(config, dataset)
     yield from estimate.classifiers(config, estimate.missing(config, others), dataset, train, options)
-    count = sum(len(radii) for radii in config.evaluated.values()) * len(trained.recipes_of(config))
+    count = sum(len(radii) for radii in config.evaluated.values()) * len(trained.specs_of(config))
     yield evaluated.estimated(config, dataset, test, next(iter(config.evaluated)), count)
 
 

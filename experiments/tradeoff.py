@@ -20,7 +20,7 @@ import numpy as np
 from experiments import roar_kar
 from experiments.harness import claims, correlations, experiment
 from experiments.harness.tables import Row
-from experiments.harness.trained import Recipe
+from experiments.harness.trained import Spec
 from experiments.roar_kar import RetrainingConfig
 from robgrad import faithfulness
 from robgrad.faithfulness import KAR, RANDOM, ROAR
@@ -59,18 +59,18 @@ def claim(config: RetrainingConfig, arrays: experiment.Arrays, tables: experimen
     yield from ways_out(config, areas_of(config, arrays))
 
 
-Areas = Mapping[tuple[Recipe, str, str], np.ndarray]
+Areas = Mapping[tuple[Spec, str, str], np.ndarray]
 
 
 def areas_of(config: RetrainingConfig, arrays: experiment.Arrays) -> Areas:
     """What each test image and retraining seed contributes to the scores of robust networks, `[seed, image]`."""
     hits = roar_kar.hits_of(config, arrays)
     return {
-        (recipe, benchmark, attribution): faithfulness.areas(
-            benchmark, config.percentiles, hits(recipe, benchmark, attribution), hits(Recipe(), benchmark, RANDOM)
+        (spec, benchmark, attribution): faithfulness.areas(
+            benchmark, config.percentiles, hits(spec, benchmark, attribution), hits(Spec(), benchmark, RANDOM)
         )
-        for recipe in roar_kar.recipes_of(config)
-        if recipe.norm
+        for spec in roar_kar.specs_of(config)
+        if spec.norm
         for benchmark, attribution in itertools.product((ROAR, KAR), config.attributions)
     }
 
@@ -79,12 +79,12 @@ def ways_out(config: RetrainingConfig, areas: Areas) -> Iterator[Row]:
     """The global attribution above the local one, and what l-inf training gains over l2, for these networks."""
     if not {LOCAL, GLOBAL} <= {*config.attributions}:
         return
-    recipes = list(dict.fromkeys(recipe for recipe, _, _ in areas))
+    specs = list(dict.fromkeys(spec for spec, _, _ in areas))
     for benchmark in (ROAR, KAR):
-        gains = [areas[one, benchmark, GLOBAL] - areas[one, benchmark, LOCAL] for one in recipes]
+        gains = [areas[one, benchmark, GLOBAL] - areas[one, benchmark, LOCAL] for one in specs]
         text = f"{benchmark.upper()}: the global Gradient * Input scores above the local Gradient"
         yield _above(config, text, "robust networks", "above", np.mean(gains, axis=0))
-    pairs = pairs_of(recipes)
+    pairs = pairs_of(specs)
     if not pairs:
         return
     gained = {
@@ -115,14 +115,14 @@ def _above(config: RetrainingConfig, text: str, group: str, published: str, area
     return claims.row(one, ours, float(low), float(high), claims.Steps(low, high))
 
 
-def pairs_of(recipes: Sequence[Recipe]) -> list[tuple[Recipe, Recipe]]:
+def pairs_of(specs: Sequence[Spec]) -> list[tuple[Spec, Spec]]:
     """l-inf networks with l2 networks of the same loss and seed, from the weakest to the strongest."""
 
-    def by_strength(norm: str, loss: str | None, seed: int) -> list[Recipe]:
-        mine = [one for one in recipes if (one.norm, one.loss, one.seed) == (norm, loss, seed)]
+    def by_strength(norm: str, loss: str | None, seed: int) -> list[Spec]:
+        mine = [one for one in specs if (one.norm, one.loss, one.seed) == (norm, loss, seed)]
         return sorted(mine, key=lambda one: one.epsilon)
 
-    groups = dict.fromkeys((one.loss, one.seed) for one in recipes)
+    groups = dict.fromkeys((one.loss, one.seed) for one in specs)
     return [
         pair for group in groups for pair in zip(by_strength("linf", *group), by_strength("l2", *group), strict=False)
     ]

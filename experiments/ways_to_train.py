@@ -96,9 +96,9 @@ def measure(run: Run) -> experiment.Arrays:
     arrays = {f"{name}_hits": values for name, values in hits.items()} | {"seconds": seconds_of(run, train)}
     chosen = chosen_of(config, arrays)
     places = [place for places in chosen.values() for place in places]
-    recipes = [members_of(config)[place] for place in places]
+    specs = [members_of(config)[place] for place in places]
     own = stacking.replicas(variables, places)
-    found = evaluated.auto_attacked(run, recipes, own, test, "linf", (config.train_radius,))
+    found = evaluated.auto_attacked(run, specs, own, test, "linf", (config.train_radius,))
     arrays |= {"robust_hits": found.pop("robust")[:, 0]} | {name: of for name, of in found.items() if "notes" in name}
     return arrays | gradients_of(run, network, own, train, test)
 

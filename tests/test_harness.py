@@ -10,7 +10,7 @@ import pytest
 
 from experiments import manifold_distance, tradeoff
 from experiments.harness import claims, config, correlations, densities, experiment, figures, glossary, html, registry
-from experiments.harness.trained import Recipe
+from experiments.harness.trained import Spec
 from robgrad import data as data_sets
 
 REPRODUCE = [
@@ -197,14 +197,14 @@ def test_ways_out_compare_networks_of_equal_rank():
     """l-inf training gains in KAR alone; the global attribution gains nothing."""
     config = SimpleNamespace(attributions=("gradient", "gradient_times_input"), network_seeds=3)
     generator = np.random.default_rng(0)
-    recipes = [Recipe(norm, "xent", e) for norm, all in (("l2", (1, 2)), ("linf", (0.1, 0.2))) for e in all]
+    specs = [Spec(norm, "xent", e) for norm, all in (("l2", (1, 2)), ("linf", (0.1, 0.2))) for e in all]
 
     def judged(gaining):
         areas = {
-            (recipe, benchmark, attribution): generator.normal(
-                (recipe.norm == "linf") * (benchmark == gaining) - 0.2 * (recipe.norm == "linf"), 1.0, (3, 500)
+            (spec, benchmark, attribution): generator.normal(
+                (spec.norm == "linf") * (benchmark == gaining) - 0.2 * (spec.norm == "linf"), 1.0, (3, 500)
             )
-            for recipe in recipes
+            for spec in specs
             for benchmark in ("roar", "kar")
             for attribution in config.attributions
         }

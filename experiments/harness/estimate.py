@@ -62,10 +62,10 @@ def empty(dataset: str, stage: str) -> Row:
     return dict.fromkeys(COLUMNS) | {"dataset": dataset, "stage": stage}
 
 
-def classifiers(config, recipes: Sequence[trained.Recipe], dataset, train, options: Options) -> Iterator[Row]:
+def classifiers(config, specs: Sequence[trained.Spec], dataset, train, options: Options) -> Iterator[Row]:
     """A row for each stack; of the robust ones the first is measured, the others take as long a network."""
     measured: Row = {}
-    for members in trained.stacks_of(recipes):
+    for members in trained.stacks_of(specs):
         plan = trained.classifiers_plan(config, members, dataset)
         if not measured or not measured["robust"]:
             measured = row_of(dataset.name, plan, train, options, len(members))
@@ -77,14 +77,14 @@ def classifiers(config, recipes: Sequence[trained.Recipe], dataset, train, optio
             yield measured | {"stage": plan.name, "networks": len(members), "ms_per_step": step, "minutes": minutes}
 
 
-def missing(config, others: Sequence[Any]) -> list[trained.Recipe]:
+def missing(config, others: Sequence[Any]) -> list[trained.Spec]:
     """The networks that no other run trains alike."""
     there = {
-        (recipe, tuple(trained.training_settings(other, recipe).items()))
+        (spec, tuple(trained.training_settings(other, spec).items()))
         for other in others
-        for recipe in trained.recipes_of(other)
+        for spec in trained.specs_of(other)
     }
-    own = trained.recipes_of(config)
+    own = trained.specs_of(config)
     return [one for one in own if (one, tuple(trained.training_settings(config, one).items())) not in there]
 
 

@@ -13,7 +13,7 @@ from experiments.harness import estimate, trained
 from experiments.harness.config import AutoAttackConfig, EvaluatedConfig
 from experiments.harness.progress import counted
 from experiments.harness.tables import Row
-from experiments.harness.trained import Recipe, Run
+from experiments.harness.trained import Run, Spec
 from robgrad import attacks, data, intervals, networks, runs, stacking, training
 
 Arrays = dict[str, np.ndarray]
@@ -35,7 +35,7 @@ def attacked_of(config: AutoAttackConfig, test: data.Split) -> data.Split:
 
 
 def auto_attacked(
-    run: Run, recipes: Sequence[Named], variables: Any, test: data.Split, norm: str, radii: Sequence[float]
+    run: Run, specs: Sequence[Named], variables: Any, test: data.Split, norm: str, radii: Sequence[float]
 ) -> Arrays:
     """AutoAttack on each network: `robust` and `broken_by` `[network, radius, image]`, and notes by network.
 
@@ -45,9 +45,9 @@ def auto_attacked(
     # One function for all, so that networks share what is compiled.
     apply = partial(_logits, trained.network_of(config, run.dataset))
     kept: list[Arrays] = []
-    what = f"AutoAttack ({config.auto_attack}) on {len(some.labels)} images in {norm}, {len(recipes)} networks"
-    for index, recipe in counted(recipes, what):
-        path = run.workdir / "analysis" / f"auto_attack-{norm}-{recipe.name}.npz"
+    what = f"AutoAttack ({config.auto_attack}) on {len(some.labels)} images in {norm}, {len(specs)} networks"
+    for index, spec in counted(specs, what):
+        path = run.workdir / "analysis" / f"auto_attack-{norm}-{spec.name}.npz"
         part = runs.read_arrays(path)
         if part is None:
             found = attacks.robust_accuracy(
@@ -63,7 +63,7 @@ def auto_attacked(
             part["notes"] = np.array(sorted({note for one in found for note in one.notes}))
             runs.write_arrays(path, part)
         kept.append(part)
-    notes = {f"notes/{recipe.name}": one["notes"] for recipe, one in zip(recipes, kept, strict=True)}
+    notes = {f"notes/{spec.name}": one["notes"] for spec, one in zip(specs, kept, strict=True)}
     return notes | {name: np.stack([one[name] for one in kept]) for name in ROBUST}
 
 
@@ -71,7 +71,7 @@ def _logits(network: nn.Module, variables: Any, image: jax.Array) -> jax.Array:
     return networks.logits_fn(network, variables)(image)
 
 
-def hits_of(run: Run, recipes: Sequence[Recipe], variables: Any, test: data.Split, key: jax.Array) -> Arrays:
+def hits_of(run: Run, specs: Sequence[Spec], variables: Any, test: data.Split, key: jax.Array) -> Arrays:
     """Whether each network is right on each test image `[network, image]`.
 
     `clean_hits`; `pgd_hits` under the paper's attack, l2 on the cross-entropy; `robust_hits` under AutoAttack at the
@@ -86,7 +86,7 @@ def hits_of(run: Run, recipes: Sequence[Recipe], variables: Any, test: data.Spli
         predict = training.evaluate(network, attack, mesh, chunk=config.chunk)
         return np.asarray(predict(variables, test, key, config.robust_epsilon, config.pgd_step_size)) == test.labels
 
-    found = auto_attacked(run, recipes, variables, test, "l2", (config.robust_epsilon,))
+    found = auto_attacked(run, specs, variables, test, "l2", (config.robust_epsilon,))
     return {
         "clean_hits": hits(attacks.no_attack),
         "pgd_hits": hits(attacks.pgd("l2", attacks.cross_entropy, config.pgd_steps)),
@@ -119,12 +119,12 @@ COLUMNS = {
 }
 
 
-def notes_of(recipes: Sequence[Named], norm: str, arrays: Arrays, prefix: str = "") -> list[Row]:
+def notes_of(specs: Sequence[Named], norm: str, arrays: Arrays, prefix: str = "") -> list[Row]:
     """What AutoAttack noted against its own numbers, a row a line."""
     return [
-        {"network": recipe.name, "norm": norm, "note": str(note)}
-        for recipe in recipes
-        for note in arrays[f"{prefix}notes/{recipe.name}"]
+        {"network": spec.name, "norm": norm, "note": str(note)}
+        for spec in specs
+        for note in arrays[f"{prefix}notes/{spec.name}"]
     ]
 
 

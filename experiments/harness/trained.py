@@ -20,7 +20,7 @@ from experiments.harness.progress import progress
 from robgrad import attacks, data, gradients, manifolds, networks, runs, stacking, training
 
 
-class Recipe(NamedTuple):
+class Spec(NamedTuple):
     """How one network is trained; a standard one has no norm, no loss and epsilon 0. Seeds differ in their start."""
 
     norm: str | None = None
@@ -54,18 +54,18 @@ class Recipe(NamedTuple):
         }
 
 
-def recipes_of(config: TrainingConfig) -> list[Recipe]:
+def specs_of(config: TrainingConfig) -> list[Spec]:
     """The networks of an experiment: standard ones, then those of each norm and training loss; seeds innermost."""
     pairs = [(norm, loss) for norm in config.norms for loss in config.train_losses]
     kinds = [(None, None, 0.0), *((*pair, epsilon) for pair in pairs for epsilon in sorted(config.radii[pair[0]]))]
-    return [Recipe(*kind, seed) for kind in kinds for seed in range(config.network_seeds)]
+    return [Spec(*kind, seed) for kind in kinds for seed in range(config.network_seeds)]
 
 
-def kinds_of(recipes: Sequence[Recipe]) -> dict[str, list[int]]:
+def kinds_of(specs: Sequence[Spec]) -> dict[str, list[int]]:
     """Places of the networks of each kind, one a seed."""
     kinds: dict[str, list[int]] = {}
-    for index, recipe in enumerate(recipes):
-        kinds.setdefault(recipe.kind, []).append(index)
+    for index, spec in enumerate(specs):
+        kinds.setdefault(spec.kind, []).append(index)
     return kinds
 
 
@@ -130,23 +130,23 @@ def mesh_in_words(config: FittedConfig, dataset: data.Dataset) -> str:
     return f"batches of adversarial training {split} over host devices: {counted}"
 
 
-def stacks_of(recipes: Sequence[Recipe]) -> list[list[Recipe]]:
+def stacks_of(specs: Sequence[Spec]) -> list[list[Spec]]:
     """The networks by the stack they are trained in, in their order."""
-    return [list(group) for _, group in groupby(recipes, lambda recipe: recipe.stack)]
+    return [list(group) for _, group in groupby(specs, lambda spec: spec.stack)]
 
 
-def train_networks(run: Run, recipes: Sequence[Recipe], train: data.Split) -> Any:
+def train_networks(run: Run, specs: Sequence[Spec], train: data.Split) -> Any:
     """Trains, continues or loads the networks, a stack for each norm and loss; returns their variables stacked."""
     stacks = []
-    for members in stacks_of(recipes):
+    for members in stacks_of(specs):
         with launch.patiently():
             stacks.append(_stack(run, members, train))
     return stacking.concatenate(stacks)
 
 
-def _stack(run: Run, members: list[Recipe], train: data.Split):
+def _stack(run: Run, members: list[Spec], train: data.Split):
     """The variables of one stack, loaded, or made and kept."""
-    rows = [{**recipe.row, "network": recipe.name, "network_seed": recipe.seed} for recipe in members]
+    rows = [{**spec.row, "network": spec.name, "network_seed": spec.seed} for spec in members]
     settings = training_settings(run.config, members[0])
     return kept(run, members[0].stack, rows, settings, lambda: _completed(run, members, train))
 
@@ -181,17 +181,17 @@ def kept(
     return variables
 
 
-def _completed(run: Run, members: list[Recipe], train: data.Split):
+def _completed(run: Run, members: list[Spec], train: data.Split):
     """The variables of one stack, from another run as far as that has them, the rest trained."""
     parts, names = [], []
     other = _taken(run.config, members[0], run.source)
     if other is not None:
         parts, names = [other.variables], list(other.names)
-    missing = [recipe for recipe in members if recipe.name not in names]
+    missing = [spec for spec in members if spec.name not in names]
     if missing:
         parts.append(fit(run, classifiers_plan(run.config, missing, run.dataset), train).variables)
-        names += [recipe.name for recipe in missing]
-    return stacking.replicas(stacking.concatenate(parts), [names.index(recipe.name) for recipe in members])
+        names += [spec.name for spec in missing]
+    return stacking.replicas(stacking.concatenate(parts), [names.index(spec.name) for spec in members])
 
 
 def step_of(config: TrainingConfig, network: nn.Module, norm: str | None, loss: str | None) -> training.Step:
@@ -207,9 +207,9 @@ def step_of(config: TrainingConfig, network: nn.Module, norm: str | None, loss: 
     return training.classifier_step(network, attack, objective.build(attacks.norm_named(norm)))
 
 
-def classifiers_plan(config: TrainingConfig, recipes: Sequence[Recipe], dataset: data.Dataset) -> Plan:
+def classifiers_plan(config: TrainingConfig, specs: Sequence[Spec], dataset: data.Dataset) -> Plan:
     """How networks of one norm and loss are trained."""
-    network, first = network_of(config, dataset), recipes[0]
+    network, first = network_of(config, dataset), specs[0]
 
     def start(seed: int) -> training.TrainState:
         key = key_of(config.seed, "classifiers")
@@ -217,9 +217,9 @@ def classifiers_plan(config: TrainingConfig, recipes: Sequence[Recipe], dataset:
         return training.init_classifier(network, dataset.train.images.shape[1:], key)
 
     # Networks of one seed start alike and see the data in one order, so that they differ by their training alone.
-    starts = {seed: start(seed) for seed in sorted({recipe.seed for recipe in recipes})}
-    count = len(recipes)
-    radii, multiple = jnp.array([recipe.epsilon for recipe in recipes]), training.OBJECTIVES[config.objective].step
+    starts = {seed: start(seed) for seed in sorted({spec.seed for spec in specs})}
+    count = len(specs)
+    radii, multiple = jnp.array([spec.epsilon for spec in specs]), training.OBJECTIVES[config.objective].step
     step_size = 0.0 if not first.norm else config.step_sizes[first.norm] if multiple is None else multiple * radii
     sizes = training.StepSizes(
         radii,
@@ -228,9 +228,9 @@ def classifiers_plan(config: TrainingConfig, recipes: Sequence[Recipe], dataset:
         jnp.full(count, config.objective_weight),
     )
     epochs = config.epochs if first.norm else config.standard_epochs
-    states = stacking.stack([starts[recipe.seed] for recipe in recipes])
+    states = stacking.stack([starts[spec.seed] for spec in specs])
     step = step_of(config, network, first.norm, first.loss)
-    names = [recipe.name for recipe in recipes]
+    names = [spec.name for spec in specs]
     steps = (training.OBJECTIVES[config.objective].steps or config.attack_steps) if first.norm else 0
     work = networks.intensity(network, dataset.train.images.shape[1:], steps)
     return Plan(first.stack, step, states, sizes, names, config.batch_size, epochs, config.shuffle, work)
@@ -305,14 +305,14 @@ def settings_of(config: Any, *more: str) -> dict[str, Any]:
     return {name: getattr(config, name) for name in (*_FITTED, *more)}
 
 
-def training_settings(config: TrainingConfig, recipe: Recipe) -> dict[str, Any]:
+def training_settings(config: TrainingConfig, spec: Spec) -> dict[str, Any]:
     """What a network depends on beside its name: of the configuration, what its training reads."""
-    names = ["epochs" if recipe.norm else "standard_epochs"]
-    if recipe.norm:
+    names = ["epochs" if spec.norm else "standard_epochs"]
+    if spec.norm:
         names += ["attack_steps", "train_attack", "objective", *training.OBJECTIVES[config.objective].settings]
-        names += ["zero_mask"] if recipe.loss == "cw" else []
+        names += ["zero_mask"] if spec.loss == "cw" else []
     settings = settings_of(config, *names)
-    return settings | ({"step_size": config.step_sizes[recipe.norm]} if recipe.norm else {})
+    return settings | ({"step_size": config.step_sizes[spec.norm]} if spec.norm else {})
 
 
 def manifold_settings(config: Any, name: str) -> dict[str, Any]:
@@ -338,7 +338,7 @@ def _equal(about: Mapping[str, Any], settings: Mapping[str, Any], path: Path, st
     return not different
 
 
-def _taken(config, first: Recipe, source: Source | None) -> runs.Classifiers | None:
+def _taken(config, first: Spec, source: Source | None) -> runs.Classifiers | None:
     """The stack of another run that was trained as this network is to be."""
     path = _stage_of(first.stack, source)
     if source is None or path is None:
