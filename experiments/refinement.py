@@ -29,9 +29,11 @@ from experiments.harness.guided import (
     MASK,
     STANDARD,
     Guided,
+    epochs_of,
     explained,
     names_of,
-    steps_of,
+    recipe_for,
+    step_of,
     trainings_of,
     variables_of,
 )
@@ -223,12 +225,13 @@ def estimated(config: RefinementConfig, dataset: data.Dataset, options: Options,
     del others
     train, _, shown = sets_of(config, dataset)
     network, shape = trained.network_of(config, dataset), dataset.train.images.shape[1:]
-    step = steps_of(network, config.attack_steps)[GUIDED]
-    states = stacking.stack([training.init_classifier(network, shape, jax.random.key(0))])
+    step = step_of(config, network, GUIDED)
+    states = trained.begun(config, dataset, recipe_for(config, GUIDED), epochs_of(config), [0])
     sizes = jax.tree.map(lambda one: jnp.full(1, one), training.StepSizes(0.1, 0.1, 1e-3, 1.0))
-    epochs = config.standard_epochs + config.rounds * config.epochs
-    work = networks.intensity(network, shape, config.attack_steps)
-    plan = trained.Plan("guided", step, states, sizes, ["guided"], config.batch_size, epochs, config.shuffle, work)
+    epochs, work = epochs_of(config), networks.intensity(network, shape, config.attack_steps)
+    score = trained.score_of(config, dataset, recipe_for(config, GUIDED), sizes)
+    given = config.batch_size, epochs, config.shuffle, work, score
+    plan = trained.Plan("guided", step, states, sizes, ["guided"], *given)
     count = (len(guides_of(config, dataset)) + 2) * config.network_seeds
     examples = Guided(*train, np.zeros(train.images.shape[:3], bool))
     row = estimate.row_of(dataset.name, plan, examples, options, count)

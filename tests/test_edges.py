@@ -473,19 +473,16 @@ def test_every_statistic_of_both_types(dtype):
 
 @pytest.mark.parametrize("name", training.OBJECTIVES)
 def test_every_objective_trains_with_float64_on(name, dtype):
-    kind = training.OBJECTIVES[name]
+    recipe = training.Recipe("l2", name, attack_steps=2, smoothing=0.0 if name == "free" else 0.1)
     split = data.Split(np.asarray(images_of(dtype, 12)), np.arange(12) % 4)
-    attack = attacks.pgd(
-        "l2", kind.attack_loss or attacks.cross_entropy, kind.steps or 2, random_start=kind.random_start
-    )
-    step = training.classifier_step(MODEL, attack, kind.build(attacks.L2))
+    attack, step = recipe.attack_with(attacks.cross_entropy), recipe.step(MODEL, 3)
     start = stacking.stack([training.init_classifier(MODEL, (6, 6, 2), KEY)] * 2)
     options = {"mesh": stacking.device_mesh(2, 4), "batch_size": 4, "epochs": 1}
     trained = training.fit(step, start, training.StepSizes(np.array([0.1, 0.2]), 0.1, 1e-2, 1.0), split, **options)
     assert {leaf.dtype for leaf in jax.tree.leaves(trained.variables)} == {np.dtype(np.float32)}
     mesh = stacking.device_mesh(2, 12)
     run = training.accuracies(MODEL, attack, mesh, 12)
-    found = run(trained.variables, split, KEY, np.full(12, 0.1), 0.1) if name != "trades" else np.zeros(2)
+    found = run(trained.variables, split, KEY, np.full(12, 0.1), 0.1) if "trades" not in name else np.zeros(2)
     assert found.shape == (2,)
 
 

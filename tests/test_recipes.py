@@ -303,3 +303,46 @@ def test_what_cannot_be_built_is_a_line():
             training.augmentation_named([text])
     with pytest.raises(ValueError, match="expected at least 1 pixel of padding"):
         training.crop(0)
+
+
+def test_recipes_have_a_name_an_equality_and_a_step(data):
+    """The step is that of its parts; equal recipes share it, and so what is compiled."""
+    recipe = training.Recipe(
+        "l2", attack_steps=2, optimizer="sgd", schedule="cosine", augmentation=("crop:1",), clip=1.0
+    )
+    assert recipe.name == "l2, attack_steps 2, optimizer sgd, schedule cosine, clip 1.0, augmentation ('crop:1',)"
+    again = training.Recipe(
+        "l2", attack_steps=2, optimizer="sgd", schedule="cosine", augmentation=("crop:1",), clip=1.0
+    )
+    assert recipe == again != training.Recipe("l2")
+    assert recipe.step(MODEL, 12) is again.step(MODEL, 12)
+    numbers = training.StepSizes(0.3, 0.2, 0.05)
+    optimizer = training.optimizer_named("sgd", schedule="cosine", steps=12, clip=1.0)
+    options = {
+        "attack": attacks.pgd("l2", attacks.cross_entropy, 2),
+        "augmentation": training.composed([training.crop(1)]),
+    }
+    whole = trained(optimizer, data, numbers, **options, epochs=2)
+    states = stacking.stack([recipe.begin(MODEL, (8, 8, 1), KEY, 12)])
+    given = {"mesh": MESH, "batch_size": 10, "epochs": 2, "shuffle": False}
+    ours = training.fit(recipe.step(MODEL, 12), states, numbers, data, **given)
+    alike(ours.opt_state, whole.opt_state, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"norm": "l3"}, "expected a norm of l2, linf"),
+        ({"objective": "adversary"}, "expected an objective of adversarial,"),
+        ({"attack": "pdg"}, "expected an attack of pgd,"),
+        ({"optimizer": "adamm"}, "expected an optimizer of adam,"),
+        ({"schedule": "cosin"}, "expected a schedule of constant,"),
+        ({"augmentation": ("flop",)}, "expected augmentations of crop"),
+        ({"smoothing": 1.0}, "expected a smoothing"),
+        ({"average": 1.5}, r"expected average in \[0, 1\]"),
+        ({"norm": "l2", "objective": "free", "mixup": 0.2}, "expected none of mixup"),
+    ],
+)
+def test_recipes_that_cannot_be_meant_are_a_line(settings, line):
+    with pytest.raises(ValueError, match=line):
+        training.Recipe(**settings)

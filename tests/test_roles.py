@@ -218,11 +218,8 @@ def test_restarts_keep_the_worst():
 @pytest.mark.parametrize("name", training.OBJECTIVES)
 def test_every_objective_plays_its_role(name, digits):
     """Under no attack all descend the cross-entropy; a few epochs learn."""
-    kind = training.OBJECTIVES[name]
     network = networks.digits_cnn()
-    loss = kind.attack_loss or attacks.cross_entropy
-    attack = attacks.pgd("l2", loss, kind.steps or 2, random_start=kind.random_start)
-    step = training.classifier_step(network, attack, kind.build(attacks.L2))
+    step = training.Recipe("l2", name, attack_steps=2).step(network, 40)
     start = stacking.stack([training.init_classifier(network, (8, 8, 1), jax.random.key(0))] * 2)
     sizes = training.StepSizes(jnp.array([0.0, 0.5]), 0.25, 3e-3, 1.0)
     train = data_sets.Split(*(leaf[:500] for leaf in digits.train))

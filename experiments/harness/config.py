@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from robgrad import attacks, data, faithfulness, gradients, manifolds, networks, training
@@ -76,6 +78,37 @@ class FittedConfig(Config):
     batch_size: int = setting("Batch of each classifier.", 100)
     learning_rate: float = setting("Learning rate of the classifiers' Adam.", 1e-3)
     shuffle: bool = setting("Shuffle each epoch; --noshuffle as the paper's code.", True)
+    train_attack: str = setting("Attack in training.", "pgd", choices=lambda: tuple(attacks.ATTACKS))
+    optimizer: str = setting("Optimizer of the classifiers.", "adam", choices=lambda: tuple(training.OPTIMIZERS))
+    momentum: float = setting(
+        "Momentum of SGD; of the others the decay of their first moment.", 0.9, zero=True, most=1.0
+    )
+    schedule: str = setting(
+        "Schedule of the learning rate over the training.", "constant", choices=lambda: tuple(training.SCHEDULES)
+    )
+    weight_decay: float = setting("Weight decay of the optimizer.", 0.0, zero=True)
+    clip: float = setting("Greatest l2 norm of a step's gradient; 0 for any.", 0.0, zero=True)
+    augmentation: tuple[str, ...] = setting(
+        f"Augmentations of training images, of {', '.join(training.AUGMENTATIONS)}, pixels as in crop:2.",
+        (),
+    )
+    smoothing: float = setting("Share of a label's probability that all classes get alike.", 0.0, zero=True, most=1.0)
+    mixup: float = setting("Alpha of mixup, which blends images and labels of a batch; 0 for none.", 0.0, zero=True)
+    average: float = setting(
+        "Decay of the average of the weights that is kept in their place; 1 for the plain mean, 0 for none.",
+        0.0,
+        zero=True,
+        most=1.0 + 1e-9,
+    )
+    average_from: float = setting("Share of the training before that average begins.", 0.0, zero=True, most=1.0)
+    ramp: float = setting(
+        "Share of the training over which the attack's radius grows from 0.", 0.0, zero=True, most=1.0 + 1e-9
+    )
+    keep: str = setting(
+        "Which state is kept: the last, or the best epoch's by the accuracy of held-out images under a short attack.",
+        "last",
+        choices=lambda: ("last", "best"),
+    )
     chunk: int = setting("Images analysed at a time.", 100)
 
 
@@ -99,7 +132,6 @@ class TrainingConfig(FittedConfig):
         "Radii (epsilons) of adversarial training in the {} norm.", zero=True, by_norm="{}_epsilons"
     )
     step_sizes: Mapping[str, float] = setting("Step of the {} training attack.", by_norm="{}_step_size")
-    train_attack: str = setting("Attack in training.", "pgd", choices=lambda: tuple(attacks.ATTACKS))
     zero_mask: bool = setting(
         "CW margins that set the true logit to 0 instead of leaving it out, as the paper's code.", False
     )
@@ -202,6 +234,7 @@ def _preset(kind: type[Config], presets: Presets, name: str, dataset: data.Datas
 def _check_fits(config: Any, dataset: data.Dataset) -> None:
     if config.needs_held_out and not config.held_out:
         raise ConfigError("--held_out=0: expected at least one training image, by which strengths are chosen")
+    _check_recipe(config, dataset)
     losses = getattr(config, "train_losses", ())
     if len(losses) > 1 and training.OBJECTIVES[config.objective].attack_loss:
         raise ConfigError(
@@ -248,6 +281,34 @@ def _check_fits(config: Any, dataset: data.Dataset) -> None:
                 raise ConfigError(
                     f"--{field.metadata['by_norm'].format(missing[0])}: expected for the norm {missing[0]}"
                 )
+
+
+def _check_recipe(config: Any, dataset: data.Dataset) -> None:
+    """That the classifiers can be trained so on these images."""
+    if config.keep == "best" and not config.held_out:
+        raise ConfigError("--keep=best: expected --held_out above 0, images by which the best epoch is found")
+    try:
+        recipe_of(config, (config.norms or (None,))[0] if hasattr(config, "norms") else "linf")
+        augmentation = training.augmentation_named(config.augmentation)
+        if augmentation is not None:
+            image = jax.ShapeDtypeStruct(dataset.train.images.shape[1:], jnp.float32)
+            jax.eval_shape(augmentation, jax.ShapeDtypeStruct((), jax.random.key(0).dtype), image)
+    except ValueError as error:
+        raise ConfigError(f"{dataset.name}: {error}") from error
+
+
+def recipe_of(config: FittedConfig, norm: str | None, **changed: Any) -> training.Recipe:
+    """How the networks of a run are trained in a norm, or without an attack; some of it changed."""
+    names = {field.name for field in dataclasses.fields(training.Recipe)}
+    given = {field.name: getattr(config, field.name) for field in settings_of(type(config)) if field.name in names}
+    if norm is None:
+        given |= {"objective": "adversarial", "ramp": 0.0}
+    return training.Recipe(**{**given, "norm": norm, "attack": config.train_attack, **changed})
+
+
+def steps_of(config: FittedConfig, epochs: int) -> int:
+    """Steps of a training of the classifiers of so many epochs."""
+    return epochs * (config.train_examples // config.batch_size)
 
 
 def _check_manifolds(config: Any, dataset: data.Dataset, pixels: int) -> None:

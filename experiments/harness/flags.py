@@ -198,6 +198,8 @@ class Flags:
             self.add("settings", "list", name, None, f"{text} Some of {', '.join(choices)}.")
             some = f"some of {', '.join(choices)}, each once, separated by commas"
             self.check(name, lambda given: len({*given}) == len(given) > 0 and {*given} <= {*choices}, some)
+        elif kind == tuple[str, ...]:
+            self.add("settings", "list", name, None, text)
         elif kind is bool:
             self.add("settings", "bool", name, None, text)
         elif kind is int:

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.harness import launch, trained
+from experiments.harness.config import recipe_of, steps_of
 from experiments.harness.trained import Run
-from robgrad import attacks, data, gradients, networks, runs, stacking, training
+from robgrad import data, gradients, networks, runs, stacking, training
 from robgrad.data import marks
 
 Arrays = dict[str, np.ndarray]
@@ -32,15 +33,23 @@ def trainings_of(config: Any) -> tuple[str, ...]:
     return (STANDARD, ADVERSARIAL, *config.guides)
 
 
-@cache
-def steps_of(network: nn.Module, attack_steps: int) -> dict[str, training.Step]:
-    """The steps of standard, adversarial and guided training; the same values each time."""
-    attack = attacks.pgd("linf", attacks.cross_entropy, attack_steps)
-    return {
-        STANDARD: training.classifier_step(network, attacks.no_attack),
-        ADVERSARIAL: training.classifier_step(network, attack),
-        GUIDED: training.classifier_step(network, attack, training.masked_gradient_penalty()),
-    }
+_MASKED = training.masked_gradient_penalty()
+
+
+def epochs_of(config: Any) -> int:
+    """Epochs of every network, in all its rounds."""
+    return config.standard_epochs + config.rounds * config.epochs
+
+
+def recipe_for(config: Any, name: str) -> training.Recipe:
+    """How the networks of a training are trained."""
+    return recipe_of(config, None if name == STANDARD else "linf")
+
+
+def step_of(config: Any, network: nn.Module, name: str) -> training.Step:
+    """The step of standard, adversarial or guided training."""
+    objective = _MASKED if name == GUIDED else None
+    return recipe_for(config, name).step(network, steps_of(config, epochs_of(config)), objective=objective)
 
 
 def flagged_of(values: jax.Array, share: float) -> jax.Array:
@@ -87,9 +96,11 @@ def fitted(
     config, count = run.config, stacking.size(states)
     sizes = training.StepSizes(config.train_radius, config.train_step_size, config.learning_rate, weight)
     sizes = jax.tree.map(lambda number: jnp.full(count, number, jnp.float32), sizes)
+    sizes = sizes._replace(weight_decay=trained.decays_of(config, count))
+    score = trained.score_of(config, run.dataset, recipe_for(config, ADVERSARIAL), sizes)
     work = networks.intensity(trained.network_of(config, run.dataset), run.image_shape, config.attack_steps)
     names = [f"{name} {index}" for index in range(count)]
-    plan = trained.Plan(name, step, states, sizes, names, config.batch_size, epochs, config.shuffle, work)
+    plan = trained.Plan(name, step, states, sizes, names, config.batch_size, epochs, config.shuffle, work, score)
     states = trained.fit(run, plan, examples)
     runs.remove(run.workdir / "checkpoints" / name)
     return states
@@ -104,15 +115,14 @@ def variables_of(run: Run, train: data.Split, keys: np.ndarray) -> tuple[Any, Ar
       keys: whose mark each of them carries.
     """
     config, network = run.config, trained.network_of(run.config, run.dataset)
-    steps, every = steps_of(network, config.attack_steps), config.standard_epochs + config.rounds * config.epochs
-    seeds = range(config.network_seeds)
+    every, seeds = epochs_of(config), range(config.network_seeds)
 
     @cache
     def base() -> training.TrainState:
         """Standard networks, from which all go on."""
-        key = trained.key_of(config.seed, "classifiers")
-        starts = [training.init_classifier(network, run.image_shape, jax.random.fold_in(key, seed)) for seed in seeds]
-        return fitted(run, "base", steps[STANDARD], stacking.stack(starts), train, config.standard_epochs, 0.0)
+        starts = trained.begun(config, run.dataset, recipe_for(config, STANDARD), every, seeds)
+        step = step_of(config, network, STANDARD)
+        return fitted(run, "base", step, starts, train, config.standard_epochs, 0.0)
 
     def again(some: Sequence[int]) -> training.TrainState:
         """Copies, since training gives its buffers away."""
@@ -125,8 +135,9 @@ def variables_of(run: Run, train: data.Split, keys: np.ndarray) -> tuple[Any, Ar
             return trained.kept(run, name, [{"network": one} for one in names], settings, make)
 
     def alike(name: str) -> Any:
-        states = lambda: fitted(run, name, steps[name], again(seeds), train, every, 0.0).variables  # noqa: E731
-        return keep(name, [Member(name, seed).name for seed in seeds], states)
+        step = step_of(config, network, name)
+        make = lambda: training.kept(fitted(run, name, step, again(seeds), train, every, 0.0), config.keep)  # noqa: E731
+        return keep(name, [Member(name, seed).name for seed in seeds], make)
 
     found = {name: alike(name) for name in (STANDARD, ADVERSARIAL)}
     flags: Arrays = {}
@@ -153,7 +164,7 @@ def refined(
 ) -> Any:
     """A stack of one network, refined in rounds by a guide; what share of the marks the first flags is kept."""
     config, network = run.config, trained.network_of(run.config, run.dataset)
-    step, states = steps_of(network, config.attack_steps)[GUIDED], start()
+    step, states = step_of(config, network, GUIDED), start()
     for turn in range(config.rounds):
         key = trained.key_of(config.seed, f"{guide} {turn} seed {seed}")
         masks = masks_of(run, guide, network, stacking.replica(states.variables, 0), robust, train, key)
@@ -163,7 +174,7 @@ def refined(
         label = f"{guide}, seed {seed}, round {turn + 1}"
         epochs = config.standard_epochs + (turn + 1) * config.epochs
         states = fitted(run, label, step, states, Guided(*train, masks), epochs, config.penalty)
-    return states.variables
+    return training.kept(states, config.keep)
 
 
 def flagged_marks(masks: np.ndarray, corners: np.ndarray) -> float:

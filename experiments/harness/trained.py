@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.harness import launch
-from experiments.harness.config import FittedConfig, TrainingConfig, losses_of
+from experiments.harness.config import FittedConfig, TrainingConfig, losses_of, recipe_of, steps_of
 from experiments.harness.options import Options
 from experiments.harness.progress import progress
 from robgrad import attacks, data, gradients, manifolds, networks, runs, stacking, training
@@ -108,11 +108,12 @@ class Plan(NamedTuple):
     epochs: int
     shuffle: bool
     intensity: float
+    score: Callable[[Any], Any] | None = None
 
     def options(self, options: Options) -> dict[str, Any]:
         """Keyword arguments of `training.fit`."""
         mesh = stacking.device_mesh(len(self.names), self.batch_size, intensity=self.intensity)
-        wanted = {name: getattr(self, name) for name in ("batch_size", "epochs", "shuffle", "names")}
+        wanted = {name: getattr(self, name) for name in ("batch_size", "epochs", "shuffle", "names", "score")}
         return wanted | {"mesh": mesh, "shard_data": options.shard_data}
 
 
@@ -189,36 +190,46 @@ def _completed(run: Run, members: list[Spec], train: data.Split):
         parts, names = [other.variables], list(other.names)
     missing = [spec for spec in members if spec.name not in names]
     if missing:
-        parts.append(fit(run, classifiers_plan(run.config, missing, run.dataset), train).variables)
+        states = fit(run, classifiers_plan(run.config, missing, run.dataset), train)
+        parts.append(training.kept(states, run.config.keep))
         names += [spec.name for spec in missing]
     return stacking.replicas(stacking.concatenate(parts), [names.index(spec.name) for spec in members])
 
 
-def step_of(config: TrainingConfig, network: nn.Module, norm: str | None, loss: str | None) -> training.Step:
-    """The training step: standard, or by the configuration's objective against its attack in a norm."""
-    if not norm or not loss:
-        return training.classifier_step(network, attacks.no_attack)
-    objective = training.OBJECTIVES[config.objective]
-    ascended = objective.attack_loss or losses_of(config, bound=500.0)[loss]
-    build = attacks.ATTACKS[config.train_attack]
-    if objective.random_start and build is attacks.pgd:
-        build = attacks.ATTACKS["pgd-random-start"]
-    attack = build(norm, ascended, objective.steps or config.attack_steps)
-    return training.classifier_step(network, attack, objective.build(attacks.norm_named(norm)))
+def begun(
+    config: FittedConfig, dataset: data.Dataset, recipe: training.Recipe, epochs: int, seeds: Sequence[int]
+) -> training.TrainState:
+    """A stack of fresh classifiers by their seeds; those of one seed start alike and see the data in one order."""
+    network, shape, key = (
+        network_of(config, dataset),
+        dataset.train.images.shape[1:],
+        key_of(config.seed, "classifiers"),
+    )
+
+    def start(seed: int) -> training.TrainState:
+        own = jax.random.fold_in(key, seed) if seed or not isinstance(config, TrainingConfig) else key
+        return recipe.begin(network, shape, own, steps_of(config, epochs))
+
+    starts = {seed: start(seed) for seed in sorted({*seeds})}
+    states = stacking.stack([starts[seed] for seed in seeds])
+    return training.with_best(states, epochs) if config.keep == "best" else states
+
+
+def score_of(config: FittedConfig, dataset: data.Dataset, recipe: training.Recipe, numbers: training.StepSizes):
+    """What the best epoch is found by: accuracy on images held out, under ten steps of PGD; None to keep the last."""
+    if config.keep == "last":
+        return None
+    held = data.Split(*(leaf[: config.held_out] for leaf in dataset.train))
+    attack = attacks.pgd(recipe.norm, attacks.cross_entropy, 10) if recipe.norm else attacks.no_attack
+    network = network_of(config, dataset)
+    mesh = stacking.device_mesh(stacking.size(numbers.epsilon), config.chunk)
+    return training.held_out(network, attack, held, numbers, mesh, chunk=config.chunk)
 
 
 def classifiers_plan(config: TrainingConfig, specs: Sequence[Spec], dataset: data.Dataset) -> Plan:
     """How networks of one norm and loss are trained."""
-    network, first = network_of(config, dataset), specs[0]
-
-    def start(seed: int) -> training.TrainState:
-        key = key_of(config.seed, "classifiers")
-        key = jax.random.fold_in(key, seed) if seed else key
-        return training.init_classifier(network, dataset.train.images.shape[1:], key)
-
-    # Networks of one seed start alike and see the data in one order, so that they differ by their training alone.
-    starts = {seed: start(seed) for seed in sorted({spec.seed for spec in specs})}
-    count = len(specs)
+    network, first, count = network_of(config, dataset), specs[0], len(specs)
+    recipe, epochs = recipe_of(config, first.norm), config.epochs if first.norm else config.standard_epochs
     radii, multiple = jnp.array([spec.epsilon for spec in specs]), training.OBJECTIVES[config.objective].step
     step_size = 0.0 if not first.norm else config.step_sizes[first.norm] if multiple is None else multiple * radii
     sizes = training.StepSizes(
@@ -226,14 +237,22 @@ def classifiers_plan(config: TrainingConfig, specs: Sequence[Spec], dataset: dat
         jnp.broadcast_to(step_size, (count,)),
         jnp.full(count, config.learning_rate),
         jnp.full(count, config.objective_weight),
+        decays_of(config, count),
     )
-    epochs = config.epochs if first.norm else config.standard_epochs
-    states = stacking.stack([starts[spec.seed] for spec in specs])
-    step = step_of(config, network, first.norm, first.loss)
+    states = begun(config, dataset, recipe, epochs, [spec.seed for spec in specs])
+    loss = losses_of(config, bound=500.0)[first.loss] if first.loss else attacks.cross_entropy
+    step = recipe.step(network, steps_of(config, epochs), loss)
     names = [spec.name for spec in specs]
-    steps = (training.OBJECTIVES[config.objective].steps or config.attack_steps) if first.norm else 0
-    work = networks.intensity(network, dataset.train.images.shape[1:], steps)
-    return Plan(first.stack, step, states, sizes, names, config.batch_size, epochs, config.shuffle, work)
+    work = networks.intensity(network, dataset.train.images.shape[1:], recipe.passes)
+    return Plan(
+        first.stack, step, states, sizes, names, config.batch_size, epochs, config.shuffle, work,
+        score_of(config, dataset, recipe, sizes),
+    )  # fmt: skip
+
+
+def decays_of(config: FittedConfig, count: int) -> jax.Array | None:
+    """The weight decays of a stack; None where there is none."""
+    return jnp.full(count, config.weight_decay) if config.weight_decay else None
 
 
 @launch.patiently()
@@ -298,11 +317,17 @@ def fit(run: Run, plan: Plan, examples) -> training.TrainState:
 
 _DATA = ("dataset", "seed", "held_out", "train_examples", "shuffle", "matmul_precision")
 _FITTED = (*_DATA, "network", "batch_size", "learning_rate")
+# What older runs do not say of themselves: they had the default.
+_SINCE = {
+    name: training.Recipe.__dataclass_fields__[name].default
+    for name in ("optimizer", "momentum", "schedule", "clip", "smoothing", "mixup", "average", "average_from", "ramp")
+} | {"augmentation": "", "weight_decay": 0.0, "keep": "last"}
 
 
 def settings_of(config: Any, *more: str) -> dict[str, Any]:
     """What every classifier of a run depends on, and more of its configuration by name."""
-    return {name: getattr(config, name) for name in (*_FITTED, *more)}
+    plain = {name: getattr(config, name) for name in (*_FITTED, *_SINCE, *more)}
+    return plain | {"augmentation": ",".join(config.augmentation)}
 
 
 def training_settings(config: TrainingConfig, spec: Spec) -> dict[str, Any]:
@@ -312,7 +337,7 @@ def training_settings(config: TrainingConfig, spec: Spec) -> dict[str, Any]:
         names += ["attack_steps", "train_attack", "objective", *training.OBJECTIVES[config.objective].settings]
         names += ["zero_mask"] if spec.loss == "cw" else []
     settings = settings_of(config, *names)
-    return settings | ({"step_size": config.step_sizes[spec.norm]} if spec.norm else {})
+    return settings | ({"step_size": config.step_sizes[spec.norm]} if spec.norm else {"ramp": 0.0})
 
 
 def manifold_settings(config: Any, name: str) -> dict[str, Any]:
@@ -328,11 +353,12 @@ def _stage_of(stage: str, source: Source | None) -> Path | None:
 
 
 def _equal(about: Mapping[str, Any], settings: Mapping[str, Any], path: Path, strict: bool) -> bool:
-    different = [name for name, value in settings.items() if about["training"].get(name) != value]
+    there = _SINCE | about["training"]
+    different = [name for name, value in settings.items() if there.get(name) != value]
     if different and strict:
         name = different[0]
         raise runs.RunError(
-            f"--networks_from: {path} was trained with {name} = {about['training'].get(name)}, this run wants "
+            f"--networks_from: {path} was trained with {name} = {there.get(name)}, this run wants "
             f"{settings[name]}; give the same settings, or leave --networks_from out"
         )
     return not different

@@ -1,18 +1,16 @@
 """Ways to train as stacks over strengths and seeds: what they are, trained and kept in a run, and timed."""
 
 from collections.abc import Mapping
-from functools import cache
 from typing import Any, NamedTuple
 
-import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments.harness import estimate, launch, trained
+from experiments.harness.config import recipe_of, steps_of
 from experiments.harness.progress import counted
 from experiments.harness.trained import Run
-from robgrad import attacks, data, networks, runs, stacking, training
+from robgrad import data, networks, runs, training
 
 REFERENCE = "pgd"
 # Rounds of timing a few steps of every way.
@@ -36,7 +34,11 @@ WAYS: Mapping[str, Way] = {
     "standard": Way("adversarial", shares=(0.0,)),
     REFERENCE: Way("adversarial", shares=(0.75, 1.0, 1.25)),
     "single-step": Way("single-step", shares=(0.5, 0.75, 1.0)),
+    "n-fgsm": Way("n-fgsm", shares=(0.5, 0.75, 1.0)),
+    "free": Way("free", shares=(0.5, 0.75, 1.0)),
     "trades": Way("trades", (1.0, 3.0, 6.0)),
+    "mart": Way("mart", (1.0, 3.0, 5.0)),
+    "awp": Way("awp", shares=(0.75, 1.0, 1.25)),
     "gradient-penalty": Way("gradient-penalty", (0.25, 0.5, 1.0)),
     "cure": Way("cure", (0.1, 0.3, 1.0)),
     "grad-align": Way("grad-align", (0.2,), (0.5, 0.75, 1.0)),
@@ -76,17 +78,6 @@ def members_of(config: Any) -> list[Member]:
     ]
 
 
-@cache
-def step_of(network: nn.Module, way: str, attack_steps: int) -> training.Step:
-    """The training step of a way; the same value each time, so that what is compiled is found again."""
-    kind = training.OBJECTIVES[WAYS[way].objective]
-    if not any(WAYS[way].shares):
-        return training.classifier_step(network, attacks.no_attack)
-    options: Any = {"random_start": kind.random_start}
-    attack = attacks.pgd("linf", kind.attack_loss or attacks.cross_entropy, kind.steps or attack_steps, **options)
-    return training.classifier_step(network, attack, kind.build(attacks.LINF))
-
-
 def plan_of(config: Any, way: str, dataset: data.Dataset) -> trained.Plan:
     """All networks of one way as a stack."""
     network, shape = trained.network_of(config, dataset), dataset.train.images.shape[1:]
@@ -99,26 +90,30 @@ def plan_of(config: Any, way: str, dataset: data.Dataset) -> trained.Plan:
         jnp.full(len(members), config.train_step_size) if kind.step is None else kind.step * radii,
         jnp.full(len(members), config.learning_rate),
         jnp.asarray(weights, jnp.float32),
+        trained.decays_of(config, len(members)),
     )
-    key = trained.key_of(config.seed, "classifiers")
-    starts = [training.init_classifier(network, shape, jax.random.fold_in(key, one.seed)) for one in members]
     names = [one.name for one in members]
-    work = networks.intensity(network, shape, (kind.steps or config.attack_steps) if shares.any() else 0)
-    built = step_of(network, way, config.attack_steps)
+    recipe = recipe_of(config, "linf", objective=WAYS[way].objective) if shares.any() else recipe_of(config, None)
     epochs = config.epochs if shares.any() else config.standard_epochs
+    work = networks.intensity(network, shape, recipe.passes)
+    states = trained.begun(config, dataset, recipe, epochs, [one.seed for one in members])
+    step = recipe.step(network, steps_of(config, epochs))
     return trained.Plan(
-        way, built, stacking.stack(starts), sizes, names, config.batch_size, epochs, config.shuffle, work
-    )
+        way, step, states, sizes, names, config.batch_size, epochs, config.shuffle, work,
+        trained.score_of(config, dataset, recipe, sizes),
+    )  # fmt: skip
 
 
 def trained_way(run: Run, way: str, train: data.Split) -> Any:
     """The variables of a way's networks, trained, continued or loaded."""
     rows = [{"network": one.name} for one in members_of(run.config) if one.way == way]
-    named = ("attack_steps", "epochs", "standard_epochs", "train_radius", "train_step_size")
+    named = ("attack_steps", "train_attack", "epochs", "standard_epochs", "train_radius", "train_step_size")
     settings = trained.settings_of(run.config, *named) | {"objective": WAYS[way].objective}
     plan = lambda: plan_of(run.config, way, run.dataset)  # noqa: E731
     with launch.patiently():
-        return trained.kept(run, way, rows, settings, lambda: trained.fit(run, plan(), train).variables)
+        return trained.kept(
+            run, way, rows, settings, lambda: training.kept(trained.fit(run, plan(), train), run.config.keep)
+        )
 
 
 def seconds_of(run: Run, train: data.Split) -> np.ndarray:

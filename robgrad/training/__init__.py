@@ -2,7 +2,7 @@
 
 from robgrad.training.augmentation import AUGMENTATIONS, Augmentation, augmentation_named, composed, crop, cutout, flip
 from robgrad.training.averaging import Averaging, Best, kept, with_average, with_best
-from robgrad.training.evaluation import accuracies, evaluate
+from robgrad.training.evaluation import accuracies, evaluate, held_out
 from robgrad.training.free import free_step
 from robgrad.training.labelling import Labelling
 from robgrad.training.loop import Checkpoints, DivergedError, Progress, StoppedError, fit
@@ -22,6 +22,7 @@ from robgrad.training.objectives import (
     typed_as,
 )
 from robgrad.training.optimizers import OPTIMIZERS, SCHEDULES, Optimizer, optimizer_named, plain_adam, updated
+from robgrad.training.recipes import Recipe
 from robgrad.training.regularisers import (
     curvature_penalty,
     gradient_alignment,
@@ -50,6 +51,7 @@ __all__ = [
     "Outcome",
     "Passes",
     "Progress",
+    "Recipe",
     "Step",
     "StepSizes",
     "StoppedError",
@@ -68,6 +70,7 @@ __all__ = [
     "free_step",
     "gradient_alignment",
     "gradient_penalty",
+    "held_out",
     "init_classifier",
     "kept",
     "local_linearity",

@@ -5,6 +5,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
@@ -22,6 +23,7 @@ from robgrad.data.checks import (
     logits_of,
 )
 from robgrad.networks import Network, logits_fn, of_module, predicted
+from robgrad.training.objectives import StepSizes
 
 
 def evaluate(network: nn.Module | Network, attack: Attack, mesh: Mesh, *, chunk: int = 100) -> Callable:
@@ -68,6 +70,43 @@ def evaluate(network: nn.Module | Network, attack: Attack, mesh: Mesh, *, chunk:
         return run((), variables, (jax.random.split(key, count), images, labels, *numbers))
 
     return on_split
+
+
+def held_out(
+    network: nn.Module | Network, attack: Attack, split: Split, numbers: StepSizes, mesh: Mesh, *, chunk: int = 100
+) -> Callable[[Any], np.ndarray]:
+    """What `fit` takes as `score`: of a stack's variables, the share `[S]` of images held out that withstand an attack.
+
+    Each network is attacked at its own radius and step size, the stack's `numbers`; at radius 0 it is clean accuracy.
+    The attack's key is the same each time, so that epochs are compared on equal terms.
+
+    Args:
+      network: of the stack.
+      attack: a short one, for instance `attacks.pgd("linf", attacks.cross_entropy, 10)`.
+      split: images that training does not see.
+      numbers: those of the training, `[S]` or scalars.
+      mesh: from `stacking.device_mesh`.
+      chunk: images at a time.
+
+    Raises:
+      DataError: if the images are ones that `data.check` refuses.
+    """
+    split = checked_split(split, None, "held out", as_images=False)
+    keys = jax.random.split(jax.random.key(0), len(split.labels))
+
+    def hit(_, replica, example):
+        (variables, epsilon, step_size), (key, pixels, label) = replica, example
+        own, image = logits_fn(network, variables), scale(pixels)
+        return predicted(own(attack(key, own, image, label, epsilon, step_size))) == label
+
+    run = stacking.per_example(hit, mesh, chunk)
+
+    def score(variables: Any) -> np.ndarray:
+        count = stacking.size(variables)
+        sizes = [jnp.broadcast_to(jnp.asarray(one), (count,)) for one in (numbers.epsilon, numbers.step_size)]
+        return np.mean(np.asarray(run((), (variables, *sizes), (keys, *split))), axis=1)
+
+    return score
 
 
 def accuracies(network: nn.Module | Network, attack: Attack, mesh: Mesh, chunk: int = 100) -> Callable[..., np.ndarray]:

@@ -47,9 +47,15 @@ def _decayed() -> optax.GradientTransformationExtraArgs:
     """Adds the parameters, times the weight decay that comes with the update."""
 
     def update(updates, state, params=None, *, weight_decay, **_):
-        return jax.tree.map(lambda one, param: one + weight_decay * param, updates, params), state
+        return _with_decay(updates, params, weight_decay), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def _with_decay(updates: Any, params: Any, weight_decay: Any) -> Any:
+    if weight_decay is None:
+        return updates
+    return jax.tree.map(lambda one, param: one + weight_decay * param, updates, params)
 
 
 # What each does with gradients and decay; the learning rate comes after. Adam's and SGD's decay is part of the
@@ -73,11 +79,14 @@ SCHEDULES: dict[str, Callable[[int], optax.Schedule]] = {
 
 
 def plain_adam(b1: float = 0.9, b2: float = 0.999) -> Optimizer:
-    """Adam (Kingma and Ba, 2015) at a constant learning rate, without decay: what steps take where none is given."""
+    """Adam (Kingma and Ba, 2015) at a constant learning rate: what steps take where no optimizer is given.
+
+    The same as `optimizer_named("adam")`, with the state of `optax.scale_by_adam` alone.
+    """
     directions = optax.scale_by_adam(b1, b2)
 
-    def update(gradients, state, params=None, *, learning_rate, **_):
-        found, state = directions.update(gradients, state, params)
+    def update(gradients, state, params=None, *, learning_rate, weight_decay=None):
+        found, state = directions.update(_with_decay(gradients, params, weight_decay), state, params)
         return jax.tree.map(lambda one: -learning_rate * one, found), state
 
     return Optimizer(directions.init, update)
@@ -152,7 +161,7 @@ def updated(
     if isinstance(optimizer, Optimizer):
         rates = {
             "learning_rate": LEARNING_RATE if learning_rate is None else learning_rate,
-            "weight_decay": 0.0 if weight_decay is None else weight_decay,
+            "weight_decay": weight_decay,
         }
         updates, state = optimizer.update(gradients, state, params, **rates)
     else:
