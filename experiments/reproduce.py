@@ -64,7 +64,9 @@ def parts_of(given: Flags, experiments: Sequence[Experiment], root: Path) -> lis
     for one in experiments:
         for name in datasets_of(one, given) if one.has_dataset else [None]:
             if name and name not in sets:
-                sets[name] = data.load(name, given.values.data_dir)
+                sets[name] = data.load(
+                    name, given.values.data_dir, given.values.image_size if data.is_folder(name) else None
+                )
             dataset = sets[name] if name else None
             if dataset is not None and one.config.needs_masks and not data.marks.has_masks(dataset):
                 # What is about masks keeps to its own set where the one that is named has none.

@@ -337,6 +337,8 @@ def label(dataset: str) -> str:
     """A data set's name as part of a directory's."""
     if dataset.startswith("generated:"):
         return f"generated-{Path(dataset).name}"
+    if data.is_folder(dataset):
+        return Path(dataset).expanduser().resolve().name
     return Path(dataset).stem if data.is_file(dataset) else dataset
 
 

@@ -319,7 +319,7 @@ def main(experiment: Experiment, about: str) -> None:
     given = Flags(about, [experiment.config], experiment.presets, experiment.dataset)
 
     def work(given: Flags) -> None:
-        dataset = data.load(given.values.dataset, given.values.data_dir) if experiment.has_dataset else None
+        dataset = loaded(given.values) if experiment.has_dataset else None
         configuration = experiment.named(dataset, given)
         if given.values.networks_from and not issubclass(experiment.config, TrainingConfig):
             raise ConfigError("--networks_from: this experiment trains its networks in ways of its own; leave it out")
@@ -327,6 +327,11 @@ def main(experiment: Experiment, about: str) -> None:
         show(experiment, finished)
 
     launch.program(work, given)
+
+
+def loaded(values: Any) -> data.Dataset:
+    """The data set that the flags ask for."""
+    return data.load(values.dataset, values.data_dir, values.image_size)
 
 
 def workdir_of(experiment: Experiment, given: Flags) -> Path:

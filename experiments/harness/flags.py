@@ -142,11 +142,14 @@ class Flags:
     def _define_dataset(self, default: str) -> None:
         text = (
             "'digits' (embedded), 'shapes' (rendered; 'shapes-16', 'shapes-32x3'), 'generated:RUN' (by the VAE-GAN of "
-            "a run's directory), the TFDS name of an image set, or the path of an .npz file."
+            "a run's directory), the TFDS name of an image set, the path of an .npz file, or a folder of class folders "
+            "of images, as './photos'."
         )
         self.add("run", "string", "dataset", default, text)
         text = "TFDS data directory. Default: $TFDS_DATA_DIR, then ~/tensorflow_datasets."
         self.add("run", "string", "data_dir", None, text)
+        text = "Pixels of each side that the images of a folder are resized to. Default: as they are."
+        self.add("run", "integer", "image_size", None, text, lower_bound=8)
 
     def _define_run(self) -> None:
         sizes = "Sizes: 'quick' for two CPU cores, or the paper's."

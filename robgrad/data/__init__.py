@@ -8,7 +8,7 @@ place that knows it.
 from robgrad.data import corruptions, marks
 from robgrad.data.checks import check
 from robgrad.data.images import PIXEL_RANGE, DataError, Dataset, Split, Truth, scale
-from robgrad.data.sources import EMBEDDED, is_file, load
+from robgrad.data.sources import EMBEDDED, is_file, is_folder, load
 from robgrad.data.toy import two_gaussians
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "check",
     "corruptions",
     "is_file",
+    "is_folder",
     "load",
     "marks",
     "scale",

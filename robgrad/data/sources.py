@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from robgrad.data import tfds
-from robgrad.data.checks import check, mask_of
+from robgrad.data import folders, tfds
+from robgrad.data.checks import check, checked_count, mask_of
 from robgrad.data.images import DataError, Dataset, Split
 from robgrad.data.shapes import canvas_of, shapes
 
 
-def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
+def load(name: str, data_dir: str | os.PathLike | None = None, size: int | None = None) -> Dataset:
     """Loads a data set by name and checks it.
 
     Args:
@@ -24,15 +24,22 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
         `"shapes-32x3"` (colour); `"generated:RUN"`, what the VAE-GAN in a run's directory makes, labelled by the run's
         standard network; or a path that ends in `.npz`, a file of the arrays `train_images`, `train_labels`,
         `test_images`, `test_labels` and, where wanted, `classes` (names) and `test_masks` (which pixels of each
-        test image matter to an expert); files in the layout of MedMNIST will do; or the TFDS name of any image
+        test image matter to an expert); files in the layout of MedMNIST will do; or a folder, with a `/` in its name,
+        that holds those arrays as `.npy` files, or a folder of images for each class, see `folders.load`; or the TFDS
+        name of any image
         classification set with splits `train` and `test`. Its images are decoded once and cached as a
         plain `.npz` beside the data, or in the user's cache directory where the data are read-only.
       data_dir: TFDS data directory; default `$TFDS_DATA_DIR`, then `~/tensorflow_datasets`.
+      size: pixels of each side that the images of a folder are resized to; as they are where None.
 
     Raises:
       RunError: if a run has no such networks.
       DataError: if the set is unknown, missing or unreadable, or is not of labelled images of one shape.
     """
+    if size is not None:
+        checked_count("pixel of a side", size, 8)
+        if not is_folder(name) or folders.has_arrays(Path(name).expanduser()):
+            raise DataError(f"{name}: expected a folder of images to resize; other sets keep their size")
     if name in EMBEDDED:
         dataset = EMBEDDED[name]()
     elif canvas_of(name):
@@ -44,6 +51,11 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
         dataset = generated(name.removeprefix("generated:"))
     elif is_file(name):
         dataset = _from_file(Path(name).expanduser())
+    elif is_folder(name):
+        path = Path(name).expanduser()
+        if not path.is_dir():
+            raise DataError(f"{name}: expected a folder of images or arrays, found none")
+        dataset = _from_file(path) if folders.has_arrays(path) else folders.load(path, size)
     else:
         dataset = tfds.load(name, _data_dir(data_dir), near=_near(name, _data_dir(data_dir)))
     for part, split in (("train", dataset.train), ("test", dataset.test)):
@@ -73,6 +85,11 @@ def is_file(name: str) -> bool:
     return name.endswith(".npz")
 
 
+def is_folder(name: str) -> bool:
+    """Whether a data set's name is the path of a folder: it has a slash, and is no file of arrays."""
+    return os.sep in name and not is_file(name)
+
+
 def _digits() -> Dataset:
     try:
         from sklearn.datasets import load_digits
@@ -92,9 +109,13 @@ def _from_file(path: Path) -> Dataset:
     """Reads a file of arrays; its name carries a digest, so that runs on files of one name are told apart."""
     parts = [f"{split}_{kind}" for split in ("train", "test") for kind in ("images", "labels")]
     try:
-        digest = zlib.crc32(path.read_bytes())
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = dict(stored)
+        if path.is_dir():
+            arrays = {part: np.load(path / f"{part}.npy", allow_pickle=False) for part in parts}
+            digest = zlib.crc32(b"".join((path / f"{part}.npy").read_bytes() for part in parts))
+        else:
+            digest = zlib.crc32(path.read_bytes())
+            with np.load(path, allow_pickle=False) as stored:
+                arrays = dict(stored)
         images, labels, test_images, test_labels = (_in_layout(part, arrays[part]) for part in parts)
     except (OSError, EOFError, TypeError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

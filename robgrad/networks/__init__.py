@@ -19,6 +19,7 @@ from robgrad.networks.network import (
 )
 from robgrad.networks.nnx import of_nnx
 from robgrad.networks.normalisation import BatchNorm
+from robgrad.networks.pytorch import of_torch
 from robgrad.networks.residual import PreActResNet, preact_resnet_18, wide_resnet
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "of_equinox",
     "of_module",
     "of_nnx",
+    "of_torch",
     "preact_resnet_18",
     "predicted",
     "wide_resnet",
