@@ -320,3 +320,50 @@ def test_verdicts_are_the_reference_implementations(count, optimised):
     assert np.sum(found.robust == recorded["robust"][:count]) >= 0.99 * count
     assert found.robust.sum() <= recorded["robust"][:count].sum() + 0.005 * count
     assert np.nanmax(found.distance) <= 0.3 * (1 + 1e-6)
+
+
+def test_a_choice_of_attacks_and_one_of_your_own(images):
+    """A linear network: a step along the weights' sign is the worst of the ball, so nothing else breaks more."""
+    logits_fn = lambda image: jnp.asarray(WEIGHTS) @ jnp.ravel(image)  # noqa: E731
+    labels, epsilon = np.argmax(jax.vmap(logits_fn)(images), axis=1), 0.02
+
+    def one_step(key, logits_fn, image, label, epsilon, step_size):
+        """The worst corner of the ball, three times as far as allowed."""
+        others = jnp.asarray(WEIGHTS) - jnp.asarray(WEIGHTS)[label]
+        corners = image + epsilon * jnp.sign(others).reshape(-1, *SHAPE)
+        margins = jax.vmap(lambda corner: attacks.cw_margin(logits_fn(corner), label))(corners)
+        return image + 3 * (corners[jnp.argmax(margins)] - image)
+
+    options = {"epsilon": epsilon, "norm": "linf"}
+    own = attacks.robust_accuracy(logits_fn, images, labels, version=(one_step,), **options)
+    assert {*own.broken_by} <= {"", "own"}
+    assert 0 < own.robust.mean() < 1
+    assert np.nanmax(own.distance) <= epsilon
+    both = attacks.robust_accuracy(
+        logits_fn, images, labels, version=["apgd-ce", "apgd-t", one_step, "square"], **options
+    )
+    assert [*both.standing] == ["clean", "apgd-ce", "apgd-t", "own", "square"]
+    np.testing.assert_array_equal(both.robust, own.robust)
+    for version, line in (
+        (("apgd-xe",), "expected attacks of apgd-ce,"),
+        ((), "expected one attack or more"),
+        (("square", "square"), "each once"),
+        ((3,), "or functions, got 3"),
+        ("short-ish", "expected a version of standard,"),
+    ):
+        with pytest.raises(ValueError, match=line):
+            attacks.robust_accuracy(logits_fn, images, labels, version=version, **options)
+
+
+def test_accuracy_by_class_is_that_of_its_images():
+    broken_by = np.array(["", "apgd-ce", "wrong from the start", "", "", ""])
+    nothing = np.zeros((6, 1, 1, 1))
+    found = attacks.Evaluation(broken_by == "", broken_by, nothing, np.zeros(6), {"clean": 5}, ())
+    rows = found.by_class([0, 0, 0, 2, 2, 2])
+    assert [row["class"] for row in rows] == [0, 2]
+    assert [row["clean_accuracy"] for row in rows] == [pytest.approx(2 / 3), 1.0]
+    assert [row["robust_accuracy"] for row in rows] == [pytest.approx(1 / 3), 1.0]
+    # Wilson's interval of 3 of 3, in closed form.
+    assert rows[1]["low"] == pytest.approx(3 / (3 + 1.959964**2), abs=1e-4)
+    with pytest.raises(ValueError, match="expected a label for each of 6 images, got 2"):
+        found.by_class([0, 1])

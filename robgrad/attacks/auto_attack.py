@@ -17,8 +17,8 @@ from jax.sharding import Mesh
 from scipy.special import logsumexp
 
 from robgrad import stacking
-from robgrad.attacks.ensemble import Part, ensemble
-from robgrad.attacks.evaluation import Evaluation
+from robgrad.attacks.ensemble import Part, Version, ensemble
+from robgrad.attacks.evaluation import WRONG, Evaluation
 from robgrad.attacks.losses import cross_entropy
 from robgrad.attacks.norms import LINF, NORMS, Norm, ended, norm_named
 from robgrad.attacks.pool import Apply, Examples, Tools, attack_all, tools_of
@@ -40,7 +40,7 @@ from robgrad.data.checks import (
 )
 from robgrad.networks import LogitsFn, predicted
 
-STANDING, WRONG = "", "wrong from the start"
+STANDING = ""
 
 
 class Keeping(NamedTuple):
@@ -77,7 +77,7 @@ class Asked(NamedTuple):
 class _Attacker:
     """The ensemble for one architecture, compiled as it is used: new variables, images and radii compile nothing."""
 
-    def __init__(self, apply: Apply, norm: Norm, version: str, pixel_range: Range, batch: int, targeted: bool):
+    def __init__(self, apply: Apply, norm: Norm, version: Version, pixel_range: Range, batch: int, targeted: bool):
         """Compiles nothing yet."""
         self.apply, self.norm, self.version, self.targeted = apply, norm, version, targeted
         self.pixel_range, self.batch = pixel_range, batch
@@ -180,7 +180,7 @@ class _Attacker:
         goal = " and targets" if self.targeted else ""
         return np.array(
             [
-                *(f"norm {norm}", f"epsilon {epsilon}", f"version {self.version}", f"seed {asked.seed}"),
+                *(f"norm {norm}", f"epsilon {epsilon}", f"version {_named(self.version)}", f"seed {asked.seed}"),
                 *(f"pixel range {self.pixel_range}", f"images, labels{goal} and radii of checksum {asked.digest()}"),
             ]
         )
@@ -248,6 +248,13 @@ def predictions(logits: np.ndarray) -> np.ndarray:
     return np.asarray(predicted(jnp.asarray(logits)))
 
 
+def _named(version: Version) -> str:
+    """A version as an evaluation says of itself what it is."""
+    if isinstance(version, str):
+        return version
+    return ", ".join(one if isinstance(one, str) else "own" for one in version)
+
+
 def _check_identity(restored: Mapping[str, np.ndarray], identity: np.ndarray) -> None:
     held = restored["identity"].tolist() if "identity" in restored else ["nothing that says what it is of"]
     differing = [(one, other) for one, other in zip(identity.tolist(), held, strict=False) if one != other]
@@ -311,7 +318,7 @@ def auto_attack(
     epsilon: Any,
     target: Any = None,
     pixel_range: Range = PIXEL_RANGE,
-    version: str = "standard",
+    version: Version = "standard",
     seed: int = 0,
     batch: int = 100,
     progress: Callable[[str], None] = lambda line: None,
@@ -335,7 +342,8 @@ def auto_attack(
         `[N]`, other than its label: an image is broken only where the network predicts that.
       pixel_range: smallest and largest value of a pixel, as the network expects them; numbers, or one for each
         channel, where mean and deviation lie outside the network.
-      version: `"standard"`, `"plus"`, `"rand"` or `"short"`; see `ensemble`.
+      version: `"standard"`, `"plus"`, `"rand"` or `"short"`, or attacks of your own choice by name and as functions,
+        for instance `("apgd-ce", "square", my_attack)`; see `ensemble`.
       seed: of everything random.
       batch: images at a time, over all devices of this process; memory depends on it alone.
       progress: called with a line before each attack, for instance `print`.
@@ -368,6 +376,7 @@ def auto_attack(
     asked = Asked(images, goals, checked_radius("epsilon", epsilon, count), seed)
     logits_fn = _hashable(logits_fn)
     apply = _without_variables(logits_fn) if variables is None else logits_fn
+    version = version if isinstance(version, str) else tuple(version)
     attacker = _attacker(apply, norm, version, pixel_range, batch, target is not None)
     return attacker.evaluate(variables, asked, Keeping(progress, restored, save))
 

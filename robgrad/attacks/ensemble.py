@@ -1,16 +1,23 @@
 """Which attacks AutoAttack is made of (Croce and Hein, 2020), by version."""
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import jax.numpy as jnp
 
 from robgrad.attacks.apgd import apgd
 from robgrad.attacks.fab import fab
 from robgrad.attacks.losses import cross_entropy, cw_margin, dlr, targeted_dlr, targeted_margin, undefined
-from robgrad.attacks.norms import Norm
-from robgrad.attacks.search import Search
+from robgrad.attacks.norms import Norm, ended, norm_named
+from robgrad.attacks.pgd import Attack
+from robgrad.attacks.search import Goal, Search
 from robgrad.attacks.square import square
 from robgrad.data import PIXEL_RANGE
 from robgrad.data.checks import Range
 
+# The attacks that a choice of one's own may name.
+PARTS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
+Version = str | Sequence[str | Attack]
 VERSIONS = ("standard", "plus", "rand", "short")
 
 
@@ -24,7 +31,7 @@ class Part(NamedTuple):
 
 
 def ensemble(
-    version: str, norm: Norm | str, classes: int, pixel_range: Range = PIXEL_RANGE, targeted: bool = False
+    version: Version, norm: Norm | str, classes: int, pixel_range: Range = PIXEL_RANGE, targeted: bool = False
 ) -> tuple[list[Part], list[str]]:
     """The attacks of a version, in their order, and what had to be left out or replaced for so few classes.
 
@@ -33,12 +40,17 @@ def ensemble(
     ones. `rand`, for networks that are random: APGD on both losses, each gradient the mean of 20. `short`, for a first
     look and no yardstick: APGD of 50 steps on the cross-entropy, and targeted at the 3 next classes. Where `targeted`,
     labels are goals `(label, target)`: every part aims at the target alone, once where it would aim at several classes.
+    A sequence is one's own choice: names of `PARTS`, as in `standard`, and attacks, `(key, logits_fn, image, label,
+    epsilon, step_size)` to an image, which are called `own`, `own-2` and so on, with a quarter of epsilon as the step.
 
     Raises:
       ValueError: for another version, or one class.
     """
-    if version not in VERSIONS:
-        raise ValueError(f"expected a version of {', '.join(VERSIONS)}, got {version!r}")
+    if isinstance(version, str) and version not in VERSIONS:
+        raise ValueError(
+            f"expected a version of {', '.join(VERSIONS)}, or some of {', '.join(PARTS)} and attacks of your own, got "
+            f"{version!r}"
+        )
     if classes < 2:
         raise ValueError(f"expected at least 2 classes, got {classes}")
     notes = []
@@ -51,6 +63,16 @@ def ensemble(
         notes.append(undefined("targeted_dlr", 4, classes))
     most = 1 if targeted else classes - 1
     options: dict[str, Any] = {"pixel_range": pixel_range}
+    if not isinstance(version, str):
+        by_name = {
+            "apgd-ce": lambda: apgd(norm, cross_entropy, **options),
+            "apgd-dlr": lambda: apgd(norm, untargeted, **options),
+            "apgd-t": lambda: apgd(norm, towards, targeted=True, **options),
+            "fab": lambda: fab(norm, **options),
+            "fab-t": lambda: fab(norm, targeted=True, **options),
+            "square": lambda: square(norm, **options),
+        }
+        return _chosen(tuple(version), by_name, norm, pixel_range, min(most, 9)), notes
     if version == "rand":
         options["samples"] = 20
         losses = {"apgd-ce": cross_entropy, "apgd-dlr": untargeted}
@@ -73,3 +95,49 @@ def ensemble(
     # FAB starts at the image, so that a restart would be the same again.
     free = [] if targeted else [Part("fab", nearest)]
     return [*again, *free, last, *by_target[0], *by_target[1]], notes
+
+
+def _chosen(
+    version: tuple[str | Attack, ...],
+    by_name: Mapping[str, Callable[[], Search]],
+    norm: Norm | str,
+    pixel_range: Range,
+    ranks: int,
+) -> list[Part]:
+    """The parts that a sequence of names and attacks stands for."""
+    parts: list[Part] = []
+    own = 0
+    for one in version:
+        if isinstance(one, str):
+            if one not in by_name:
+                raise ValueError(f"expected attacks of {', '.join(by_name)}, or functions, got {one!r}")
+            found = by_name[one]()
+            parts += [Part(one, found, rank) for rank in range(ranks if one.endswith("-t") else 1)]
+        elif callable(one):
+            own += 1
+            parts.append(Part("own" if own == 1 else f"own-{own}", as_search(one, norm, pixel_range)))
+        else:
+            raise ValueError(f"expected attacks of {', '.join(by_name)}, or functions, got {one!r}")
+    names = [one for one in version if isinstance(one, str)]
+    if not parts or len({*names}) < len(names):
+        raise ValueError(f"expected one attack or more, each once, got {list(version)}")
+    return parts
+
+
+def as_search(attack: Attack, norm: Norm | str, pixel_range: Range) -> Search:
+    """An attack as a search of one step; its step size is a quarter of epsilon, its end is brought into the ball."""
+    norm = norm_named(norm)
+
+    def start(key: Any, goal: Goal) -> Any:
+        return key, goal.image, jnp.array(False)
+
+    def step(goal: Goal, state: Any) -> Any:
+        key, image, _ = state
+        point = attack(key, goal.logits_fn, image, goal.label, goal.epsilon, goal.epsilon / 4)
+        point = ended(norm, image, point, goal.epsilon, pixel_range)
+        return key, point, goal.reached(goal.logits_fn(point))
+
+    def end(state: Any) -> Any:
+        return state[1], state[2]
+
+    return Search(start, step, 1, end, norm, pixel_range)

@@ -4,7 +4,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from robgrad import intervals
 from robgrad.plots import axes_of
+
+# What `broken_by` says of images that the network gets wrong without an attack.
+WRONG = "wrong from the start"
 
 
 class Evaluation(NamedTuple):
@@ -12,7 +16,7 @@ class Evaluation(NamedTuple):
 
     Attributes:
       robust: `[N]` bool, right from the start and broken by no attack.
-      broken_by: name of the attack that broke each image, `""` where none did.
+      broken_by: name of the attack that broke each image, `""` where none did; `WRONG` where none was needed.
       adversarial: `[N, H, W, C]`, the adversarial image where there is one, else the image itself.
       distance: `[N]`, its distance in the norm, in double precision; NaN where there is none.
       standing: how many images were still right after each attack, by name, `clean` first.
@@ -30,6 +34,25 @@ class Evaluation(NamedTuple):
     def accuracy(self) -> float:
         """Share of robust images."""
         return float(self.robust.mean())
+
+    def by_class(self, labels: Any) -> list[dict[str, Any]]:
+        """A row for each class of the images' labels `[N]`: how many images, clean and robust accuracy.
+
+        `low` and `high` are the bounds of robust accuracy's 95% interval by Wilson, over the images.
+
+        Raises:
+          ValueError: if there is not a label for each image.
+        """
+        labels = np.asarray(labels).reshape(-1)
+        if len(labels) != len(self.robust):
+            raise ValueError(f"expected a label for each of {len(self.robust)} images, got {len(labels)}")
+        rows, clean = [], self.broken_by != WRONG
+        for label in np.unique(labels):
+            own = self.robust[labels == label]
+            _, low, high = intervals.of_share(own[None])
+            row = {"class": int(label), "images": len(own), "clean_accuracy": float(clean[labels == label].mean())}
+            rows.append(row | {"robust_accuracy": float(own.mean()), "low": low, "high": high})
+        return rows
 
     def to_rows(self) -> list[dict[str, Any]]:
         """A row for each attack: its name, how many images it broke, and the accuracy after it."""
