@@ -27,10 +27,10 @@ from robgrad import runs
 ROOT = Path(__file__).parent
 RECORDS, README, SPEED = ROOT / "results", ROOT.parent / "README.md", ROOT / "benchmark" / "README.md"
 COLUMNS = {
-    "": "digits (2.1: ten seeds, else one), the toy",
-    "digits-quick": "digits (2.1: ten seeds, else one), the toy",
-    "shapes-16-quick": "rendered shapes, one seed",
-    "digits-quick, generated": "images made from digits, one seed",
+    "": "digits (2.1 and robustness: ten seeds, else one), the toy",
+    "digits-quick": "digits (2.1 and robustness: ten seeds, else one), the toy",
+    "shapes-16-quick": "rendered shapes (2.1: five seeds, else one)",
+    "digits-quick, generated": "images made from digits, five seeds",
     "fashion_mnist-quick": "Fashion-MNIST, small, one seed",
     "mnist-quick": "MNIST, small, one seed",
 }
