@@ -1,5 +1,7 @@
 """What a user brings: networks in PyTorch, against PyTorch itself, and images in folders, against Pillow and NumPy."""
 
+import copy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -134,6 +136,37 @@ def test_weights_are_arrays_that_training_and_stacks_take(digits):
     tuned = networks.logits_fn(one.network, stacking.replica(done.variables, 0))
     right = lambda own: np.mean(np.argmax(jax.vmap(own)(images), axis=1) == test.labels)  # noqa: E731
     assert right(tuned) > right(one) + 0.3
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_modules_of_other_precision_are_functions_of_float32(kind):
+    """The module itself stays as it is: in training mode, of its type."""
+    module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).to(kind)
+    own = networks.of_torch(module, (8, 8, 1), input_range=(-1.0, 1.0))
+    image = np.random.default_rng(0).uniform(-1, 1, (8, 8, 1)).astype(np.float32)
+    assert own(image).dtype == np.float32
+    assert module.training
+    assert module[0].weight.dtype == kind
+    expected = copy.deepcopy(module).float().eval()(torch.tensor(image.transpose(2, 0, 1)[None]))
+    np.testing.assert_allclose(own(image), expected[0].detach().numpy(), atol=1e-5)
+
+
+def test_tied_weights_and_buffers_that_are_not_kept():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.other = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.other.weight = self.one.weight
+            self.register_buffer("shift", torch.arange(4.0), persistent=False)
+
+        def forward(self, x):
+            return self.other(self.one(x.flatten(1) + self.shift))
+
+    module = Tied()
+    own = networks.of_torch(module, (2, 2, 1), input_range=(-1.0, 1.0))
+    image = np.linspace(-1, 1, 4, dtype=np.float32).reshape(2, 2, 1)
+    expected = module(torch.tensor(image.transpose(2, 0, 1)[None]))[0].detach().numpy()
+    np.testing.assert_allclose(own(image), expected, atol=1e-5)
 
 
 def test_one_logit_is_two_classes():
@@ -278,6 +311,9 @@ def test_folders_that_are_no_data_set(tmp_path):
         data.load(str(tmp_path))
     (tmp_path / "b" / "1.png").write_bytes(b"no image")
     with pytest.raises(data.DataError, match="cannot be read as an image"):
+        data.load(str(tmp_path))
+    image.fromarray(np.full((8, 8), 40000, np.uint16)).save(tmp_path / "b" / "1.png")
+    with pytest.raises(data.DataError, match="expected an image of 8 bits a channel, got one of mode I"):
         data.load(str(tmp_path))
     (tmp_path / "train").mkdir()
     with pytest.raises(data.DataError, match="expected folders train and test"):

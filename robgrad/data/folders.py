@@ -82,9 +82,13 @@ def _opened(file: Path, size: int | None) -> tuple[Path, Any]:
         raise DataError(f"{file}: needs Pillow, from the extra 'data': pip install '.[data]'") from error
     try:
         with Image.open(file) as opened:
+            if opened.mode.startswith(("I", "F")):
+                raise DataError(f"{file}: expected an image of 8 bits a channel, got one of mode {opened.mode}")
             upright = ImageOps.exif_transpose(opened)
             image = upright if upright.mode in ("L", "1") else upright.convert("RGB")
             image.load()
+    except DataError:
+        raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(f"{file}: cannot be read as an image ({reason})") from error

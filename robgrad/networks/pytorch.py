@@ -4,6 +4,7 @@
 PyTorch's order `[1, C, H, W]` inside; images are `[H, W, C]` outside.
 """
 
+import copy
 import functools
 import operator
 from collections.abc import Sequence
@@ -35,8 +36,9 @@ def of_torch(
     `vmap` and `grad`, and needs PyTorch no more.
 
     Args:
-      module: maps `[N, C, H, W]` to logits `[N, classes]`; one logit z is taken for two classes, of logits 0 and z. It
-        is put into evaluation mode, and must not branch on the values of its input.
+      module: maps `[N, C, H, W]` to logits `[N, classes]`; one logit z is taken for two classes, of logits 0 and z. A
+        copy of it is put into evaluation mode; it must not branch on the values of its input. Weights of half precision
+        become float32.
       image_shape: `[H, W, C]` of the images.
       pixel_range: of the images that the function is given; robgrad's own are in [-1, 1].
       input_range: of the pixels that the module, or the normalisation before it, expects; PyTorch's `ToTensor` gives
@@ -64,7 +66,7 @@ def of_torch(
     offset, scale = (_by_channel(name, value, channels) for name, value in (("mean", mean), ("std", std)))
     if not (scale > 0).all():
         raise ValueError(f"expected deviations above 0, got {std}")
-    module = module.eval().cpu()
+    module = copy.deepcopy(module).eval().cpu()
     example = torch.zeros(1, channels, height, width, dtype=_dtype_of(module, torch))
     try:
         with torch.no_grad():
@@ -84,6 +86,8 @@ def of_torch(
         raise ValueError(f"expected ranges that are not empty, got {pixel_range} and {input_range}")
 
     def of_image(variables: Variables, image: Array) -> Array:
+        # Weights of float32 take no images of float64.
+        image = image.astype(next(iter(variables["params"].values()), image).dtype)
         part = (image - first) / (last - first)
         pixels = (low + (high - low) * part - offset.astype(image.dtype)) / scale.astype(image.dtype)
         logits = _run(graph, names, variables, jnp.transpose(pixels, (2, 0, 1))[None])
@@ -149,7 +153,9 @@ def _arrays(exported: Any) -> Variables:
 
 
 def _array(tensor: Any) -> Array:
-    return jnp.asarray(tensor.detach().cpu().numpy())
+    tensor = tensor.detach().cpu()
+    half = tensor.is_floating_point() and tensor.element_size() < 4
+    return jnp.asarray((tensor.float() if half else tensor).numpy())
 
 
 def _run(graph: Any, names: dict[str, tuple[str, str] | None], variables: Variables, pixels: Array) -> Any:
