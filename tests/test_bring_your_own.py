@@ -151,6 +151,17 @@ def test_modules_of_other_precision_are_functions_of_float32(kind):
     np.testing.assert_allclose(own(image), expected[0].detach().numpy(), atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_modules_with_float64_on(kind):
+    module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3)).to(kind)
+    images = np.random.default_rng(0).uniform(-1, 1, (10, 8, 8, 1))
+    with jax.enable_x64(True):
+        own = networks.of_torch(module, (8, 8, 1))
+        assert own(images[0]).dtype == np.dtype(str(kind).removeprefix("torch."))
+        labels = np.argmax(jax.vmap(own)(images), axis=1)
+        assert robgrad.robust_accuracy(own, images, labels, epsilon=1e-4, version="short").accuracy == 1.0
+
+
 def test_tied_weights_and_buffers_that_are_not_kept():
     class Tied(nn.Module):
         def __init__(self):

@@ -101,7 +101,8 @@ def of_torch(
         return evaluate(variables, images), variables
 
     def shape_of() -> tuple[int, ...]:
-        image = jax.ShapeDtypeStruct((1, channels, height, width), jnp.float32)
+        kind = next(iter(held["params"].values()), jnp.zeros((), jnp.float32)).dtype
+        image = jax.ShapeDtypeStruct((1, channels, height, width), kind)
         found = jax.eval_shape(lambda pixels: _run(graph, names, held, pixels), image)
         return tuple(getattr(found, "shape", ()))
 
