@@ -23,33 +23,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import roar_kar
-from experiments.harness import claims, evaluated, experiment, figures, presets, retrained, trained
+from experiments.harness import claims, evaluated, experiment, figures, measures, presets, retrained, trained
 from experiments.harness.config import setting, subsets
-from experiments.harness.progress import counted
+from experiments.harness.measures import MEASURES
 from experiments.harness.tables import Row
 from experiments.harness.trained import Run, Spec
 from experiments.roar_kar import RetrainingConfig
-from robgrad import data, faithfulness, gradients, networks, runs, stacking
+from robgrad import data, faithfulness, gradients, networks, stacking
 from robgrad.faithfulness import KAR, RANDOM, ROAR
 from robgrad.gradients import controls
 
 # Attributions that need more than a network and an image: the training images, an untrained network, the truth.
 BACKGROUND = ("expected_gradients", "gradient_untrained", "gradient_elsewhere", "true_mask")
 CONTROLS = (*gradients.CONTROLS, "gradient_untrained", "gradient_elsewhere")
-# Measures of one image, by whether higher is better.
-MEASURES = {
-    "road": True,
-    "deletion": False,
-    "insertion": True,
-    "infidelity": False,
-    "sensitivity": False,
-    "randomisation": False,
-    "smoothness": True,
-    "pointing": True,
-    "mass": True,
-    "overlap": True,
-}
-SHOWN = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,58 +132,12 @@ def masks_alone(run: Run, network, variables, splits: Sequence[data.Split], meth
 
 
 def measured_of(run: Run, specs, network, variables, test: data.Split, methods, signed) -> experiment.Arrays:
-    """The measures that need no retraining, and some maps for the gallery; one network after another is kept.
-
-    Infidelity is that of attributions with their signs.
-    """
-    config, shape = run.config, run.image_shape
-    some = data.Split(*(leaf[: config.measured_examples] for leaf in test))
-    fresh = networks.init(network, trained.key_of(config.seed, "randomised"), shape)
-    masks = methods.get("true_mask")
-
-    def of_image(_, variables, example):
-        key, (pixels, label) = example
-        image, own = data.scale(pixels), networks.logits_fn(network, variables)
-        other = networks.logits_fn(network, fresh)
-        found = []
-        for name, attribution in methods.items():
-            one = gradients.key_named(key, name)
-            values = attribution(one, own, image)
-            game = faithfulness.deletion_and_insertion(one, own, image, values)
-            said = {
-                "road": faithfulness.road(one, own, image, label, values).score,
-                "deletion": game.deletion,
-                "insertion": game.insertion,
-                "infidelity": faithfulness.infidelity(one, own, image, signed[name](one, own, image)),
-                "sensitivity": faithfulness.max_sensitivity(
-                    one, own, image, attribution, samples=config.sensitivity_samples
-                ),
-                "randomisation": faithfulness.randomisation(one, own, other, image, attribution),
-                "smoothness": controls.smoothness(values),
-                "map": values,
-            }
-            if masks is not None:
-                agreed = faithfulness.agreement(one, values, masks(one, own, image) > 0.5)
-                said |= {field: getattr(agreed, field) * 1.0 for field in ("pointing", "mass", "overlap")}
-            found.append(said)
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
-
-    compiled = stacking.per_example(of_image, stacking.device_mesh(1, config.chunk), config.chunk)
-    keys = jax.random.split(trained.key_of(config.seed, "measures"), len(some.labels))
-    parts = []
-    for index, spec in counted(specs, f"measuring {len(methods)} attributions of {len(specs)} networks"):
-        path = run.workdir / "analysis" / f"measures-{spec.name}.npz"
-        part = runs.read_arrays(path)
-        if part is None:
-            own = stacking.stack([stacking.replica(variables, index)])
-            part = jax.device_get(stacking.replica(compiled((), own, (keys, some)), 0))
-            part["map"] = part["map"][:SHOWN].astype(np.float16)
-            runs.write_arrays(path, part)
-        parts.append(part)
-    made = {f"measure/{name}": np.stack([one[name].swapaxes(0, 1) for one in parts]) for name in parts[0]}
-    made["shown/maps"] = made.pop("measure/map")
-    made["shown/test"] = np.asarray(data.scale(jnp.asarray(some.images[:SHOWN])), np.float16)
-    return made | {"attributions": np.array(list(methods))}
+    """The measures that need no retraining, and some maps for the gallery; one network after another is kept."""
+    fresh = networks.init(network, trained.key_of(run.config.seed, "randomised"), run.image_shape)
+    of_one = measures.of_images(network, fresh, methods, signed, run.config.sensitivity_samples, run.config.chunk)
+    named, key = partial(stacking.replica, variables), trained.key_of(run.config.seed, "measures")
+    parts = measures.of_networks(run, specs, named, test, key, of_one)
+    return measures.joined(parts, list(methods), test.images)
 
 
 def with_recorded(config: FaithfulnessConfig, arrays: experiment.Arrays) -> FaithfulnessConfig:

@@ -121,7 +121,7 @@ def _span(minutes: float) -> str:
 
 def work(given: Flags) -> None:
     """Runs all experiments of the flags, or says what they would take."""
-    chosen = [one for one in registry.every() if given.values.all or not one.neighbour]
+    chosen = [one for one in registry.every() if not one.alone and (given.values.all or not one.neighbour)]
     run_all(given, NAME, TITLE, chosen, root_of(given))
 
 
@@ -159,7 +159,7 @@ def source_of(part: Part, before: list[Part], given: Flags) -> Source | None:
 
 def program_flags() -> Flags:
     """All experiments' flags, and which data sets."""
-    every = registry.every()
+    every = [one for one in registry.every() if not one.alone]
     kinds = list(dict.fromkeys(one.config for one in every))
     given = Flags(__doc__ or "", kinds, next(one.presets for one in every if one.has_dataset))
     text = "Data sets, instead of --dataset. Default with --preset=paper: those that the paper has."

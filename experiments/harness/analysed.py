@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.harness import estimate, surfaces, trained
-from experiments.harness.config import TrainingConfig, blocks, losses_of, setting, subsets
+from experiments.harness.config import DataConfig, TrainingConfig, blocks, losses_of, setting, subsets
 from experiments.harness.options import Options
 from experiments.harness.progress import counted
 from experiments.harness.tables import Row
@@ -23,8 +23,8 @@ _SPREAD = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnalysedConfig(TrainingConfig):
-    """Manifolds, and the analysis attack, too."""
+class AnalysisConfig(DataConfig):
+    """Manifolds, and the analysis attack."""
 
     manifold: tuple[str, ...] = setting(
         "Estimates of the image manifold; 'all' stands for all that the data set allows.",
@@ -57,7 +57,12 @@ class AnalysedConfig(TrainingConfig):
     )
 
 
-def places(config: AnalysedConfig, image_shape: Sequence[int]):
+@dataclass(frozen=True, kw_only=True)
+class AnalysedConfig(AnalysisConfig, TrainingConfig):
+    """The same on networks that the run trains."""
+
+
+def places(config: AnalysisConfig, image_shape: Sequence[int]):
     """Compiles what is the same for all networks: tangent spaces at each image, and what they say by themselves.
 
     Of each manifold `distance`, `chance` (a random direction's fraction) and `covariance_chance`; where the exact one
@@ -87,7 +92,7 @@ def places(config: AnalysedConfig, image_shape: Sequence[int]):
     return lambda shared, keys, images: stacking.replica(run(shared, jnp.zeros(1), (keys, images)), 0)
 
 
-def analyser(config: AnalysedConfig, network, image_shape: Sequence[int], loss: attacks.Loss, mesh):
+def analyser(config: AnalysisConfig, network, image_shape: Sequence[int], loss: attacks.Loss, mesh):
     """Compiles the measurement of one test image on one network, for all of both.
 
     Shared by all are the manifolds' arrays and the tangent spaces of a block of images; an example says at which
@@ -188,7 +193,7 @@ def spread_of(train: data.Split) -> jax.Array:
     return some - some.mean(0)
 
 
-def losses_of_analysis(config: AnalysedConfig) -> dict[str, attacks.Loss]:
+def losses_of_analysis(config: AnalysisConfig) -> dict[str, attacks.Loss]:
     """The losses of the analysis attacks, the margin unbounded."""
     return {name: losses_of(config, bound=np.inf)[name] for name in config.analysis_losses}
 

@@ -60,16 +60,26 @@ class Config:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FittedConfig(Config):
-    """Classifiers fitted to a data set, in whatever way."""
+class DataConfig(Config):
+    """A part of a data set."""
 
     # Whether training images must be held out, to choose by.
     needs_held_out: ClassVar[bool] = False
+    # The most pixels of a side that images may have.
+    most_pixels: ClassVar[int] = 64
 
     dataset: str
     held_out: int = setting("Training images left out at the start of the split.", zero=True)
     train_examples: int = setting("Training images used, after those held out.")
     test_examples: int = setting("Test images analysed.")
+    shuffle: bool = setting("Shuffle each epoch; --noshuffle as the paper's code.", True)
+    chunk: int = setting("Images analysed at a time.", 100)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedConfig(DataConfig):
+    """Classifiers fitted to a data set, in whatever way."""
+
     network: str = setting("Architecture of the classifiers.", "paper", choices=lambda: tuple(networks.NETWORKS))
     network_seeds: int = setting("Networks of each kind, each from a start of its own.", 1)
     attack_steps: int = setting("Steps of the training attack.", 40)
@@ -77,7 +87,6 @@ class FittedConfig(Config):
     epochs: int = setting("Epochs of each robust classifier.")
     batch_size: int = setting("Batch of each classifier.", 100)
     learning_rate: float = setting("Learning rate of the classifiers' Adam.", 1e-3)
-    shuffle: bool = setting("Shuffle each epoch; --noshuffle as the paper's code.", True)
     train_attack: str = setting("Attack in training.", "pgd", choices=lambda: tuple(attacks.ATTACKS))
     optimizer: str = setting("Optimizer of the classifiers.", "adam", choices=lambda: tuple(training.OPTIMIZERS))
     momentum: float = setting(
@@ -109,7 +118,6 @@ class FittedConfig(Config):
         "last",
         choices=lambda: ("last", "best"),
     )
-    chunk: int = setting("Images analysed at a time.", 100)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,9 +220,10 @@ def _preset(kind: type[Config], presets: Presets, name: str, dataset: data.Datas
             "use --preset=quick"
         )
     height, width, channels = dataset.train.images.shape[1:]
-    if not 8 <= min(height, width) <= max(height, width) <= 64 or channels not in (1, 3):
+    most = getattr(kind, "most_pixels", 64)
+    if not 8 <= min(height, width) <= max(height, width) <= most or channels not in (1, 3):
         raise ConfigError(
-            f"--dataset={dataset.name}: expected images of 8x8 to 64x64 pixels, grey or colour, got "
+            f"--dataset={dataset.name}: expected images of 8x8 to {most}x{most} pixels, grey or colour, got "
             f"{height}x{width}x{channels}; use robgrad as a library for others"
         )
     side = max(height, width)
@@ -223,18 +232,20 @@ def _preset(kind: type[Config], presets: Presets, name: str, dataset: data.Datas
         near = "shapes-16" if side <= 20 else "shapes"
     preset = table[near]
     examples, tests = len(dataset.train.labels), len(dataset.test.labels)
-    most = {"train_examples": examples, "test_examples": tests, "attacked_examples": tests}
-    most |= {field.name: examples for field in settings_of(kind) if field.name.endswith("batch_size")}
+    least = {"train_examples": examples, "test_examples": tests, "attacked_examples": tests}
+    least |= {"measured_examples": tests}
+    least |= {field.name: examples for field in settings_of(kind) if field.name.endswith("batch_size")}
     held = examples // 10 if getattr(kind, "needs_held_out", False) else 0
-    most["train_examples"] -= held
-    values = {field.name: preset.get(field.name, field.default) for field in settings_of(kind) if field.name in most}
-    return {**preset, "held_out": held} | {name: min(value, most[name]) for name, value in values.items()}
+    least["train_examples"] -= held
+    values = {field.name: preset.get(field.name, field.default) for field in settings_of(kind) if field.name in least}
+    return {**preset, "held_out": held} | {name: min(value, least[name]) for name, value in values.items()}
 
 
 def _check_fits(config: Any, dataset: data.Dataset) -> None:
     if config.needs_held_out and not config.held_out:
         raise ConfigError("--held_out=0: expected at least one training image, by which strengths are chosen")
-    _check_recipe(config, dataset)
+    if isinstance(config, FittedConfig):
+        _check_recipe(config, dataset)
     losses = getattr(config, "train_losses", ())
     if len(losses) > 1 and training.OBJECTIVES[config.objective].attack_loss:
         raise ConfigError(
@@ -263,7 +274,7 @@ def _check_fits(config: Any, dataset: data.Dataset) -> None:
             raise ConfigError(f"--percentiles={share:g}: {error}") from error
     _check_manifolds(config, dataset, pixels)
     layered = [name for name in getattr(config, "attributions", ()) if name in gradients.LAYERED]
-    if layered and config.network != "paper":
+    if layered and isinstance(config, FittedConfig) and config.network != "paper":
         raise ConfigError(
             f"--network={config.network}: expected the paper's network for the attributions {', '.join(layered)}, "
             "which propagate through layers without batch norm; give --attributions without them"
@@ -342,16 +353,16 @@ def label(dataset: str) -> str:
     return Path(dataset).stem if data.is_file(dataset) else dataset
 
 
-def subsets(config: FittedConfig, dataset: data.Dataset) -> tuple[data.Split, data.Split]:
+def subsets(config: DataConfig, dataset: data.Dataset) -> tuple[data.Split, data.Split]:
     """The training and test images that a run uses."""
     rows = slice(config.held_out, config.held_out + config.train_examples)
     train = data.Split(*(leaf[rows] for leaf in dataset.train))
     return train, data.Split(*(leaf[: config.test_examples] for leaf in dataset.test))
 
 
-def losses_of(config: TrainingConfig, bound: float) -> dict[str, attacks.Loss]:
+def losses_of(config: DataConfig, bound: float) -> dict[str, attacks.Loss]:
     """Losses by name; the margin is bounded in training, unbounded in analysis to reach the end of the ball."""
-    margin = partial(attacks.cw_margin, bound=bound, zero_mask=config.zero_mask)
+    margin = partial(attacks.cw_margin, bound=bound, zero_mask=getattr(config, "zero_mask", False))
     return {**attacks.LOSSES, "cw": margin}
 
 

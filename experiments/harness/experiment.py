@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from experiments.harness import claims, glossary, html, launch, tables, trained
-from experiments.harness.config import Config, ConfigError, Presets, TrainingConfig, label, made
+from experiments.harness.config import Config, ConfigError, FittedConfig, Presets, TrainingConfig, label, made
 from experiments.harness.flags import Flags
 from experiments.harness.options import Options
 from experiments.harness.tables import Row
@@ -62,6 +62,7 @@ class Experiment:
       picture: the figure to look at first.
       dataset: its program's default.
       neighbour: whether it is about another work than the paper, so that `reproduce` has it with `--all` alone.
+      alone: whether it is about what a user brings, so that `reproduce` never has it.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Experiment:
     picture: str = ""
     dataset: str = "digits"
     neighbour: bool = False
+    alone: bool = False
 
     @property
     def base(self) -> "Experiment":
@@ -147,7 +149,9 @@ def run(
             run(experiment.reads, workdir, configuration, options, dataset, source)
         environment, asked = launch.environment(), plain_config(configuration)
         if experiment.has_dataset and dataset is not None:
-            environment |= {"mesh": trained.mesh_in_words(configuration, dataset)} | _origin(source)
+            environment |= _origin(source)
+            if isinstance(configuration, FittedConfig):
+                environment |= {"mesh": trained.mesh_in_words(configuration, dataset)}
         path, _ = runs.open_run(workdir, experiment.base.name, asked, environment)
         results = _read(path / experiment.file(RESULTS))
         if results is None:
@@ -252,7 +256,7 @@ def write_page(path: Path, title: str, parts: Sequence[tuple[Experiment, Finishe
     every = [claim for _, finished in parts for claim in finished.results["claims"]]
     papers, ours = (folded([row for row in every if claims.is_papers(row) is one]) for one in (True, False))
     rule = html.Code(textwrap.fill(claims.RULE, 72), "How verdicts are given")
-    found = answers(every) if len(parts) == 1 else []
+    found = answers(parts[0][1].results) if len(parts) == 1 else []
     body = [html.Section("What was found", [*found, f"{verdicts(every)}.", *papers, rule])]
     if ours:
         body.append(html.Section("What we asked beyond that", ours))
@@ -292,7 +296,7 @@ def show(experiment: Experiment, finished: Finished) -> None:
     """Prints what fits a screen of a run's main table, what was found, and where the rest is."""
     (workdir, results), width = finished, launch.width()
     launch.show(tables.fitting(results["rows"], experiment.columns, width), "")
-    for said in answers(results["claims"]):
+    for said in answers(results):
         launch.show(*textwrap.wrap(said, width, subsequent_indent="    "))
     launch.show(f"\n{verdicts(results['claims'])}.")
     launch.show(
@@ -300,12 +304,12 @@ def show(experiment: Experiment, finished: Finished) -> None:
     )
 
 
-def answers(rows: Sequence[Row]) -> list[str]:
-    """A sentence for each claim: its verdicts, the claim, and the numbers of its first group."""
+def answers(results: Mapping[str, Any]) -> list[str]:
+    """What a run says in words, and a sentence for each claim: its verdicts, and the numbers of its first group."""
     families: dict[str, list[Row]] = {}
-    for row in rows:
+    for row in results["claims"]:
         families.setdefault(row["claim"], []).append(row)
-    found = []
+    found = [f"{row['network']}: {row['in_words']}" for row in results.get("words", ())]
     for text, groups in families.items():
         numbers = str(groups[0]["ours"]).split(";")[0]
         of = f"{groups[0]['group']}: " if len(groups) > 1 else ""
@@ -321,7 +325,8 @@ def main(experiment: Experiment, about: str) -> None:
     def work(given: Flags) -> None:
         dataset = loaded(given.values) if experiment.has_dataset else None
         configuration = experiment.named(dataset, given)
-        if given.values.networks_from and not issubclass(experiment.config, TrainingConfig):
+        trains = issubclass(experiment.config, FittedConfig) and not issubclass(experiment.config, TrainingConfig)
+        if given.values.networks_from and trains:
             raise ConfigError("--networks_from: this experiment trains its networks in ways of its own; leave it out")
         finished = run(experiment, workdir_of(experiment, given), configuration, given.options(), dataset)
         show(experiment, finished)

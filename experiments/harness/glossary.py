@@ -20,6 +20,12 @@ COLUMNS = {
     "attack": "Which attack of the ensemble.",
     "share": "Share of the images that it broke, after those before it.",
     "note": "What the evaluation noticed against its own numbers.",
+    # A user's networks.
+    "in_words": "What the network's numbers mean, and what they are compared with.",
+    "class": "Number of the class, in the order of the data set.",
+    "images": "Test images of the class.",
+    "taken_for": "Class that its attacked images are most often taken for, or the image after the attack.",
+    "image": "Place of the image among the test images, from 0.",
     # Section 2.1.
     "manifold": "Which estimate of the image manifold.",
     "analysis_loss": "Loss that the analysis attack ascends.",

@@ -4,6 +4,7 @@ Each attack of the ensemble meets only what those before it left standing. Every
 that none's fate depends on its batch.
 """
 
+import os
 import zlib
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
@@ -17,6 +18,7 @@ from jax.sharding import Mesh
 from scipy.special import logsumexp
 
 from robgrad import stacking
+from robgrad.attacks import states
 from robgrad.attacks.ensemble import Part, Version, ensemble
 from robgrad.attacks.evaluation import WRONG, Evaluation
 from robgrad.attacks.losses import cross_entropy
@@ -261,7 +263,8 @@ def _check_identity(restored: Mapping[str, np.ndarray], identity: np.ndarray) ->
     if differing:
         wanted, got = differing[0]
         raise ValueError(
-            f"expected a restored evaluation with {wanted}, got {got}; give restored=None to begin it anew"
+            f"expected a restored evaluation with {wanted}, got {got}; give restored=None, or another state file, to "
+            "begin it anew"
         )
 
 
@@ -381,18 +384,25 @@ def auto_attack(
     return attacker.evaluate(variables, asked, Keeping(progress, restored, save))
 
 
-def robust_accuracy(logits_fn: LogitsFn, images, labels, *, epsilon: Any, **options):
+def robust_accuracy(
+    logits_fn: LogitsFn, images, labels, *, epsilon: Any, state: str | os.PathLike | None = None, **options
+):
     """Robust accuracy under AutoAttack, at one radius or along several.
 
     Args:
       logits_fn, images, labels: as for `auto_attack`.
       epsilon: a radius, or an array `[N]` of one an image; or a list or tuple of several radii, along which images that
         a smaller one breaks are not attacked again.
+      state: a file that is written after each attack and read at the start, so that an evaluation that was
+        interrupted goes on where it was; it must be of the same images, labels, radii and settings.
       options: as for `auto_attack`, for instance `norm="linf"`, `version="standard"`, `pixel_range=(0.0, 1.0)`,
         `target=3`.
 
     Returns:
       An `Evaluation`, or a list of them, one a radius in the order given.
+
+    Raises:
+      DataError, ValueError: as `auto_attack`, and if the state is damaged or of another evaluation.
 
     Example:
       >>> import jax.numpy as jnp
@@ -402,24 +412,41 @@ def robust_accuracy(logits_fn: LogitsFn, images, labels, *, epsilon: Any, **opti
       >>> attacks.robust_accuracy(logits_fn, images, jnp.zeros(3, int), epsilon=0.3).robust.tolist()
       [False, False, True]
     """
+    watched = options.get("restored") is not None or options.get("save") is not None
+    if watched and state is not None:
+        raise ValueError("expected a state file, or arrays to go on from, got both")
+    options = {name: value for name, value in options.items() if name not in ("restored", "save") or watched}
+    held = {} if state is None else states.read(state)
+
+    def kept(radius: str) -> dict[str, Any]:
+        """What an evaluation at one radius goes on from, and where it is saved."""
+        if state is None:
+            return {}
+
+        def save(arrays: states.State) -> None:
+            held[radius] = arrays
+            states.write(state, held)
+
+        return {"restored": held.get(radius), "save": save}
+
     if not isinstance(epsilon, list | tuple):
-        return auto_attack(logits_fn, images, labels, epsilon=epsilon, **options)
+        return auto_attack(logits_fn, images, labels, epsilon=epsilon, **options, **kept("one"))
     if not epsilon:
         raise ValueError("expected a radius or several, got none")
-    if options.get("restored") is not None or options.get("save") is not None:
-        raise ValueError("expected one radius where an evaluation is saved or gone on from, got several")
+    if watched:
+        raise ValueError("expected one radius where arrays are saved or gone on from, got several; give state=")
     images, labels = np.asarray(images), np.asarray(labels)
     radii = [float(checked_radius("epsilon", radius, 1)[0]) for radius in epsilon]
     found: dict[float, Evaluation] = {}
     before: Evaluation | None = None
     for radius in sorted(radii):
         if before is None:
-            before = auto_attack(logits_fn, images, labels, epsilon=radius, **options)
+            before = auto_attack(logits_fn, images, labels, epsilon=radius, **options, **kept(repr(radius)))
         elif before.robust.any():
             left = np.flatnonzero(before.robust)
             one_each = np.ndim(options.get("target", 0)) > 0
             some = options | ({"target": np.asarray(options["target"])[left]} if one_each else {})
-            again = auto_attack(logits_fn, images[left], labels[left], epsilon=radius, **some)
+            again = auto_attack(logits_fn, images[left], labels[left], epsilon=radius, **some, **kept(repr(radius)))
             before = _merged(before, left, again)
         found[radius] = before
     return [found[radius] for radius in radii]

@@ -1,0 +1,126 @@
+"""Measures of attributions that need no retraining, for every attribution of a network on some images."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.harness import evaluated
+from experiments.harness.progress import counted
+from experiments.harness.trained import Run
+from robgrad import data, faithfulness, gradients, networks, runs, stacking
+from robgrad.gradients import controls
+
+Arrays = dict[str, np.ndarray]
+Attributions = Mapping[str, gradients.Attribution]
+# Measures of one image, by whether higher is better.
+MEASURES = {
+    "road": True,
+    "deletion": False,
+    "insertion": True,
+    "infidelity": False,
+    "sensitivity": False,
+    "randomisation": False,
+    "smoothness": True,
+    "pointing": True,
+    "mass": True,
+    "overlap": True,
+}
+# Images whose maps are kept.
+SHOWN = 4
+
+
+def of_images(
+    network: Any,
+    fresh: networks.Variables | None,
+    rankings: Attributions,
+    signed: Attributions,
+    samples: int,
+    chunk: int,
+) -> Callable[[Any, jax.Array, data.Split], Arrays]:
+    """Compiles every measure of every attribution for the networks of one architecture.
+
+    Args:
+      network: the architecture.
+      fresh: variables that have learnt nothing, for the randomisation; it is left out where None.
+      rankings: attributions by name; `true_mask` among them is what the others are compared with.
+      signed: the same with their signs, for infidelity.
+      samples: moved images of the sensitivity.
+      chunk: images at a time.
+
+    Returns:
+      `(variables, keys, images)` to each measure `[image, attribution]`, and `map`.
+    """
+    masks = rankings.get("true_mask")
+
+    def of_image(_, variables, example):
+        key, (pixels, label) = example
+        image, own = data.scale(pixels), networks.logits_fn(network, variables)
+        found = []
+        for name, attribution in rankings.items():
+            one = gradients.key_named(key, name)
+            values = attribution(one, own, image)
+            game = faithfulness.deletion_and_insertion(one, own, image, values)
+            said = {
+                "road": faithfulness.road(one, own, image, label, values).score,
+                "deletion": game.deletion,
+                "insertion": game.insertion,
+                "infidelity": faithfulness.infidelity(one, own, image, signed[name](one, own, image)),
+                "sensitivity": faithfulness.max_sensitivity(one, own, image, attribution, samples=samples),
+                "smoothness": controls.smoothness(values),
+                "map": values,
+            }
+            if fresh is not None:
+                other = networks.logits_fn(network, fresh)
+                said["randomisation"] = faithfulness.randomisation(one, own, other, image, attribution)
+            if masks is not None:
+                agreed = faithfulness.agreement(one, values, masks(one, own, image) > 0.5)
+                said |= {field: getattr(agreed, field) * 1.0 for field in ("pointing", "mass", "overlap")}
+            found.append(said)
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
+
+    compiled = stacking.per_example(of_image, stacking.device_mesh(1, chunk), chunk)
+
+    def measure(variables: Any, keys: jax.Array, images: data.Split) -> Arrays:
+        part = jax.device_get(stacking.replica(compiled((), stacking.stack([variables]), (keys, images)), 0))
+        part["map"] = part["map"][:SHOWN].astype(np.float16)
+        return part
+
+    return measure
+
+
+def joined(parts: Sequence[Arrays], names: Sequence[str], images: np.ndarray) -> Arrays:
+    """What was measured on several networks, `measure/...` `[network, attribution, image]`; some images and maps."""
+    made = {f"measure/{name}": np.stack([one[name].swapaxes(0, 1) for one in parts]) for name in parts[0]}
+    made["shown/maps"] = made.pop("measure/map")
+    made["shown/test"] = np.asarray(data.scale(jnp.asarray(images[:SHOWN])), np.float16)
+    return made | {"attributions": np.array(list(names))}
+
+
+def of_networks(
+    run: Run, specs: Sequence[evaluated.Named], named: Callable[[int], Any], test: data.Split, key: jax.Array, measure
+) -> list[Arrays]:
+    """The measures of each network, one after another; each is kept in the run's `analysis` and read from there.
+
+    Args:
+      run: whose.
+      specs: the networks.
+      named: the variables of one, by its place.
+      test: images, of which the configuration says how many are used.
+      key: of all that is random.
+      measure: of `of_images`, or by a network's place.
+    """
+    some = data.Split(*(leaf[: run.config.measured_examples] for leaf in test))
+    keys = jax.random.split(key, len(some.labels))
+    parts = []
+    what = f"measuring {len(run.config.attributions)} attributions of {len(specs)} networks"
+    for index, spec in counted(specs, what):
+        path = run.workdir / "analysis" / f"measures-{spec.name}.npz"
+        part = runs.read_arrays(path)
+        if part is None:
+            part = measure(named(index), keys, some)
+            runs.write_arrays(path, part)
+        parts.append(part)
+    return parts
