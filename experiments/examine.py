@@ -13,9 +13,8 @@ a function of one image `[H, W, C]` in [-1, 1], or a module. Networks of a run s
 Expected: a page that says of each network what its numbers mean and what they are compared with.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
@@ -24,22 +23,20 @@ import numpy as np
 
 from experiments.harness import (
     analysed,
-    claims,
+    dossier,
     evaluated,
     experiment,
-    figures,
     measures,
     subjects,
     surfaces,
     trained,
 )
-from experiments.harness.analysed import AnalysisConfig, fields_of
+from experiments.harness.analysed import AnalysisConfig
 from experiments.harness.config import AutoAttackConfig, ConfigError, Presets, setting, subsets
 from experiments.harness.progress import counted
 from experiments.harness.subjects import Subject
-from experiments.harness.tables import Row
 from experiments.harness.trained import Run
-from robgrad import attacks, data, gradients, intervals, manifolds, networks, runs, stacking
+from robgrad import attacks, data, gradients, manifolds, networks, runs, stacking
 
 # Images that fall first, which are shown.
 SHOWN = 8
@@ -119,7 +116,7 @@ _DIGITS: dict[str, Any] = {
     "train_examples": 1437,
     "test_examples": 200,
     "attacked_examples": 200,
-    "manifold": ("pca", "local-pca"),
+    "manifold": ("local-pca", "pca"),
     "vae_gan_epochs": 80,
     "vae_gan_batch_size": 50,
     "reconstruction_weight": 5e-3,
@@ -275,237 +272,6 @@ def scores_of(run: Run, every: Sequence[Subject], test: data.Split, key: jax.Arr
     return found
 
 
-def tabulate(config: ExamineConfig, arrays: experiment.Arrays) -> experiment.Tables:
-    """A row a network; tables of radii, manifolds, attributions, classes and fallen images; and all of it in words."""
-    names, labels = arrays["names"].tolist(), arrays["labels"]
-    tables: experiment.Tables = {
-        "robust": robust_rows(config, arrays),
-        "aligned": aligned_rows(config, arrays),
-        "attributed": attributed_rows(arrays),
-        "by_class": class_rows(config, arrays),
-        "fallen": fallen_rows(config, arrays),
-        "manifolds": surfaces.rows_of_manifolds(config, arrays),
-        "notes": [
-            {"network": name, "norm": norm, "note": str(note)}
-            for norm in config.norms
-            for name in names
-            for note in arrays[f"notes/{norm}/{name}"]
-        ],
-    }
-    rows = []
-    for place, name in enumerate(names):
-        row: Row = {"network": name, "test_accuracy": np.mean(arrays["predicted"][place] == labels)}
-        for table, wanted in (
-            ("robust", ("norm", "epsilon", "robust_accuracy", "robust_accuracy_low", "robust_accuracy_high")),
-            ("aligned", ("manifold", "tangent_fraction", "fraction_same_class", "tangent_fraction_covariance")),
-            ("attributed", ("attribution", "road")),
-        ):
-            first = next(one for one in tables[table] if one["network"] == name)
-            row |= {field: first[field] for field in wanted}
-        rows.append(row)
-    words = [{"network": name, "in_words": said} for name in names for said in words_of(config, name, tables, rows)]
-    return {"rows": rows, "words": words, **tables}
-
-
-def robust_rows(config: ExamineConfig, arrays: experiment.Arrays) -> list[Row]:
-    """A row for each network, norm and radius."""
-    rows = []
-    for place, name in enumerate(arrays["names"].tolist()):
-        for norm in config.norms:
-            clean = np.mean(arrays[f"{norm}/broken_by"][place, 0] != attacks.WRONG)
-            for at, radius in enumerate(config.evaluated[norm]):
-                value, low, high = intervals.of_share(arrays[f"{norm}/robust"][place, at][None])
-                row = {"network": name, "norm": norm, "epsilon": radius, "clean_accuracy": clean}
-                row |= {"robust_accuracy": value, "robust_accuracy_low": low, "robust_accuracy_high": high}
-                rows.append(row)
-    return rows
-
-
-def aligned_rows(config: ExamineConfig, arrays: experiment.Arrays) -> list[Row]:
-    """A row for each network, manifold and loss of the analysis attack."""
-    rows = []
-    for place, name in enumerate(arrays["names"].tolist()):
-        for manifold in config.manifold:
-            for loss in config.analysis_losses:
-                fields = fields_of(arrays, loss, manifold)
-                own = {field: values[place] if values.ndim == 2 else values for field, values in fields.items()}
-                value, low, high = _mean(own["tangent_fraction"])
-                moved = own["attacked_distance"][own["own"]]
-                row = {"network": name, "manifold": manifold, "analysis_loss": loss, "tangent_fraction": value}
-                row |= {"tangent_fraction_low": low, "tangent_fraction_high": high}
-                row |= {field: np.nanmean(own[field]) for field in analysed.FRACTIONS[1:]}
-                row |= {"tangent_fraction_covariance": np.mean(own["covariance_chance"])}
-                row |= {"tangent_fraction_chance": np.mean(own["chance"]), "attack_success": np.mean(own["own"])}
-                row |= {"median_distance": np.median(moved) if len(moved) else np.nan}
-                rows.append(row | {"clean_median_distance": np.median(own["distance"])})
-    return rows
-
-
-def attributed_rows(arrays: experiment.Arrays) -> list[Row]:
-    """A row for each network and attribution: the mean of each measure over images."""
-    known = [name for name in measures.MEASURES if f"measure/{name}" in arrays]
-    return [
-        {"network": name, "attribution": attribution.replace("_", " ")}
-        | {one: _nanmean(arrays[f"measure/{one}"][place, at]) for one in known}
-        for place, name in enumerate(arrays["names"].tolist())
-        for at, attribution in enumerate(arrays["attributions"].tolist())
-    ]
-
-
-def class_rows(config: ExamineConfig, arrays: experiment.Arrays) -> list[Row]:
-    """A row for each network and class: accuracies at the first radius, and what it is taken for most often."""
-    rows, norm = [], config.norms[0]
-    for place, name in enumerate(arrays["names"].tolist()):
-        robust, fooled = arrays[f"{norm}/robust"][place, 0], arrays[f"{norm}/fooled"][place]
-        labels, some = arrays["labels"], arrays["labels"][: len(robust)]
-        for label in np.unique(labels):
-            own, taken = some == label, fooled[(some == label) & (fooled != label)]
-            clean = np.mean(arrays["predicted"][place][labels == label] == label)
-            row: Row = {"network": name, "class": int(label), "images": int(np.sum(labels == label))}
-            row |= {"clean_accuracy": clean, "robust_accuracy": robust[own].mean() if own.any() else np.nan}
-            values, counts = np.unique(taken, return_counts=True)
-            rows.append(row | {"taken_for": int(values[counts.argmax()]) if len(values) else None})
-    return rows
-
-
-def fallen_rows(config: ExamineConfig, arrays: experiment.Arrays) -> list[Row]:
-    """A row for each of the images that fall first, of each network and norm."""
-    rows = []
-    for norm in config.norms:
-        for place, name in enumerate(arrays["names"].tolist()):
-            for image in arrays[f"{norm}/first"][place]:
-                radius = arrays[f"{norm}/falls"][place, image]
-                if not radius > 0:
-                    continue
-                row: Row = {"network": name, "norm": norm, "image": int(image), "class": int(arrays["labels"][image])}
-                row |= {"taken_for": int(arrays[f"{norm}/fooled"][place, image]), "epsilon": radius}
-                rows.append(row | {"attack": str(arrays[f"{norm}/broken_by"][place, -1, image])})
-    return rows
-
-
-def _mean(values: np.ndarray) -> tuple[float, float, float]:
-    """The mean over images `[image]` of what is finite, with its 95% interval."""
-    finite = values[np.isfinite(values)]
-    if len(finite) < claims.LEAST_IMAGES:
-        return (float(finite.mean()) if len(finite) else np.nan), np.nan, np.nan
-    value, low, high = intervals.of_seeds_and_rows(finite[None], intervals.mean)
-    return float(value), float(low), float(high)
-
-
-def _nanmean(values: np.ndarray) -> float:
-    return float(np.nanmean(values)) if np.isfinite(values).any() else np.nan
-
-
-def words_of(config: ExamineConfig, name: str, tables: experiment.Tables, rows: Sequence[Row]) -> Iterator[str]:
-    """What the numbers of a network mean, a sentence or two for each question."""
-    mine = {table: [row for row in tables[table] if row["network"] == name] for table in ("robust", "aligned")}
-    row = next(one for one in rows if one["network"] == name)
-    first = mine["robust"][0]
-    left = ", ".join(f"{one['robust_accuracy']:.0%} in {one['norm']} {one['epsilon']:.3g}" for one in mine["robust"])
-    said = f"Right on {row['test_accuracy']:.0%} of {config.test_examples} test images; after AutoAttack "
-    said += f"({config.auto_attack}) on {config.attacked_examples} of them on {left}"
-    others = [one for one in rows if one["network"] != name]
-    if others:
-        best = max(others, key=lambda one: one["robust_accuracy"])
-        said += f"; of the others {best['network']} is best with {best['robust_accuracy']:.0%} in "
-        said += f"{first['norm']} {first['epsilon']:.3g}"
-    yield f"{said}."
-    for one in mine["aligned"]:
-        own, same = one["tangent_fraction"], one["fraction_same_class"]
-        spread, chance = one["tangent_fraction_covariance"], one["tangent_fraction_chance"]
-        above = "its own is above both" if own > max(same, spread) else "its own is not above both"
-        yield (
-            f"By {manifolds.KINDS[one['manifold']].title}, {own:.2f} of its loss gradient's squared length lies along "
-            f"the manifold (a random direction {chance:.2f}). Another image's tangent space, of the same class, holds "
-            f"{same:.2f} of it, and a direction with the data's covariance has {spread:.2f}: {above}."
-        )
-        if np.isfinite(one["median_distance"]):
-            yield (
-                f"Attacked with l2 radius {config.analysis_epsilon:g} its images lie {one['median_distance']:.2f} from "
-                f"that manifold at the median, clean ones {one['clean_median_distance']:.2f}."
-            )
-    scores = {one["attribution"]: one["road"] for one in tables["attributed"] if one["network"] == name}
-    knows = {at: score for at, score in scores.items() if at.replace(" ", "_") not in gradients.CONTROLS}
-    nothing = {at: score for at, score in scores.items() if at not in knows}
-    if knows:
-        best = max(knows, key=knows.__getitem__)
-        said = f"By ROAD its most faithful attribution is {best} ({knows[best]:.2f}; 0 is that of random pixels)"
-        if nothing:
-            control = max(nothing, key=nothing.__getitem__)
-            said += f"; {control}, which knows nothing of the network, has {nothing[control]:.2f}"
-        yield f"{said}."
-
-
-def claim(config: ExamineConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> Iterator[Row]:
-    """Whether a network's gradients keep to the manifold and its attributions beat a control; of these networks alone.
-
-    One training tells nothing of another one, so that verdicts are 'seen once'.
-    """
-    del tables
-    for place, name in enumerate(arrays["names"].tolist()):
-        for manifold in config.manifold:
-            fields = fields_of(arrays, config.analysis_losses[0], manifold)
-            own, group = fields["tangent_fraction"][place], f"{name}; {manifolds.KINDS[manifold].title}"
-            text = "more of the loss gradient lies along the manifold than of a direction with the data's covariance"
-            yield _judged(text, group, own - fields["covariance_chance"])
-            text = "more of it lies along the image's tangent space than along that of another image of its class"
-            gaps = own - fields["fraction_same_class"][place]
-            if np.nanmax(np.abs(gaps), initial=0.0) > 1e-6:  # Tangent spaces of a plane are all the same.
-                yield _judged(text, group, gaps)
-        known = arrays["attributions"].tolist()
-        for control in [one for one in known if one in gradients.CONTROLS]:
-            for one in [one for one in known if one not in gradients.CONTROLS][:1]:
-                road = arrays["measure/road"][place]
-                gap = road[known.index(one)] - road[known.index(control)]
-                text = "an attribution is more faithful by ROAD than a control that knows nothing of the network"
-                yield _judged(text, f"{name}; {one} against {control}".replace("_", " "), gap)
-
-
-def _judged(text: str, group: str, gaps: np.ndarray) -> Row:
-    value, low, high = _mean(gaps)
-    over = claims.Over(1, f"{np.isfinite(gaps).sum()} images; this network alone")
-    return claims.row(claims.Claim("-", text, group, "-", over), f"{value:+.3f}", low, high, claims.Steps(low, high))
-
-
-def draw(workdir: Path, config: ExamineConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> None:
-    """Accuracy against radius, shares of the gradient, gradients, images that fall, attacked images, attributions."""
-    names = arrays["names"].tolist()
-    colours, panels = figures.distinct(names), {}
-    for norm in config.norms:
-        curves = {}
-        for name in names:
-            mine = [row for row in tables["robust"] if (row["network"], row["norm"]) == (name, norm)]
-            halves = [(row["robust_accuracy_high"] - row["robust_accuracy_low"]) / 2 for row in mine]
-            x, y = [row["epsilon"] for row in mine], [row["robust_accuracy"] for row in mine]
-            curves[name] = ([0.0, *x], [mine[0]["clean_accuracy"], *y], [0.0, *np.nan_to_num(halves)])
-        panels[f"{norm}, AutoAttack {config.auto_attack}"] = curves
-    figures.curve_figure(workdir / "robust_accuracy.svg", panels, "radius, pixel range 2", "accuracy", colours)
-    groups: dict[str, dict[str, list[figures.Interval]]] = {}
-    for row in tables["aligned"]:
-        if row["analysis_loss"] == config.analysis_losses[0]:
-            own = tuple(row[f"tangent_fraction{end}"] for end in ("", "_low", "_high"))
-            others = [(row[field],) * 3 for field in ("fraction_same_class", "tangent_fraction_covariance")]
-            groups.setdefault(manifolds.KINDS[row["manifold"]].title, {})[row["network"]] = [own, *others]
-    marks = ("the image's own tangent space", "another image's of its class", "direction with the data's covariance")
-    label = "share of the loss gradient along the manifold"
-    figures.intervals_figure(workdir / "tangent_fraction.svg", groups, {}, label, colours, marks)
-    images, loss = arrays["shown/test"], config.analysis_losses[0]
-    slopes = dict(zip(names, arrays[f"shown/{loss}/gradient"], strict=True))
-    figures.image_grid(workdir / "loss_gradients.svg", {"test image": images}, slopes)
-    moved = dict(zip(names, arrays[f"shown/{loss}/attacked"], strict=True))
-    figures.image_grid(workdir / "attacked.svg", {"test image": images, **moved})
-    for norm in config.norms:
-        grid = {}
-        for place, name in enumerate(names):
-            grid |= {f"{name}: test image": arrays[f"{norm}/shown_clean"][place]}
-            grid |= {f"{name}: adversarial": arrays[f"{norm}/shown"][place]}
-        figures.image_grid(workdir / f"fallen_{norm}.svg", grid)
-    maps = arrays["shown/maps"].astype(np.float32)
-    grid = {name: maps[place, :, 0, :, :, None] for place, name in enumerate(names)}
-    headings = [name.replace("_", " ") for name in arrays["attributions"].tolist()]
-    figures.image_grid(workdir / "attributions.svg", {"test image": images[:1]}, grid, headings=headings)
-
-
 EXPERIMENT = experiment.Experiment(
     name="examine",
     title="Your network, examined",
@@ -514,9 +280,9 @@ EXPERIMENT = experiment.Experiment(
     config=ExamineConfig,
     presets=PRESETS,
     measure=measure,
-    tabulate=tabulate,
-    claim=claim,
-    draw=draw,
+    tabulate=dossier.tabulate,
+    claim=dossier.claim,
+    draw=dossier.draw,
     columns={
         "network": "network",
         "test_accuracy": "test accuracy",

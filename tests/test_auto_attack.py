@@ -172,6 +172,46 @@ def test_a_run_that_was_cut_goes_on(images):
     assert not any("apgd-ce" in line for line in said)
 
 
+class Cut(Exception):
+    pass
+
+
+def test_an_evaluation_along_radii_goes_on_from_its_file(images, tmp_path):
+    """Cut after any of its attacks, it ends as the one that was not cut, and does no attack twice."""
+    labels, radii = np.array([int(linear(image).argmax()) for image in images]), (0.001, 0.02, 0.2)
+    options = {"epsilon": radii, "version": "short"}
+    whole = attacks.robust_accuracy(linear, images, labels, **options)
+    said, file = [], tmp_path / "some" / "state.npz"
+
+    def cut(line):
+        said.append(line)
+        if len(said) in (2, 6):
+            raise Cut
+
+    for _ in range(2):
+        with pytest.raises(Cut):
+            attacks.robust_accuracy(linear, images, labels, state=file, progress=cut, **options)
+    found = attacks.robust_accuracy(linear, images, labels, state=file, progress=cut, **options)
+    for one, other in zip(whole, found, strict=True):
+        np.testing.assert_array_equal(one.robust, other.robust)
+        np.testing.assert_array_equal(one.broken_by, other.broken_by)
+        np.testing.assert_array_equal(one.adversarial, other.adversarial)
+    assert len(said) <= 4 * len(radii) + 2
+    seen = len(said)
+    attacks.robust_accuracy(linear, images, labels, state=file, progress=cut, **options)
+    assert len(said) == seen
+    with pytest.raises(ValueError, match="expected a restored evaluation with seed 1"):
+        attacks.robust_accuracy(linear, images, labels, state=file, seed=1, **options)
+    with pytest.raises(ValueError, match="got both"):
+        attacks.robust_accuracy(linear, images, labels, state=file, save=print, epsilon=0.1)
+    file.write_bytes(file.read_bytes()[:-40])
+    with pytest.raises(ValueError, match="state of an evaluation"):
+        attacks.robust_accuracy(linear, images, labels, state=file, **options)
+    np.savez(file, something=np.zeros(2))
+    with pytest.raises(ValueError, match="state of an evaluation"):
+        attacks.robust_accuracy(linear, images, labels, state=file, **options)
+
+
 @pytest.mark.parametrize("classes", [2, 3])
 def test_few_classes_are_evaluated_and_said(classes, images):
     logits_fn = lambda x: jnp.asarray(WEIGHTS[:classes]) @ x.ravel()  # noqa: E731

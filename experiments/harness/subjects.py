@@ -111,11 +111,11 @@ def _is_file(source: str) -> bool:
 
 def _of_run(source: str) -> Iterator[Subject]:
     """All networks of a run, or the one that is named."""
-    run, _, wanted = (source, "", "") if Path(source).expanduser().is_dir() else source.rpartition(":")
-    run = Path(run).expanduser()
+    place, _, wanted = (source, "", "") if Path(source).expanduser().is_dir() else source.rpartition(":")
+    run = Path(place).expanduser()
     if not run.is_dir():
         raise ConfigError(f"--network={source}: expected FILE.py:NAME, a run's directory, or RUN:NETWORK")
-    known = []
+    known: list[str] = []
     for path in runs.stages(run):
         if runs.read_about(path)["kind"] != "classifier":
             continue

@@ -5,6 +5,8 @@
 
 from robgrad.attacks.apgd import apgd
 from robgrad.attacks.auto_attack import WRONG, Evaluation, auto_attack, robust_accuracy
+from robgrad.attacks.carlini_wagner import carlini_wagner
+from robgrad.attacks.deepfool import deepfool
 from robgrad.attacks.ensemble import VERSIONS, ensemble
 from robgrad.attacks.fab import fab
 from robgrad.attacks.losses import (
@@ -20,6 +22,7 @@ from robgrad.attacks.losses import (
     targeted_margin,
 )
 from robgrad.attacks.named import ATTACKS
+from robgrad.attacks.nearest import Nearest, nearest
 from robgrad.attacks.norms import L2, LINF, NORMS, Norm, length, norm_named
 from robgrad.attacks.pgd import Attack, InBall, no_attack, pgd, pgd_restarts
 from robgrad.attacks.search import Goal, Search, as_attack
@@ -39,18 +42,22 @@ __all__ = [
     "Goal",
     "InBall",
     "Loss",
+    "Nearest",
     "Norm",
     "Search",
     "apgd",
     "as_attack",
     "auto_attack",
+    "carlini_wagner",
     "cross_entropy",
     "cw_margin",
+    "deepfool",
     "dlr",
     "ensemble",
     "fab",
     "kl_divergence",
     "length",
+    "nearest",
     "no_attack",
     "norm_named",
     "pgd",

@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from robgrad.attacks.apgd import apgd
+from robgrad.attacks.carlini_wagner import carlini_wagner
+from robgrad.attacks.deepfool import deepfool
 from robgrad.attacks.fab import fab
 from robgrad.attacks.losses import cross_entropy, cw_margin, dlr, targeted_dlr, targeted_margin, undefined
-from robgrad.attacks.norms import Norm, ended, norm_named
+from robgrad.attacks.norms import L2, Norm, ended, norm_named
 from robgrad.attacks.pgd import Attack
 from robgrad.attacks.search import Goal, Search
 from robgrad.attacks.square import square
@@ -16,7 +18,7 @@ from robgrad.data import PIXEL_RANGE
 from robgrad.data.checks import Range
 
 # The attacks that a choice of one's own may name.
-PARTS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
+PARTS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square", "deepfool", "carlini-wagner")
 Version = str | Sequence[str | Attack]
 VERSIONS = ("standard", "plus", "rand", "short")
 
@@ -71,6 +73,8 @@ def ensemble(
             "fab": lambda: fab(norm, **options),
             "fab-t": lambda: fab(norm, targeted=True, **options),
             "square": lambda: square(norm, **options),
+            "deepfool": lambda: deepfool(norm, **options),
+            "carlini-wagner": lambda: _of_l2(carlini_wagner(**options), norm),
         }
         return _chosen(tuple(version), by_name, norm, pixel_range, min(most, 9)), notes
     if version == "rand":
@@ -95,6 +99,17 @@ def ensemble(
     # FAB starts at the image, so that a restart would be the same again.
     free = [] if targeted else [Part("fab", nearest)]
     return [*again, *free, last, *by_target[0], *by_target[1]], notes
+
+
+def _of_l2(search: Search, norm: Norm | str) -> Search:
+    """A search that is one of l2 alone.
+
+    Raises:
+      ValueError: if another norm is asked for.
+    """
+    if norm_named(norm) is not L2:
+        raise ValueError("expected the norm l2 for carlini-wagner, whose distance is that; leave it out")
+    return search
 
 
 def _chosen(

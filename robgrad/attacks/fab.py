@@ -65,6 +65,25 @@ def to_hyperplane(norm: Norm, point: Array, normal: Array, gap: Array, pixel_ran
     return direction * jnp.minimum(time * pace, room)
 
 
+def boundary(norm: Norm, goal: Goal, point: Array, targeted: bool = False) -> tuple[Array, Array]:
+    """Logit difference to the class whose linearised boundary is nearest, and its gradient.
+
+    With `targeted` that to the class `Goal.target`; where the label is a goal, by how much its target leads.
+    """
+    if isinstance(goal.label, tuple):
+        return jax.value_and_grad(lambda x: cw_margin(goal.logits_fn(x), goal.label))(point)
+    if targeted:
+        return jax.value_and_grad(lambda x: _difference(goal, x, goal.target))(point)
+    classes = jax.eval_shape(goal.logits_fn, point).shape[0]
+    each = jax.vmap(lambda c: jax.value_and_grad(lambda x: _difference(goal, x, c))(point))
+    gaps, gradients = each(jnp.arange(classes))
+    # The dual norm of a gradient, by what one unit of steepest ascent gains.
+    gains = jax.vmap(lambda g: jnp.sum(g * norm.ascent(g)))(gradients)
+    away = jnp.abs(gaps) / jnp.where(gains > 0, gains, 1e-12)
+    chosen = jnp.argmin(jnp.where(jnp.arange(classes) == goal.label, jnp.inf, away))
+    return gaps[chosen], gradients[chosen]
+
+
 def fab(
     norm: Norm | str,
     steps: int = 100,
@@ -89,21 +108,6 @@ def fab(
     norm, pixel_range = norm_named(norm), checked_range(pixel_range)
     checked_count("attack step", steps)
 
-    def nearest(goal: Goal, point: Array) -> tuple[Array, Array]:
-        """Logit difference to the class whose linearised boundary is nearest, and its gradient."""
-        if isinstance(goal.label, tuple):
-            return jax.value_and_grad(lambda x: cw_margin(goal.logits_fn(x), goal.label))(point)
-        if targeted:
-            return jax.value_and_grad(lambda x: _difference(goal, x, goal.target))(point)
-        classes = jax.eval_shape(goal.logits_fn, point).shape[0]
-        each = jax.vmap(lambda c: jax.value_and_grad(lambda x: _difference(goal, x, c))(point))
-        gaps, gradients = each(jnp.arange(classes))
-        # The dual norm of a gradient, by what one unit of steepest ascent gains.
-        gains = jax.vmap(lambda g: jnp.sum(g * norm.ascent(g)))(gradients)
-        away = jnp.abs(gaps) / jnp.where(gains > 0, gains, 1e-12)
-        chosen = jnp.argmin(jnp.where(jnp.arange(classes) == goal.label, jnp.inf, away))
-        return gaps[chosen], gradients[chosen]
-
     def start(key: Array, goal: Goal) -> Boundary:
         del key
         reached = goal.reached(goal.logits_fn(goal.image))
@@ -111,7 +115,7 @@ def fab(
         return Boundary(goal.image, goal.image, distance, jnp.asarray(goal.epsilon, goal.image.dtype))
 
     def step(goal: Goal, now: Boundary) -> Boundary:
-        gap, gradient = nearest(goal, now.point)
+        gap, gradient = boundary(norm, goal, now.point, targeted)
         own = to_hyperplane(norm, now.point, gradient, gap, pixel_range)
         # The same hyperplane, seen from the image.
         far = gap + jnp.sum(gradient * (goal.image - now.point))

@@ -17,7 +17,8 @@ def read(path: str | os.PathLike) -> dict[str, State]:
     Raises:
       ValueError: if the file is something else, or damaged.
     """
-    file, found = Path(path).expanduser(), {}
+    file = Path(path).expanduser()
+    found: dict[str, dict[str, np.ndarray]] = {}
     if not file.exists():
         return {}
     try:
@@ -32,7 +33,7 @@ def read(path: str | os.PathLike) -> dict[str, State]:
         ) from error
     if any("identity" not in state for state in found.values()):
         raise ValueError(f"{file}: expected the state of an evaluation, got another archive of arrays")
-    return found
+    return dict(found)
 
 
 def write(path: str | os.PathLike, states: Mapping[str, State]) -> None:
@@ -43,7 +44,7 @@ def write(path: str | os.PathLike, states: Mapping[str, State]) -> None:
     beside = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         with beside.open("wb") as stream:
-            np.savez(stream, **arrays)
+            np.savez(stream, allow_pickle=False, **arrays)
         beside.replace(file)
     finally:
         beside.unlink(missing_ok=True)
