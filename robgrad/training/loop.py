@@ -70,7 +70,7 @@ def fit(
     numbers,
     data,
     *,
-    mesh: Mesh,
+    mesh: Mesh | None = None,
     batch_size: int,
     epochs: int,
     shuffle: bool = True,
@@ -91,7 +91,7 @@ def fit(
       states: stack of `S` states, at equal steps; their buffers are given away.
       numbers: pytree of arrays `[S]`, the step's second argument; a scalar is every replica's.
       data: pytree of arrays `[N, ...]`, the data of every replica, for instance a `data.Split`.
-      mesh: from `stacking.device_mesh`.
+      mesh: the devices; where None, those of `stacking.device_mesh` for this stack and batch.
       batch_size: examples a step, over all devices.
       epochs: passes over the data in all, those already in `states` included.
       shuffle: a new order each epoch; off, the stored order each time, as the paper had it.
@@ -125,6 +125,7 @@ def fit(
     per_epoch = examples // batch_size
     _check_numbers(step, states, numbers, epochs * per_epoch, score)
     replicas = stacking.size(states)
+    mesh = stacking.device_mesh(replicas, batch_size) if mesh is None else mesh
     numbers = jax.tree.map(lambda leaf: jnp.full(replicas, leaf) if jnp.ndim(leaf) == 0 else leaf, numbers)
     states, numbers = stacking.everywhere((states, numbers), mesh)
     # Placed as the compiled segment leaves them, or the second segment would compile anew.
