@@ -153,13 +153,12 @@ def words_of(config: Any, name: str, tables: Tables, rows: Sequence[Row]) -> Ite
     yield f"{said}."
     one = mine["aligned"][0]
     own, same, spread = (one[field] for field in ("tangent_fraction", "fraction_same_class", _SPREAD))
-    above = ("above none", "above one", "above both")[int(own > same) + int(own > spread)]
-    title = manifolds.KINDS[one["manifold"]].title
+    above = ("neither baseline", "one baseline", "both baselines")[int(own > same) + int(own > spread)]
     yield (
-        f"By {title}, {own:.2f} of its loss gradient lies along the manifold: {above} of "
-        f"{same:.2f} along another image's of its class and {spread:.2f} of a direction with the data's covariance (a "
-        f"random direction has {one['tangent_fraction_chance']:.2f}). Attacked images lie {one['median_distance']:.2f} "
-        f"from the manifold, clean ones {one['clean_median_distance']:.2f}."
+        f"{own:.2f} of its loss gradient lies along the manifold (by {manifolds.KINDS[one['manifold']].title}), above "
+        f"{above}: {same:.2f} lies along the tangent space of another image of its class, {spread:.2f} of a direction "
+        f"with the data's covariance (and {one['tangent_fraction_chance']:.2f} of a random one). Attacked images lie "
+        f"{one['median_distance']:.2f} from the manifold, clean ones {one['clean_median_distance']:.2f}."
     )
     scores = {one["attribution"]: one["road"] for one in tables["attributed"] if one["network"] == name}
     knows = {at: score for at, score in scores.items() if at.replace(" ", "_") not in gradients.CONTROLS}

@@ -235,13 +235,21 @@ def _write_csv(path: Path, rows: Sequence[Row]) -> None:
     runs.write(path, lines.getvalue())
 
 
-def section(experiment: Experiment, finished: Finished) -> html.Section:
-    """An experiment's section of a page."""
-    workdir, results = finished
-    shown: list[Any] = []
+def pictured(experiment: Experiment, finished: Finished, rest: bool = False) -> list[html.Figure]:
+    """The figure to look at first, where there is one; or all others."""
+    shown = []
     for pattern, caption in experiment.captions.items():
-        paths = sorted(path for path in workdir.glob("*.svg") if fnmatch(path.name, pattern))
-        shown += [html.Figure(path.read_bytes(), caption.format(path.stem.rpartition("_")[2])) for path in paths]
+        paths = sorted(path for path in finished.workdir.glob("*.svg") if fnmatch(path.name, pattern))
+        wanted = [path for path in paths if (path.name == experiment.picture) != rest]
+        shown += [html.Figure(path.read_bytes(), caption.format(path.stem.rpartition("_")[2])) for path in wanted]
+    return shown
+
+
+def section(experiment: Experiment, finished: Finished, alone: bool = True) -> html.Section:
+    """An experiment's section of a page; where it is alone its first figure stands above."""
+    results = finished.results
+    shown: list[Any] = [] if alone else [*pictured(experiment, finished)]
+    shown += pictured(experiment, finished, rest=True)
     every = html.Table("Every column is in results.csv", results["rows"], experiment.columns, {}, glossary.COLUMNS)
     others = [(name, rest) for name, rest in experiment.others.items() if results[name]]
     more = [html.Table(caption, results[name], columns, {}, glossary.COLUMNS) for name, (caption, columns) in others]
@@ -256,11 +264,13 @@ def write_page(path: Path, title: str, parts: Sequence[tuple[Experiment, Finishe
     every = [claim for _, finished in parts for claim in finished.results["claims"]]
     papers, ours = (folded([row for row in every if claims.is_papers(row) is one]) for one in (True, False))
     rule = html.Code(textwrap.fill(claims.RULE, 72), "How verdicts are given")
-    found = answers(parts[0][1].results) if len(parts) == 1 else []
+    found: list[html.Part] = []
+    if len(parts) == 1:
+        found = [*answers(parts[0][1].results), *pictured(*parts[0])]
     body = [html.Section("What was found", [*found, f"{verdicts(every)}.", *papers, rule])]
     if ours:
         body.append(html.Section("What we asked beyond that", ours))
-    body += [section(*part) for part in parts]
+    body += [section(*part, alone=len(parts) == 1) for part in parts]
     if module := getattr(sys.modules["__main__"].__spec__, "name", None):
         again = f"{Path(sys.executable).name} -m {module} {shlex.join(sys.argv[1:])}".strip()
         body.append(

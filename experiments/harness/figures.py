@@ -172,6 +172,8 @@ def curve_figure(
             axis.yaxis.set_major_formatter("{x:g}")
             axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.yaxis.set_minor_formatter("")
+        else:
+            axis.locator_params(axis="x", nbins=5)
         axis.legend(fontsize=8, frameon=False)
     for axis in list(axes.flat)[len(panels) :]:
         axis.remove()

@@ -1,6 +1,7 @@
 """One self-contained HTML page out of paragraphs, figures and tables; its looks are in `page.html.jinja`.
 
-The page fetches nothing, opens from a file, fits a phone and paper, and sorts a table by the column clicked on.
+The page fetches nothing, opens from a file, fits a phone and paper, light and dark, and sorts a table by the column
+clicked on.
 """
 
 import base64
@@ -15,6 +16,8 @@ from experiments.harness.tables import Row, cell, headings_of
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("experiments.harness", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
 )
+# Columns of a table that are shown at first.
+_TEMPLATES.globals["shown"] = 8
 
 
 class Figure(NamedTuple):
