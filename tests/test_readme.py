@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.harness import flags, registry
+from experiments.harness import findings, flags, records, registry
 from robgrad.faithfulness import retraining
 from robgrad.gradients import alignment
 from robgrad.networks import equinox
@@ -92,3 +92,25 @@ def test_the_front_page_is_short():
     # Without what it shows as code, tables or their rules.
     prose = re.sub(r"```.*?```|<!--.*?-->", "", text, flags=re.DOTALL)
     assert len([word for word in prose.split() if re.search(r"\w", word)]) <= 1100
+
+
+def test_pages_of_results_are_short_and_their_links_lead_somewhere():
+    index = records.RECORDS / "README.md"
+    assert len(index.read_bytes()) < 30_000
+    for page in [index, *(path / "README.md" for path in records.records())]:
+        text = page.read_text()
+        assert len(text.encode()) < 60_000, page
+        for target in re.findall(r"\]\(([^)\s]+)\)", text):
+            assert (page.parent / target).exists(), (page, target)
+
+
+def test_a_site_has_a_page_for_each_record(tmp_path, monkeypatch):
+    some = [path for path in records.records() if path.name in ("boundary_tilting", "roar_kar-fashion_mnist")]
+    monkeypatch.setattr(records, "records", lambda: some)
+    monkeypatch.setattr(findings, "answers", lambda results_of: "- One **answer**.")
+    index = importlib.import_module("experiments.document").write_site(tmp_path / "site")
+    text = index.read_text()
+    assert "One answer." in text
+    for target in re.findall(r'href="([^"]+\.html)"', text):
+        assert "<table>" in (index.parent / target).read_text()
+    assert len(list(index.parent.glob("*.html"))) == 3

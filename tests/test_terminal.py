@@ -4,12 +4,11 @@ import json
 
 import pytest
 
-from experiments import document
-from experiments.harness import experiment, progress, registry
+from experiments.harness import experiment, progress, records, registry
 
 
 def finished():
-    for path in document.records():
+    for path in records.records():
         results = json.loads((path / "results.json").read_text())
         one = next(one for one in registry.every() if one.name == results["experiment"])
         if all(name in results for name in (*one.others, "claims")):

@@ -251,7 +251,7 @@ def section(experiment: Experiment, finished: Finished, alone: bool = True) -> h
     shown: list[Any] = [] if alone else [*pictured(experiment, finished)]
     shown += pictured(experiment, finished, rest=True)
     every = html.Table("Every column is in results.csv", results["rows"], experiment.columns, {}, glossary.COLUMNS)
-    others = [(name, rest) for name, rest in experiment.others.items() if results[name]]
+    others = [(name, rest) for name, rest in experiment.others.items() if results.get(name)]
     more = [html.Table(caption, results[name], columns, {}, glossary.COLUMNS) for name, (caption, columns) in others]
     settings = {"config": results["config"], "environment": results["environment"]}
     folded = html.Code(json.dumps(settings, indent=2), "every setting and version")

@@ -56,6 +56,14 @@ class Code(NamedTuple):
     summary: str = ""
 
 
+class Link(NamedTuple):
+    """A line that leads to another page, and what that is about."""
+
+    target: str
+    text: str
+    about: str
+
+
 class Section(NamedTuple):
     """A headline and what is below it; a string is a paragraph."""
 
@@ -63,7 +71,7 @@ class Section(NamedTuple):
     parts: Sequence["Part"]
 
 
-Part = str | Figure | Table | Fold | Code
+Part = str | Figure | Table | Fold | Code | Link
 
 
 def document(title: str, sections: Sequence[Section]) -> str:
@@ -78,6 +86,8 @@ def _part(part: Part) -> Any:
             return {"type": "figure", "data": base64.b64encode(svg).decode(), "caption": caption}
         case Code(text, summary):
             return {"type": "code", "text": text, "summary": summary}
+        case Link(target, text, about):
+            return {"type": "link", "target": target, "text": text, "about": about}
         case Fold(line, verdict, mark, table):
             return {"type": "fold", "line": line, "verdict": verdict, "mark": mark, "table": _part(table)}
         case Table(caption, rows, columns, marks, glossary):
