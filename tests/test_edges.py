@@ -205,6 +205,34 @@ def path_sum(base):
     return float(attribution(KEY, logits_fn, jnp.zeros((4, 4, 2))).sum())
 
 
+def sure(image):
+    """Infinite in its first logit: of no class, however the gradient looks."""
+    return jnp.stack([jnp.inf + image.sum(), image.sum(), 0.0])
+
+
+def nan_share(values):
+    return float(jnp.mean(jnp.isnan(jnp.asarray(values))))
+
+
+def far_square():
+    """Square in l2 with a radius whose square overflows: the ball is all of the box, so that the goal is reached."""
+    attack = attacks.as_attack(attacks.square("l2", 50))
+    end = attack(KEY, two_classes, jnp.asarray(GREY) + 0.1, 0, 1e30, 1.0)
+    assert jnp.isfinite(end).all()
+    return float(two_classes(end)[0] < 0)
+
+
+def narrowed(traced):
+    """By how much a radius given as a float64 array is exceeded by its float32 form, at most 0."""
+    from robgrad.data.checks import checked_numbers
+
+    with jax.enable_x64(True):
+        radius = jnp.asarray(0.05, jnp.float64)
+        narrow = lambda number: checked_numbers(np.dtype(np.float32), epsilon=number)[0]  # noqa: E731
+        got = jax.jit(narrow)(radius) if traced else narrow(radius)
+        return float(np.float64(got) <= 0.05) * float(got.dtype == np.float32)
+
+
 PENALTY = 1 - _ONE @ _TWO / np.linalg.norm(_ONE) / np.linalg.norm(_TWO)
 
 
@@ -228,6 +256,32 @@ EDGES = [
     ("a network of NaN is never right", lambda: robust(nothing, SOME, np.zeros(8, int), 0.1), 0.0, "by hand"),
     ("an infinite logit is of no class", lambda: int(networks.predicted(jnp.array([jnp.inf, 0.0]))), -1, "by hand"),
     ("a class that is masked out is none", lambda: int(networks.predicted(jnp.array([-jnp.inf, 0.0]))), 1, "by hand"),
+    (
+        "attributions of an infinite logit",
+        lambda: min(
+            nan_share(one(KEY, sure, jnp.asarray(GREY)))
+            for name, one in gradients.ATTRIBUTIONS.items()
+            if name not in gradients.LAYERED and name not in ("noise_blurred", "edges", "occlusion", "lime")
+        ),
+        1.0,
+        "nothing is predicted",
+    ),
+    (
+        "deletion of an infinite logit",
+        lambda: nan_share(faithfulness.deletion_and_insertion(KEY, sure, jnp.asarray(GREY), jnp.ones((4, 4)))),
+        1.0,
+        "nothing is predicted",
+    ),
+    ("alignment of an infinite logit", lambda: nan_share(gradients.image_alignment(sure, SOME[0])), 1.0, "the same"),
+    ("Square with all of the box in reach", far_square, 1.0, "the sum's sign"),
+    ("a radius of float64 is not rounded up", lambda: narrowed(False), 1.0, "0.05 in float64"),
+    ("nor where it is traced", lambda: narrowed(True), 1.0, "0.05 in float64"),
+    (
+        "the share of images that are all alike",
+        lambda: nan_share(gradients.covariance_chance(jnp.eye(16)[:, :2], jnp.zeros((5, 16)))),
+        1.0,
+        "0 / 0",
+    ),
     ("dlr with two classes", lambda: of_two(attacks.dlr), 0.5, "sums above 1.6"),
     ("the margin with two classes", lambda: of_two(attacks.cw_margin), 0.5, "sums above 1.6"),
     ("the slope of targeted dlr of three logits", lambda: slope_of(aimed_dlr, 3), 2.0, "the margin's"),

@@ -63,8 +63,13 @@ def square(
     checked_count("query", queries)
     begin, change = (_bumps, _move_bump) if norm is L2 else (_stripes, _add_square)
 
+    def radius(goal: Goal) -> Array:
+        """Epsilon, or the length of the way across all pixels, beyond which no ball grows."""
+        low, high = (jnp.asarray(bound, goal.image.dtype) for bound in pixel_range)
+        return jnp.minimum(goal.epsilon, norm.length(jnp.broadcast_to(high - low, goal.image.shape)))
+
     def within(goal: Goal, perturbation: Array) -> Array:
-        return clipped(goal.image + norm.project(perturbation, goal.epsilon), pixel_range)
+        return clipped(goal.image + norm.project(perturbation, radius(goal)), pixel_range)
 
     def seen_at(goal: Goal, point: Array) -> tuple[Array, Array]:
         """The margin, highest where the goal is reached by what is not finite; and whether it is reached."""
@@ -74,7 +79,7 @@ def square(
 
     def start(key: Array, goal: Goal) -> Guess:
         now, rest = jax.random.split(key)
-        point = within(goal, begin(now, goal.image, goal.epsilon))
+        point = within(goal, begin(now, goal.image, radius(goal)))
         return Guess(point, *seen_at(goal, point), jnp.int32(0), rest)
 
     def step(goal: Goal, now: Guess) -> Guess:
@@ -82,7 +87,7 @@ def square(
         halvings = jnp.sum(now.queries_made > jnp.array(HALVINGS))
         pixels = share / 2.0**halvings * goal.image.shape[0] * goal.image.shape[1]
         side = jnp.round(jnp.sqrt(pixels)).astype(jnp.int32)
-        point = within(goal, change(key, now.point - goal.image, goal.epsilon, side))
+        point = within(goal, change(key, now.point - goal.image, radius(goal), side))
         margin, fallen = seen_at(goal, point)
         better = margin > now.margin
         pick = lambda new, old: jnp.where(better, new, old)  # noqa: E731

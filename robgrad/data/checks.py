@@ -441,10 +441,17 @@ def checked_numbers(dtype, **numbers) -> list[Array]:
         values = known(number)
         if values is not None and not (np.isfinite(np.asarray(values, np.float64)).all() and np.all(values >= 0)):
             raise ValueError(f"expected {name} >= 0 in pixel units, got {np.min(values):g}")
-    return [
-        number.astype(dtype) if isinstance(number, Array) else jnp.asarray(rounded_down(np.asarray(number), dtype))
-        for number in numbers.values()
-    ]
+    return [_narrowed(number, dtype) for number in numbers.values()]
+
+
+def _narrowed(number: Any, dtype: Any) -> Array:
+    """A number in a type of perhaps fewer digits, not above itself, whether its value is known or traced."""
+    if not isinstance(number, Array):
+        return jnp.asarray(rounded_down(np.asarray(number), dtype))
+    rounded = number.astype(dtype)
+    if jnp.promote_types(number.dtype, dtype) == rounded.dtype:
+        return rounded
+    return jnp.where(rounded > number, jnp.nextafter(rounded, jnp.asarray(-jnp.inf, dtype)), rounded)
 
 
 def within_range(image: Array, pixel_range: Range) -> Array:

@@ -17,7 +17,7 @@ from robgrad.data.checks import checked_count, checked_example, checked_map, mas
 from robgrad.data.images import DataError
 from robgrad.faithfulness.imputation import impute
 from robgrad.gradients import Attribution, rank_map
-from robgrad.gradients.outputs import Output, logit_of_prediction
+from robgrad.gradients.outputs import Output, logit_of_prediction, prediction
 from robgrad.networks import LogitsFn, predicted
 
 
@@ -120,7 +120,7 @@ def deletion_and_insertion(
 
     The probability of the class predicted for the image, where the pixels of highest value have become the fill, or
     where they alone are left, averaged over the share of pixels from 0 to 1 by the trapezoid rule. NaN of a map with
-    NaN.
+    NaN, and of a network that predicts no class of the image.
 
     Args:
       key: of ties.
@@ -133,8 +133,8 @@ def deletion_and_insertion(
     image = checked_example(logits_fn, image)
     values, absent = checked_map(values, image.shape[:2]), pixels_of("fill", fill, image)
     checked_count("step", steps)
-    ranks, label = rank_map(key, values), jnp.argmax(logits_fn(image))
-    undefined = jnp.isnan(values).any()
+    ranks, (label, known) = rank_map(key, values), prediction(logits_fn(image))
+    undefined = jnp.isnan(values).any() | jnp.isnan(known)
 
     def both(share: Array) -> Array:
         top = removed_of(ranks, share)[..., None]

@@ -14,7 +14,7 @@ from jax import Array
 from robgrad.attacks import Loss, cross_entropy
 from robgrad.data.checks import checked_example
 from robgrad.data.images import float_type
-from robgrad.gradients.outputs import Output, Pixels, absolute, loss_of_prediction, one_image
+from robgrad.gradients.outputs import Output, Pixels, absolute, loss_of_prediction, one_image, prediction
 from robgrad.manifolds import Manifold
 from robgrad.networks import LogitsFn
 
@@ -24,9 +24,10 @@ Attribution = Callable[[Array, LogitsFn, Array], Array]
 def loss_gradient(logits_fn: LogitsFn, image: Array, label: Array | None = None, loss: Loss = cross_entropy) -> Array:
     """Gradient of the loss by one image; at the network's own prediction where no label is given."""
     image = checked_example(logits_fn, image, label)
+    known: Array | float = 1.0
     if label is None:
-        label = jnp.argmax(logits_fn(image))
-    return jax.grad(lambda x: loss(logits_fn(x), label))(image)
+        label, known = prediction(logits_fn(image))
+    return known * jax.grad(lambda x: loss(logits_fn(x), label))(image)
 
 
 def gradient(key: Array, logits_fn: LogitsFn, image: Array) -> Array:

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from robgrad.attacks import length
+from robgrad.data.checks import checked_count, checked_example, checked_numbers
+from robgrad.gradients.outputs import logit_of_prediction
 from robgrad.manifolds import TangentSpace
 from robgrad.networks import LogitsFn
 
@@ -18,7 +20,11 @@ def tangent_fraction(direction: Array, basis: Array) -> Array:
     NaN for a direction of length zero or not finite, 0 along an empty tangent space. Its root is the cosine of the
     angle between g and its part along B, the measure of Bordt et al. (2022). With the tangent space of another image,
     or of another of the same class, it is the baseline for what is local.
+
+    Raises:
+      ValueError: if the basis is not one of the direction's pixels.
     """
+    _check_basis(basis, jnp.size(direction))
     flat = jnp.ravel(direction)
     norm = length(flat)
     # Normalised first, since the squares of a certain network's gradient underflow.
@@ -34,15 +40,28 @@ def covariance_chance(basis: Array, spread: Array) -> Array:
 
     Args:
       basis: `[pixels, z]`, orthonormal columns or zeros.
-      spread: `[N, pixels]`, images less their mean: S is their mean product.
+      spread: `[N, pixels]`, images less their mean: S is their mean product. NaN where they are all alike.
+
+    Raises:
+      ValueError: if the basis is not one of those pixels.
     """
+    _check_basis(basis, jnp.shape(spread)[-1])
     return jnp.sum((spread @ basis) ** 2) / jnp.sum(spread**2)
 
 
+def _check_basis(basis: Array, pixels: int) -> None:
+    if jnp.ndim(basis) != 2 or jnp.shape(basis)[0] != pixels:
+        raise ValueError(f"expected a basis [{pixels}, dimensions], got shape {list(jnp.shape(basis))}")
+
+
 def image_alignment(logits_fn: LogitsFn, image: Array) -> Array:
-    """|<x, g>| / ||g||, g the gradient of the predicted class's logit (Etmann et al., 2019); NaN where g is zero."""
-    predicted = jnp.argmax(logits_fn(image))
-    gradient = jax.grad(lambda x: logits_fn(x)[predicted])(image)
+    """|<x, g>| / ||g||, g the gradient of the predicted class's logit (Etmann et al., 2019); NaN where g is zero.
+
+    Raises:
+      DataError: if the image is not one of floating-point pixels.
+    """
+    image = checked_example(logits_fn, image)
+    gradient = jax.grad(logit_of_prediction(logits_fn, image))(image)
     norm = length(gradient)
     unit = gradient / jnp.where(norm > 0, norm, 1.0)
     return jnp.where(norm > 0, jnp.abs(jnp.vdot(image, unit)), jnp.nan)
@@ -79,7 +98,15 @@ def sensitivity(
       radius: length of the noise, in pixel units.
       samples: draws of each.
       output: of the logits, what is compared.
+
+    Raises:
+      DataError: if the image is not one of floating-point pixels.
+      ValueError: if there are no samples, the radius is negative, or the tangent space is of other pixels.
     """
+    image = checked_example(logits_fn, image)
+    checked_count("sample", samples)
+    _check_basis(tangent.basis, image.size)
+    (radius,) = checked_numbers(image.dtype, radius=radius)
     clean = output(logits_fn(image))
 
     def change(direction: Array, there: Array) -> Array:

@@ -8,7 +8,7 @@ from jax import Array
 
 from robgrad.attacks import cross_entropy
 from robgrad.data.images import DataError
-from robgrad.networks import LogitsFn
+from robgrad.networks import LogitsFn, predicted
 
 # `(logits_fn, image)` to the scalar function of an image that is explained.
 Output = Callable[[LogitsFn, Array], Callable[[Array], Array]]
@@ -16,22 +16,28 @@ Output = Callable[[LogitsFn, Array], Callable[[Array], Array]]
 Pixels = Callable[[Array], Array]
 
 
+def prediction(logits: Array) -> tuple[Array, Array]:
+    """The class of the highest logit, and a factor for what is said of it: NaN where the logits predict no class."""
+    label = predicted(logits)
+    return jnp.maximum(label, 0), jnp.where(label < 0, jnp.nan, 1.0)
+
+
 def loss_of_prediction(logits_fn: LogitsFn, image: Array) -> Callable[[Array], Array]:
     """The cross-entropy at the class that the network predicts for the image: the paper's."""
-    label = jnp.argmax(logits_fn(image))
-    return lambda x: cross_entropy(logits_fn(x), label)
+    label, known = prediction(logits_fn(image))
+    return lambda x: known * cross_entropy(logits_fn(x), label)
 
 
 def logit_of_prediction(logits_fn: LogitsFn, image: Array) -> Callable[[Array], Array]:
     """The logit of the class that the network predicts for the image: most other works'."""
-    label = jnp.argmax(logits_fn(image))
-    return lambda x: logits_fn(x)[label]
+    label, known = prediction(logits_fn(image))
+    return lambda x: known * logits_fn(x)[label]
 
 
 def probability_of_prediction(logits_fn: LogitsFn, image: Array) -> Callable[[Array], Array]:
     """The probability of the class that the network predicts for the image: LIME's."""
-    label = jnp.argmax(logits_fn(image))
-    return lambda x: jax.nn.softmax(logits_fn(x))[label]
+    label, known = prediction(logits_fn(image))
+    return lambda x: known * jax.nn.softmax(logits_fn(x))[label]
 
 
 def loss_of(label: Array | int) -> Output:

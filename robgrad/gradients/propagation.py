@@ -15,7 +15,7 @@ from jax import Array
 from robgrad.data.checks import checked_example, pixels_of
 from robgrad.gradients.attributions import Attribution
 from robgrad.gradients.outputs import Pixels, absolute, signed
-from robgrad.networks import CNN, MLP, LogitsFn, OfOne, layers
+from robgrad.networks import CNN, MLP, LogitsFn, OfOne, layers, predicted
 
 
 class Layer(NamedTuple):
@@ -89,8 +89,9 @@ def _passed(network: Sequence[Layer], image: Array) -> list[Array]:
 
 
 def _predicted(logits: Array) -> Array:
-    """One for the predicted class, zero for the others."""
-    return jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=logits.dtype)
+    """One for the predicted class, zero for the others; NaN where the logits predict none."""
+    label = predicted(logits)
+    return jnp.where(label[..., None] < 0, jnp.nan, jax.nn.one_hot(label, logits.shape[-1], dtype=logits.dtype))
 
 
 def guided_backpropagation(pixels: Pixels = absolute) -> Attribution:
