@@ -10,15 +10,17 @@ one before it has trained alike. The page is there from the first experiment on.
 """
 
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import flags
 
-from experiments.harness import config, estimate, experiment, launch, registry, tables
+from experiments.harness import claims, config, estimate, experiment, launch, power, registry, tables
 from experiments.harness.experiment import Experiment
 from experiments.harness.flags import Flags
+from experiments.harness.records import RECORDS
 from experiments.harness.trained import Source
 from robgrad import data, runs
 
@@ -113,6 +115,28 @@ def dry_run(parts: list[Part], given: Flags) -> None:
         f"\n{networks} networks and {retrainings} retrainings: about {_span(total)} on this machine, "
         f"{estimate.memory()} of memory so far; evaluation, figures and start-up are not counted",
     )
+    for part in parts:
+        _show_power(part)
+
+
+def _show_power(part: Part) -> None:
+    """Prints which steps a run of this size would tell, by the record of the same experiment, where there is one."""
+    # The toy repeats all of itself.
+    seeds = getattr(part.config, "network_seeds", getattr(part.config, "repeats", 1))
+    found = power.pilot(RECORDS, part.experiment.name, part.dataset.name if part.dataset else "")
+    rows = power.rows_of(found[1], seeds) if found else []
+    if not found or not rows:
+        return
+    launch.show(
+        *textwrap.wrap(
+            f"\n{part.experiment.title}: what {seeds} seed{'s' * (seeds > 1)} would tell with a chance of "
+            f"{power.WANTED:.0%}, by the record {found[0]}; a verdict needs {claims.LEAST_SEEDS} or more:",
+            launch.width(),
+        )
+    )
+    for row in rows:
+        row["claim"] = textwrap.shorten(row["claim"], max(20, launch.width() - 62), placeholder="...")
+    launch.show(tables.text(rows, power.COLUMNS))
 
 
 def _span(minutes: float) -> str:

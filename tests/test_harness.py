@@ -315,4 +315,6 @@ def test_a_dry_run_counts_what_would_be_done(colour_file, tmp_path, run):
     # known; 2 benchmarks, 1 percentile, 2 seeds of 2 attributions and Random, of 3 networks and of faithfulness' 2.
     assert "14 networks and 48 retrainings" in printed
     assert "GiB" in printed
+    # Of the toy there is a record, whatever the data set.
+    assert "what 2 seeds would tell with a chance of 80%, by the record" in " ".join(printed.split())
     assert not (tmp_path / "all").exists()

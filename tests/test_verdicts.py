@@ -1,9 +1,13 @@
 """The rule for verdicts keeps its word: simulated families in which nothing is true, and such in which all is."""
 
+import math
+
 import numpy as np
 import pytest
+from scipy import stats
 
-from experiments.harness import claims
+from experiments.harness import claims, power
+from experiments.harness.records import RECORDS
 from robgrad import intervals
 
 TIMES = 600
@@ -68,3 +72,41 @@ def test_shares_are_covered(share):
     generator = np.random.default_rng(0)
     bounds = [intervals.of_share(generator.random((1, 100)) < share)[1:] for _ in range(2000)]
     assert 0.93 < np.mean([low <= share <= high for low, high in bounds]) < 0.985
+
+
+@pytest.mark.parametrize(("effect", "seeds", "tests"), [(1.0, 5, 1), (2.0, 4, 8), (0.5, 20, 3)])
+def test_the_chance_of_telling_is_that_of_simulated_trainings(effect, seeds, tests):
+    values = np.random.default_rng(0).normal(effect, 1.0, (20_000, seeds))
+    statistic = values.mean(1) / values.std(1, ddof=1) * seeds**0.5
+    told = np.mean(stats.t.sf(statistic, seeds - 1) < claims.CHANCE / tests)
+    assert power.chance_of_telling(effect, 1.0, seeds, tests) == pytest.approx(told, abs=0.01)
+
+
+def test_seeds_and_effects_are_each_others_inverse():
+    for tests in (1, 8):
+        needed = power.seeds_needed(0.7, 1.0, tests)
+        assert power.least_effect(1.0, needed, tests) <= 0.7 < power.least_effect(1.0, needed - 1, tests)
+    assert power.least_effect(1.0, 2, 1) == math.inf
+    assert power.seeds_needed(0.001, 1.0, 1) is None
+    assert power.seeds_needed(1.0, 0.0, 1) == claims.LEAST_SEEDS
+
+
+def test_a_pilot_says_what_a_larger_run_would_tell():
+    low, high = intervals.of_mean(np.array([0.8, 1.0, 1.3, 0.9]))
+    assert power.deviation_of(low, high, 4) == pytest.approx(np.std([0.8, 1.0, 1.3, 0.9], ddof=1))
+    rows = [
+        {"claim": "rises", "low": 0.5, "high": 1.5, "over": "4 seeds, 300 images"},
+        {"claim": "rises", "low": -0.5, "high": 1.0, "over": "4 seeds, 300 images"},
+        {"claim": "falls", "low": -2.0, "high": -1.0, "over": "4 seeds, 300 images"},
+        {"claim": "once", "low": 0.5, "high": 1.0, "over": "300 images; one seed"},
+    ]
+    found = power.rows_of(rows, 10)
+    assert [row["claim"] for row in found] == ["rises", "falls"]
+    assert found[0]["seen"] == 0.25
+    assert found[0]["seeds"] > 10
+    assert found[0]["told"] > 0.25
+    assert "other way" in found[1]["seeds"]
+    name, recorded = power.pilot(RECORDS, "manifold_distance", "digits")
+    assert name == "manifold_distance-digits"
+    assert all(row["seeds"] <= 10 for row in power.rows_of(recorded, 5))
+    assert power.pilot(RECORDS, "manifold_distance", "no-such-set") is None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import experiments
-from experiments.harness import claims, experiment, registry, tables
+from experiments.harness import claims, experiment, power, registry, tables
 from experiments.harness.tables import Row
 from robgrad import runs
 
@@ -22,6 +22,7 @@ COLUMNS = {
     "fashion_mnist-quick": "Fashion-MNIST, small, one seed",
     "mnist-quick": "MNIST, small, one seed",
 }
+_POWER = "Which steps {} seeds tell with a chance of {:.0%}, and how many seeds the smallest step seen would take"
 # Columns of a record's main table that its page shows; all are in `results.json`.
 SHOWN = 8
 INDEX = """# Recorded results
@@ -180,6 +181,8 @@ def record_page(path: Path) -> str:
         every += further["claims"]
         others += [(caption, further[name], columns) for name, (caption, columns) in other.others.items()]
     folded = [("Every claim and group", every, claims.COLUMNS), *(others if recomputed else [])]
+    seeds = settings.get("network_seeds", 1)
+    folded.append((_POWER.format(seeds, power.WANTED), power.rows_of(every, seeds), power.COLUMNS))
     for caption, rows, columns in folded:
         if rows:
             parts.append(f"<details><summary>{caption}</summary>\n\n{markdown(rows, columns)}\n\n</details>\n")
