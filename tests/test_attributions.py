@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from captum.attr._utils.lrp_rules import Alpha1_Beta0_Rule, EpsilonRule
+from scipy import stats
 from scipy.stats import spearmanr
 
 from robgrad import attacks, data, gradients, networks, stacking, training
@@ -262,3 +263,20 @@ def test_controls():
         gradients.of_gradient(times_input=True, **SIGNED), jnp.full((3, 6, 6, 1), 0.5)
     )
     np.testing.assert_allclose(elsewhere(KEY, logits_fn, image), 0.5)
+
+
+def test_any_attribution_is_smoothed():
+    """Of a quadratic network the mean of |2 w (x + e)| is that of a folded normal; without noise it is the map."""
+    weights = jnp.array([[1.0, 0.5], [2.0, 0.1]])
+    logits_fn = lambda x: jnp.stack([jnp.sum(weights * x[..., 0] ** 2), -1e9])  # noqa: E731
+    image = jnp.array([[0.3, -0.2], [0.0, 0.9]])[..., None]
+    slope = gradients.of_gradient(gradients.outputs.logit_of_prediction)
+    same = gradients.smoothed(slope, samples=3, noise=0.0)(KEY, logits_fn, image)
+    np.testing.assert_allclose(same, slope(KEY, logits_fn, image), rtol=1e-6)
+    found = gradients.smoothed(slope, samples=20_000, noise=0.5)(KEY, logits_fn, image)
+    folded = stats.foldnorm.mean(np.abs(np.asarray(image[..., 0])) / 0.5, scale=0.5)
+    np.testing.assert_allclose(found, 2 * np.asarray(weights) * folded, rtol=0.03)
+    with pytest.raises(ValueError, match="expected at least 1 sample"):
+        gradients.smoothed(slope, samples=0)
+    with pytest.raises(ValueError, match="expected a standard deviation of noise"):
+        gradients.smoothed(slope, noise=-1.0)

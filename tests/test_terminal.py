@@ -37,3 +37,12 @@ def test_a_progress_line_fits_and_keeps_the_time_left():
     short = progress._fitted(start, middle, end, 40)
     assert len(short) == 40
     assert short.endswith(end)
+
+
+def test_quiet_runs_print_what_was_found_alone(run, tmp_path):
+    few = ["--repeats=3", "--points=200", f"--workdir={tmp_path}/toy"]
+    printed, said = run("boundary_tilting", "--quiet", *few)
+    assert said == ""
+    assert "claims" in printed
+    _, said = run("boundary_tilting", "--quiet", "--verbose", *few, status=1)
+    assert "expected without --verbose" in said

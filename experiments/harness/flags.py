@@ -173,6 +173,8 @@ class Flags:
         text = "Directory of another run, trained alike, whose networks and manifold are used."
         self.add("options", "string", "networks_from", None, text)
         self.add("options", "bool", "verbose", False, "Log every report and compilation.", short_name="v")
+        text = "Print no progress, but what was found and what went wrong."
+        self.add("options", "bool", "quiet", False, text, short_name="q")
         text = "HOST:PORT of process 0, for a run of several processes."
         self.add("options", "string", "coordinator_address", None, text)
         self.add("options", "integer", "num_processes", None, "Processes in all, one a host.", lower_bound=1)

@@ -211,7 +211,11 @@ def program(main: Callable[[Flags], None], given: Flags, arguments: Sequence[str
         given.parse(sys.argv if arguments is None else arguments)
         # Detail is ours alone: the libraries' would drown it.
         logging.basicConfig(format="%(message)s")
-        detail.setLevel(logging.INFO if given.values.verbose else logging.WARNING)
+        if given.values.verbose and given.values.quiet:
+            raise absl_flags.IllegalFlagValueError("--quiet: expected without --verbose, which asks for the reverse")
+        levels = {"verbose": logging.INFO, "quiet": logging.ERROR}
+        asked = next((level for name, level in levels.items() if given.values[name].value), logging.WARNING)
+        detail.setLevel(asked)
         absl.logging.set_verbosity(absl.logging.WARNING)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _on_signal)

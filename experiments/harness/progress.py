@@ -1,6 +1,7 @@
 """How far a stage has come, as one line, as a log, as TensorBoard event files."""
 
 import contextlib
+import logging
 import sys
 import time
 import types
@@ -17,8 +18,8 @@ from experiments.harness.launch import detail, width
 def progress(stage: str, events: Path | None = None, names: Sequence[str] = ()) -> Iterator[Callable]:
     """Yields a reporter for `training.fit`: one line, rewritten on a terminal, else once a minute and at the end.
 
-    With `-v` every report is a line of the log; where `events` is a directory its metrics go to event files there, a
-    curve for each of the stack's `names`.
+    With `-v` every report is a line of the log, with `--quiet` none is anywhere; where `events` is a directory its
+    metrics go to event files there, a curve for each of the stack's `names`.
     """
     terminal = sys.stderr.isatty()
     created = began = last = time.monotonic()
@@ -51,7 +52,7 @@ def progress(stage: str, events: Path | None = None, names: Sequence[str] = ()) 
         detail.info("%s", line)
         if terminal:
             line = _fitted(epochs, f"{values}{speed}", f", {left}", width() - 1)
-        if terminal or finished or now - last > 60:
+        if detail.isEnabledFor(logging.WARNING) and (terminal or finished or now - last > 60):
             last, open_line = now, terminal and not finished
             print(f"\r{line}\033[K" if terminal else line, end="" if open_line else "\n", file=sys.stderr, flush=True)
 

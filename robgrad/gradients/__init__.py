@@ -13,6 +13,7 @@ from robgrad.gradients.attributions import (
     of_gradient,
     random,
     rank_map,
+    smoothed,
     tangent_projected,
 )
 from robgrad.gradients.averages import (
@@ -66,6 +67,7 @@ __all__ = [
     "rank_map",
     "sensitivity",
     "sliding_occlusion",
+    "smoothed",
     "smoothgrad",
     "superpixels",
     "surrogate",

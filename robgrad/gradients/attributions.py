@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from robgrad.attacks import Loss, cross_entropy
-from robgrad.data.checks import checked_example
+from robgrad.data.checks import checked_count, checked_example
 from robgrad.data.images import float_type
 from robgrad.gradients.outputs import Output, Pixels, absolute, loss_of_prediction, one_image, prediction
 from robgrad.manifolds import Manifold
@@ -99,6 +99,36 @@ def tangent_projected(attribution: Attribution, manifold: Manifold) -> Attributi
         return attribution(key, along, image)
 
     return projected
+
+
+def smoothed(attribution: Attribution, samples: int = 50, noise: float = 0.3) -> Attribution:
+    """Any attribution averaged over noisy images, as SmoothGrad (Smilkov et al., 2017) averages gradients.
+
+    1 / samples sum_i A(x + e_i), e_i Gaussian; each map explains what the network predicts for its own noisy image,
+    where `smoothgrad` keeps to the prediction for the image itself.
+
+    Args:
+      attribution: what is averaged.
+      samples: noisy images.
+      noise: standard deviation, in pixel units; 0.3 is 15% of the range [-1, 1].
+
+    Raises:
+      ValueError: if there are no samples, or the noise is negative or not finite.
+    """
+    checked_count("sample", samples)
+    if not 0 <= noise < float("inf"):
+        raise ValueError(f"expected a standard deviation of noise of 0 or more, got {noise}")
+
+    def smooth(key: Array, logits_fn: LogitsFn, image: Array) -> Array:
+        image = checked_example(logits_fn, image)
+
+        def one(key: Array) -> Array:
+            drawn, own = jax.random.split(key)
+            return attribution(own, logits_fn, image + noise * jax.random.normal(drawn, image.shape, image.dtype))
+
+        return jax.lax.map(one, jax.random.split(key, samples), batch_size=min(samples, 10)).mean(0)
+
+    return smooth
 
 
 def key_named(key: Array, name: str) -> Array:
