@@ -49,8 +49,8 @@ class ExamineConfig(AnalysisConfig, AutoAttackConfig):
     most_pixels: ClassVar[int] = 224
 
     network: tuple[str, ...] = setting(
-        "Networks: FILE.py:NAME (a module, a function that builds it, or a function of one image), a run's directory, "
-        "or RUN:NETWORK; separated by commas.",
+        "Networks: FILE.py:NAME (a module, a function that builds it, or a function of one image), the state of a wide "
+        "ResNet or PreActResNet (.pt, .safetensors), a run's directory, or RUN:NETWORK; separated by commas.",
         (),
     )
     weights: tuple[str, ...] = setting(

@@ -5,7 +5,7 @@ import inspect
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,9 +18,12 @@ from experiments.harness.config import ConfigError
 from robgrad import data, networks, runs, stacking
 from robgrad.data.checks import logits_of, of_one_image
 from robgrad.networks import Network, Variables
+from robgrad.networks.pixels import normalised
 
 # In place of a file of weights, where a network has none.
 NONE = "-"
+# How files of PyTorch's states end.
+STATES = (".pt", ".pth", ".safetensors")
 
 
 class Subject(NamedTuple):
@@ -57,6 +60,7 @@ def checksums(sources: Sequence[str], weights: Sequence[str]) -> tuple[str, ...]
       ConfigError: if one of them is not there.
     """
     files = [Path(one.rpartition(":")[0]).expanduser() for one in sources if _is_file(one)]
+    files += [Path(one).expanduser() for one in sources if one.endswith(STATES)]
     found = []
     for flag, path in [
         *(("network", one) for one in files),
@@ -74,7 +78,8 @@ def loaded(
     """The networks of `--network`, each under a name of its own.
 
     Args:
-      sources: `FILE.py:NAME`, or a run's directory for all its networks, or `RUN:NETWORK` for one of them.
+      sources: `FILE.py:NAME`; the file of a state of PyTorch's, of a family that `networks.of_state` knows; a run's
+        directory for all its networks, or `RUN:NETWORK` for one of them.
       weights: of the networks from files, in their order; or none.
       pixels: what those take.
       image_shape: `[H, W, C]` of the data set.
@@ -93,6 +98,8 @@ def loaded(
     for source in sources:
         if _is_file(source):
             found.append(_of_file(source, next(states), pixels, tuple(image_shape)))
+        elif source.endswith(STATES):
+            found.append(_of_state(source, pixels))
         else:
             found += _of_run(source)
     names = [one.name for one in found]
@@ -105,6 +112,17 @@ def loaded(
     return found
 
 
+def _of_state(source: str, pixels: Pixels) -> Subject:
+    """A residual network that a file of PyTorch's holds the state of."""
+    mean, std = (values[0] if len(values) == 1 else values for values in (pixels.mean, pixels.std))
+    input_range = (0.0, 1.0) if pixels.low is None or pixels.high is None else (pixels.low, pixels.high)
+    try:
+        own = networks.of_state(source, input_range=input_range, mean=mean, std=std)
+    except ValueError as error:
+        raise ConfigError(f"--network={source}: {error}") from error
+    return Subject(Path(source).stem, own.network, own.variables)
+
+
 def _is_file(source: str) -> bool:
     return source.rpartition(":")[0].endswith(".py")
 
@@ -114,7 +132,9 @@ def _of_run(source: str) -> Iterator[Subject]:
     place, _, wanted = (source, "", "") if Path(source).expanduser().is_dir() else source.rpartition(":")
     run = Path(place).expanduser()
     if not run.is_dir():
-        raise ConfigError(f"--network={source}: expected FILE.py:NAME, a run's directory, or RUN:NETWORK")
+        raise ConfigError(
+            f"--network={source}: expected FILE.py:NAME, a file of weights, a run's directory, or RUN:NETWORK"
+        )
     known: list[str] = []
     for path in runs.stages(run):
         if runs.read_about(path)["kind"] != "classifier":
@@ -198,19 +218,14 @@ def _is_module(value: Any) -> bool:
 
 
 def _load_state(module: Any, weights: str) -> None:
-    """A PyTorch module's state from a file, a checkpoint's `state_dict` or `model` among them; nothing is unpickled."""
+    """A PyTorch module's state from a file."""
     import torch
 
-    if weights.endswith(".safetensors"):
-        from safetensors.torch import load_file
-
-        state = load_file(weights)
-    else:
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-    for name in ("state_dict", "model_state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(name), dict):
-            state = state[name]
-    module.load_state_dict({name.removeprefix("module."): value for name, value in state.items()})
+    kept = module.state_dict()
+    state = {name: torch.as_tensor(value) for name, value in networks.read_state(weights).items()}
+    module.load_state_dict(
+        {name: value.to(kept[name].dtype) if name in kept else value for name, value in state.items()}
+    )
 
 
 def _as_network(value: Any, pixels: Pixels, image_shape: tuple[int, ...]) -> tuple[Network, Variables]:
@@ -250,13 +265,8 @@ def _as_network(value: Any, pixels: Pixels, image_shape: tuple[int, ...]) -> tup
     if (low is None or high is None) and mean == 0 and std == 1:
         return network, variables
     first, last = (-1.0, 1.0) if low is None or high is None else (low, high)
-    shown = partial(_normalised, first, last, jnp.asarray(mean), jnp.asarray(std))
+    shown = normalised(image_shape[-1], data.PIXEL_RANGE, (first, last), mean, std)
     return _evaluated(lambda held, images: network.evaluate(held, shown(images))), variables
-
-
-def _normalised(low: float, high: float, mean: jax.Array, std: jax.Array, images: jax.Array) -> jax.Array:
-    pixels = low + (high - low) * (images + 1) / 2
-    return (pixels - mean.astype(images.dtype)) / std.astype(images.dtype)
 
 
 def _evaluated(evaluate: Callable[[Variables, jax.Array], jax.Array]) -> Network:

@@ -21,6 +21,7 @@ from robgrad.networks.nnx import of_nnx
 from robgrad.networks.normalisation import BatchNorm
 from robgrad.networks.pytorch import of_torch
 from robgrad.networks.residual import PreActResNet, preact_resnet_18, wide_resnet
+from robgrad.networks.states import of_state, read_state
 
 __all__ = [
     "CNN",
@@ -46,8 +47,10 @@ __all__ = [
     "of_equinox",
     "of_module",
     "of_nnx",
+    "of_state",
     "of_torch",
     "preact_resnet_18",
     "predicted",
+    "read_state",
     "wide_resnet",
 ]

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-Padding = Literal["SAME", "VALID"]
+Padding = Literal["SAME", "VALID", "CENTRED"]
 Pads = tuple[tuple[int, int], tuple[int, int]]
 # Where XLA:CPU's convolution is slower than products (measured, batches of 100): few channels come out, as in the
 # derivative of a first layer by the image; or few numbers are seen at a place and the result is small.
@@ -39,12 +39,16 @@ def conv(images: Array, kernel: Array, stride: int = 1, padding: Padding = "SAME
       images: `[B, H, W, I]`.
       kernel: `[kh, kw, I, O]`.
       stride: step of the window along height and width.
-      padding: `"SAME"` or `"VALID"`.
+      padding: `"SAME"`, `"VALID"`, or `"CENTRED"`, as many zeros before the image as behind it, half a window less a
+        half: PyTorch's `padding=k // 2`, which differs from `"SAME"` where the stride is above 1.
 
     Returns:
       `[B, H', W', O]`.
     """
-    pads = lax.padtype_to_pads(images.shape[1:3], kernel.shape[:2], (stride, stride), padding)
+    if padding == "CENTRED":
+        pads: Sequence[tuple[int, int]] = [((window - 1) // 2, (window - 1) // 2) for window in kernel.shape[:2]]
+    else:
+        pads = lax.padtype_to_pads(images.shape[1:3], kernel.shape[:2], (stride, stride), padding)
     if stride == 1:
         return _dense_conv(_static(pads), images, kernel)
     # The kernel filled up with zeros to whole blocks of stride x stride, and the image to what it covers.

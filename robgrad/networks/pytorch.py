@@ -12,12 +12,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from robgrad.data import PIXEL_RANGE
 from robgrad.networks.network import Network, OfOne, Variables
 from robgrad.networks.operators import RULES, Rule
+from robgrad.networks.pixels import normalised
 
 
 def of_torch(
@@ -63,9 +63,7 @@ def of_torch(
     if len(image_shape) != 3:
         raise ValueError(f"expected an image shape of height, width and channels, got {tuple(image_shape)}")
     height, width, channels = map(int, image_shape)
-    offset, scale = (_by_channel(name, value, channels) for name, value in (("mean", mean), ("std", std)))
-    if not (scale > 0).all():
-        raise ValueError(f"expected deviations above 0, got {std}")
+    shown = normalised(channels, pixel_range, input_range, mean, std)
     module = copy.deepcopy(module).eval().cpu()
     example = torch.zeros(1, channels, height, width, dtype=_dtype_of(module, torch))
     try:
@@ -81,16 +79,11 @@ def of_torch(
     missing = sorted({str(one.target) for one in graph.nodes if one.op == "call_function" and _rule(one) is None})
     if missing:
         raise ValueError(f"{type(module).__name__}: no rule for the operators {', '.join(missing)}")
-    (first, last), (low, high) = pixel_range, input_range
-    if not (last > first and high > low):
-        raise ValueError(f"expected ranges that are not empty, got {pixel_range} and {input_range}")
 
     def of_image(variables: Variables, image: Array) -> Array:
         # Weights of float32 take no images of float64.
         image = image.astype(next(iter(variables["params"].values()), image).dtype)
-        part = (image - first) / (last - first)
-        pixels = (low + (high - low) * part - offset.astype(image.dtype)) / scale.astype(image.dtype)
-        logits = _run(graph, names, variables, jnp.transpose(pixels, (2, 0, 1))[None])
+        logits = _run(graph, names, variables, jnp.transpose(shown(image), (2, 0, 1))[None])
         return logits[0] if logits.shape[-1] > 1 else jnp.concatenate([jnp.zeros_like(logits[0]), logits[0]])
 
     def evaluate(variables: Variables, images: Array) -> Array:
@@ -116,13 +109,6 @@ def of_torch(
     if len(shape) != 2 or shape[0] != 1:
         raise ValueError(f"{type(module).__name__}: expected logits of shape [1, classes], got {list(shape)}")
     return OfOne(Network(lambda key, image_shape: held, evaluate, train), held)
-
-
-def _by_channel(name: str, value: Any, channels: int) -> np.ndarray:
-    numbers = np.asarray(value, np.float32)
-    if numbers.shape not in ((), (channels,)) or not np.isfinite(numbers).all():
-        raise ValueError(f"{name}: expected a number, or one for each of {channels} channels, got {value}")
-    return numbers
 
 
 def _dtype_of(module: Any, torch: Any) -> Any:

@@ -36,12 +36,14 @@ class PreActResNet(nn.Module):
       groups: features of each group's blocks; every group but the first halves height and width.
       blocks: blocks a group.
       classes: number of logits.
+      final_norm: whether batch norm and ReLU come before the mean over pixels; some networks in PyTorch have none.
     """
 
     stem: int
     groups: Sequence[int]
     blocks: int
     classes: int
+    final_norm: bool = True
 
     @nn.compact
     def __call__(self, images: Array, weights: Array | None = None) -> Array:
@@ -50,8 +52,8 @@ class PreActResNet(nn.Module):
         for group, features in enumerate(self.groups):
             for block in range(self.blocks):
                 images = PreActBlock(features, 2 if group and not block else 1)(images, weights)
-        pooled = nn.relu(_norm()(images, weights)).mean((1, 2))
-        return nn.Dense(self.classes, kernel_init=_HE)(pooled)
+        images = nn.relu(_norm()(images, weights)) if self.final_norm else images
+        return nn.Dense(self.classes, kernel_init=_HE)(images.mean((1, 2)))
 
 
 def preact_resnet_18(classes: int = 10) -> PreActResNet:
@@ -75,4 +77,5 @@ def _norm() -> BatchNorm:
 
 
 def _conv(features: int, window: int, stride: int = 1) -> Conv:
-    return Conv(features, window, stride, use_bias=False, kernel_init=_HE)
+    # Strided windows stand as PyTorch's do, so that its weights mean the same.
+    return Conv(features, window, stride, "CENTRED", use_bias=False, kernel_init=_HE)
