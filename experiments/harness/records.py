@@ -19,7 +19,7 @@ COLUMNS = {
     "digits-quick": "digits (2.1 and robustness: ten seeds, else one), the toy",
     "shapes-16-quick": "rendered shapes (2.1: five seeds, else one)",
     "digits-quick, generated": "images made from digits, five seeds",
-    "fashion_mnist-quick": "Fashion-MNIST, small, one seed",
+    "fashion_mnist-quick": "Fashion-MNIST, small (2.1: five seeds, else one)",
     "mnist-quick": "MNIST, small, one seed",
 }
 _POWER = "Which steps {} seeds tell with a chance of {:.0%}, and how many seeds the smallest step seen would take"
