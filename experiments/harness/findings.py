@@ -157,12 +157,15 @@ def table(results_of: Callable[[str], Results]) -> str:
 
 def answers(results_of: Callable[[str], Results]) -> str:
     """Three sentences with numbers: the paper's claim, its explanation, and what speaks against it."""
-    digits, shapes, faithful = (
-        results_of(name) for name in ("manifold_distance-digits", "known_manifold-shapes", "faithfulness-digits")
+    digits, clothes, shapes, faithful = map(
+        results_of,
+        ("manifold_distance-digits", "manifold_distance-fashion_mnist", "known_manifold-shapes", "faithfulness-digits"),
     )
     standard, others = strongest(digits)
-    nearer = np.mean([one["median_distance"] for one in others])
-    along, more = standard["tangent_fraction"], np.mean([one["tangent_fraction"] for one in others])
+    (far, near), (along, more) = (_ends(digits, column) for column in ("median_distance", "tangent_fraction"))
+    (farther, nearer), (less, most_along) = (
+        _ends(clothes, column) for column in ("median_distance", "tangent_fraction")
+    )
     true, truer = strongest(shapes)
     truest = np.mean([one["tangent_fraction"] for one in truer])
     elsewhere = chosen(FINDINGS[8], faithful["claims"])
@@ -174,10 +177,11 @@ def answers(results_of: Callable[[str], Results]) -> str:
     beyond = "above" if true["covariance_chance"] > top else "below"
     said = (
         f"The paper's claim: attacked images of adversarially trained networks lie nearer to the manifold. On digits "
-        f"the median distance falls from {standard['median_distance']:.2f} to {nearer:.2f} for the strongest training "
-        f"({_verdict(FINDINGS[0], digits)}).",
+        f"the median distance falls from {far:.2f} to {near:.2f} for the strongest training, on Fashion-MNIST from "
+        f"{farther:.1f} to {nearer:.1f} ({_verdict(FINDINGS[0], digits, clothes)}).",
         f"Its explanation: more of such a network's gradient lies along the manifold, {more:.2f} of its squared "
-        f"length against {along:.2f} ({_verdict(FINDINGS[1], digits)}); on shapes, whose manifold is known, "
+        f"length against {along:.2f}, on Fashion-MNIST {most_along:.2f} against {less:.2f} "
+        f"({_verdict(FINDINGS[1], digits, clothes)}); on shapes, whose manifold is known, "
         f"{truest:.2f} against {true['tangent_fraction']:.2f} ({_verdict(FINDINGS[2], shapes)}).",
         f"What speaks against it: part of the rise is not of the image at hand, since along the tangent space of "
         f"another image of its class there are {another:.2f} against {standard['fraction_same_class']:.2f} on digits. "
@@ -191,8 +195,15 @@ def answers(results_of: Callable[[str], Results]) -> str:
     return "\n".join(f"- {sentence}" for sentence in said)
 
 
-def _verdict(finding: Finding, results: Results) -> str:
-    return claims.summed([row["verdict"] for row in chosen(finding, results["claims"])])
+def _ends(results: Results, column: str) -> tuple[float, float]:
+    """A column of the standard network, and its mean over the most strongly trained ones."""
+    standard, others = strongest(results)
+    return standard[column], float(np.mean([one[column] for one in others]))
+
+
+def _verdict(finding: Finding, *records: Results) -> str:
+    every = [row for results in records for row in chosen(finding, results["claims"])]
+    return claims.summed([row["verdict"] for row in every])
 
 
 def failures(families: Mapping[str, Mapping[str, Sequence[str]]], most: int = 6) -> str:
