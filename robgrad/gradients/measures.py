@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from robgrad.attacks import length
+from robgrad.data import DataError
 from robgrad.data.checks import checked_count, checked_example, checked_numbers
 from robgrad.gradients.outputs import logit_of_prediction
 from robgrad.manifolds import TangentSpace
@@ -103,7 +104,9 @@ def sensitivity(
       DataError: if the image is not one of floating-point pixels.
       ValueError: if there are no samples, the radius is negative, or the tangent space is of other pixels.
     """
-    image = checked_example(logits_fn, image)
+    image = jnp.asarray(image)
+    if not jnp.issubdtype(image.dtype, jnp.floating):
+        raise DataError(f"expected a floating-point image, got {image.dtype}; map bytes by data.scale")
     checked_count("sample", samples)
     _check_basis(tangent.basis, image.size)
     (radius,) = checked_numbers(image.dtype, radius=radius)
