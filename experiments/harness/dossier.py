@@ -157,18 +157,23 @@ def words_of(config: Any, name: str, tables: Tables, rows: Sequence[Row]) -> Ite
     yield (
         f"{own:.2f} of its loss gradient lies along the manifold (by {manifolds.KINDS[one['manifold']].title}), above "
         f"{above}: {same:.2f} lies along the tangent space of another image of its class, {spread:.2f} of a direction "
-        f"with the data's covariance (and {one['tangent_fraction_chance']:.2f} of a random one). Attacked images lie "
-        f"{one['median_distance']:.2f} from the manifold, clean ones {one['clean_median_distance']:.2f}."
+        f"with the data's covariance (and {one['tangent_fraction_chance']:.2f} of a random one)."
     )
+    if np.isfinite(one["median_distance"]):
+        yield (
+            f"Attacked images lie {one['median_distance']:.2f} from that manifold at the median, clean ones "
+            f"{one['clean_median_distance']:.2f}."
+        )
     scores = {one["attribution"]: one["road"] for one in tables["attributed"] if one["network"] == name}
     knows = {at: score for at, score in scores.items() if at.replace(" ", "_") not in gradients.CONTROLS}
     nothing = {at: score for at, score in scores.items() if at not in knows}
     if knows:
         best = max(knows, key=knows.__getitem__)
-        said = f"By ROAD its most faithful attribution is {best} ({knows[best]:.2f}; 0 is that of random pixels)"
+        said = f"By ROAD on {config.measured_examples} images the highest of {len(knows)} attributions is {best} "
+        said += f"({knows[best]:.2f}; 0 is that of random pixels)"
         if nothing:
             control = max(nothing, key=nothing.__getitem__)
-            said += f"; {control}, which knows nothing of the network, has {nothing[control]:.2f}"
+            said += f"; of {len(nothing)} controls that know nothing of the network {control} ({nothing[control]:.2f})"
         yield f"{said}."
 
 

@@ -157,10 +157,10 @@ def table(results_of: Callable[[str], Results]) -> str:
 
 def answers(results_of: Callable[[str], Results]) -> str:
     """Three sentences with numbers: the paper's claim, its explanation, and what speaks against it."""
-    digits, clothes, shapes, faithful = map(
-        results_of,
-        ("manifold_distance-digits", "manifold_distance-fashion_mnist", "known_manifold-shapes", "faithfulness-digits"),
+    digits, clothes, rendered, mnist = (
+        results_of(f"manifold_distance-{name}") for name in ("digits", "fashion_mnist", "shapes", "mnist")
     )
+    shapes, faithful = results_of("known_manifold-shapes"), results_of("faithfulness-digits")
     standard, others = strongest(digits)
     (far, near), (along, more) = (_ends(digits, column) for column in ("median_distance", "tangent_fraction"))
     (farther, nearer), (less, most_along) = (
@@ -172,9 +172,9 @@ def answers(results_of: Callable[[str], Results]) -> str:
     against = sum(float(row["ours"]) < 0 for row in elsewhere)
     radius = digits["config"]["robust_epsilon"]
     least, most = (end(one["robust_accuracy"] for one in others) for end in (min, max))
-    another = np.mean([one["fraction_same_class"] for one in others])
-    top = max(row["tangent_fraction"] for row in shapes["rows"])
-    beyond = "above" if true["covariance_chance"] > top else "below"
+    elsewhere_before, elsewhere_after = _ends(digits, "fraction_same_class")
+    spread = strongest(clothes)[0]["tangent_fraction_covariance"]
+    untold = [_verdict(one, rendered, mnist) for one in FINDINGS[:2]]
     said = (
         f"The paper's claim: attacked images of adversarially trained networks lie nearer to the manifold. On digits "
         f"the median distance falls from {far:.2f} to {near:.2f} for the strongest training, on Fashion-MNIST from "
@@ -183,10 +183,10 @@ def answers(results_of: Callable[[str], Results]) -> str:
         f"length against {along:.2f}, on Fashion-MNIST {most_along:.2f} against {less:.2f} "
         f"({_verdict(FINDINGS[1], digits, clothes)}); on shapes, whose manifold is known, "
         f"{truest:.2f} against {true['tangent_fraction']:.2f} ({_verdict(FINDINGS[2], shapes)}).",
-        f"What speaks against it: part of the rise is not of the image at hand, since along the tangent space of "
-        f"another image of its class there are {another:.2f} against {standard['fraction_same_class']:.2f} on digits. "
-        f"A direction with the data's covariance has {true['covariance_chance']:.2f} on shapes, {beyond} the "
-        f"{top:.2f} of the best network. "
+        f"What speaks against it: on rendered shapes and MNIST distances are {untold[0]}, shares {untold[1]}. Along "
+        f"the tangent space of another image of its class the share rises, too (digits {elsewhere_before:.2f} to "
+        f"{elsewhere_after:.2f}). A direction with the data's covariance has {spread:.2f} on Fashion-MNIST, the "
+        f"strongest networks {most_along:.2f}; on shapes {true['covariance_chance']:.2f} and {truest:.2f}. "
         f"The strongest training makes digits' networks no more robust at l2 {radius:g} (accuracy {least:.2f} to "
         f"{most:.2f}, standard {standard['robust_accuracy']:.2f}). In {against} of {len(elsewhere)} comparisons the "
         f"gradient of another image scores higher as an attribution than the image's own "

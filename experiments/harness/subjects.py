@@ -114,10 +114,9 @@ def loaded(
 
 def _of_state(source: str, pixels: Pixels) -> Subject:
     """A residual network that a file of PyTorch's holds the state of."""
-    mean, std = (values[0] if len(values) == 1 else values for values in (pixels.mean, pixels.std))
     input_range = (0.0, 1.0) if pixels.low is None or pixels.high is None else (pixels.low, pixels.high)
     try:
-        own = networks.of_state(source, input_range=input_range, mean=mean, std=std)
+        own = networks.of_state(source, input_range=input_range, mean=pixels.mean, std=pixels.std)
     except ValueError as error:
         raise ConfigError(f"--network={source}: {error}") from error
     return Subject(Path(source).stem, own.network, own.variables)
@@ -231,8 +230,7 @@ def _load_state(module: Any, weights: str) -> None:
 def _as_network(value: Any, pixels: Pixels, image_shape: tuple[int, ...]) -> tuple[Network, Variables]:
     """A `Network` of images in [-1, 1], and its variables."""
     torch, equinox, nnx = (sys.modules.get(name) for name in ("torch", "equinox", "flax.nnx"))
-    mean, std = (values[0] if len(values) == 1 else values for values in (pixels.mean, pixels.std))
-    low, high = pixels.low, pixels.high
+    low, high, mean, std = pixels
     if torch and isinstance(value, torch.nn.Module):
         input_range = (0.0, 1.0) if low is None or high is None else (low, high)
         own = networks.of_torch(value, image_shape, input_range=input_range, mean=mean, std=std)
@@ -262,7 +260,7 @@ def _as_network(value: Any, pixels: Pixels, image_shape: tuple[int, ...]) -> tup
         network = _evaluated(lambda held, images: jax.vmap(of_one)(images))
     else:
         raise ConfigError(f"expected a network, a pair (module, variables), or a function, got {type(value).__name__}")
-    if (low is None or high is None) and mean == 0 and std == 1:
+    if (low is None or high is None) and mean == (0.0,) and std == (1.0,):
         return network, variables
     first, last = (-1.0, 1.0) if low is None or high is None else (low, high)
     shown = normalised(image_shape[-1], data.PIXEL_RANGE, (first, last), mean, std)

@@ -19,9 +19,9 @@ from robgrad.networks.network import (
 )
 from robgrad.networks.nnx import of_nnx
 from robgrad.networks.normalisation import BatchNorm
+from robgrad.networks.pretrained import of_state, read_state
 from robgrad.networks.pytorch import of_torch
 from robgrad.networks.residual import PreActResNet, preact_resnet_18, wide_resnet
-from robgrad.networks.states import of_state, read_state
 
 __all__ = [
     "CNN",

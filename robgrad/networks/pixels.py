@@ -35,6 +35,6 @@ def normalised(
 
 def _by_channel(name: str, value: Any, channels: int) -> np.ndarray:
     numbers = np.asarray(value, np.float32)
-    if numbers.shape not in ((), (channels,)) or not np.isfinite(numbers).all():
+    if numbers.shape not in ((), (1,), (channels,)) or not np.isfinite(numbers).all():
         raise ValueError(f"{name}: expected a number, or one for each of {channels} channels, got {value}")
     return numbers
