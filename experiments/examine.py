@@ -33,7 +33,7 @@ from experiments.harness import (
 )
 from experiments.harness.analysed import AnalysisConfig
 from experiments.harness.config import AutoAttackConfig, ConfigError, Presets, setting, subsets
-from experiments.harness.progress import counted
+from experiments.harness.progress import counted, note
 from experiments.harness.subjects import Subject
 from experiments.harness.trained import Run
 from robgrad import attacks, data, gradients, manifolds, networks, runs, stacking
@@ -216,6 +216,7 @@ def attacked(run: Run, subject: Subject, test: data.Split, norm: str) -> experim
         version=config.auto_attack,
         seed=config.seed,
         batch=min(100, 10 * config.chunk),
+        progress=lambda line: note(f"{subject.name}, {norm}: {line}"),
         state=run.workdir / "analysis" / f"auto_attack-{norm}-{subject.name}.npz",
     )
     robust, last = np.stack([one.robust for one in found]), found[-1]

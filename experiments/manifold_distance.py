@@ -282,7 +282,7 @@ def draw(workdir: Path, config: ManifoldConfig, arrays: experiment.Arrays, table
         # The first manifold's files are named as they were when there was one.
         of = f"{loss}" if name == config.manifold[0] else f"{name}_{loss}"
         unit = "" if on_manifold(clean) else ", rescaled"
-        xlabel = f"distance to the manifold{unit} ({title}, {loss} analysis)"
+        xlabel = f"distance{unit} ({title}, {loss} analysis)"
         figures.density_figure(workdir / f"densities_{of}.svg", panels, xlabel, colours)
         rows = [row for row in tables["rows"] if (row["manifold"], row["analysis_loss"]) == (name, loss)]
         draw_fractions(workdir / f"tangent_fraction_{of}.svg", rows, f"along the manifold ({title})", colours)

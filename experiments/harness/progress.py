@@ -65,6 +65,12 @@ def progress(stage: str, events: Path | None = None, names: Sequence[str] = ()) 
             writer.close()
 
 
+def note(line: str) -> None:
+    """Says by a line that something long has begun; not with `--quiet`."""
+    if detail.isEnabledFor(logging.WARNING) and not jax.process_index():
+        print(line, file=sys.stderr, flush=True)
+
+
 def counted(blocks: Sequence, stage: str) -> Iterator[tuple[int, Any]]:
     """`enumerate` of the blocks of a stage, with its progress."""
     with progress(stage) as report:

@@ -28,7 +28,7 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 _FEW_OUTPUTS, _FEW_PLACES, _FEW_TAPS, _SMALL = 4, 36, 18, 4096
 
 
-def conv(images: Array, kernel: Array, stride: int = 1, padding: Padding = "SAME") -> Array:
+def conv(images: Array, kernel: Array, stride: int = 1, padding: Padding | Sequence[tuple[int, int]] = "SAME") -> Array:
     """Cross-correlates images with a kernel, fast in compiled loops under reverse differentiation.
 
     Equals `lax.conv_general_dilated` in NHWC and HWIO layout, in value and in derivatives of any order
@@ -40,15 +40,18 @@ def conv(images: Array, kernel: Array, stride: int = 1, padding: Padding = "SAME
       kernel: `[kh, kw, I, O]`.
       stride: step of the window along height and width.
       padding: `"SAME"`, `"VALID"`, or `"CENTRED"`, as many zeros before the image as behind it, half a window less a
-        half: PyTorch's `padding=k // 2`, which differs from `"SAME"` where the stride is above 1.
+        half: PyTorch's `padding=k // 2`, which differs from `"SAME"` where the stride is above 1. Or zeros before and
+        behind, for height and width.
 
     Returns:
       `[B, H', W', O]`.
     """
     if padding == "CENTRED":
         pads: Sequence[tuple[int, int]] = [((window - 1) // 2, (window - 1) // 2) for window in kernel.shape[:2]]
-    else:
+    elif isinstance(padding, str):
         pads = lax.padtype_to_pads(images.shape[1:3], kernel.shape[:2], (stride, stride), padding)
+    else:
+        pads = padding
     if stride == 1:
         return _dense_conv(_static(pads), images, kernel)
     # The kernel filled up with zeros to whole blocks of stride x stride, and the image to what it covers.
