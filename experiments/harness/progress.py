@@ -65,10 +65,16 @@ def progress(stage: str, events: Path | None = None, names: Sequence[str] = ()) 
             writer.close()
 
 
-def note(line: str) -> None:
-    """Says by a line that something long has begun; not with `--quiet`."""
-    if detail.isEnabledFor(logging.WARNING) and not jax.process_index():
-        print(line, file=sys.stderr, flush=True)
+def notes(of: str) -> Callable[[str], None]:
+    """Builds what says by a line that a part of something long has begun, each line once; not with `--quiet`."""
+    said: set[str] = set()
+
+    def note(line: str) -> None:
+        if line not in said and detail.isEnabledFor(logging.WARNING) and not jax.process_index():
+            print(f"{of}: {line}", file=sys.stderr, flush=True)
+        said.add(line)
+
+    return note
 
 
 def counted(blocks: Sequence, stage: str) -> Iterator[tuple[int, Any]]:
