@@ -55,31 +55,49 @@ def of_images(
     """
     masks = rankings.get("true_mask")
 
+    def maps_of(name: str, key: jax.Array, variables: Any, image: jax.Array) -> tuple[Arrays, jax.Array]:
+        """What the maps themselves say of an attribution, and its signed form `[H, W, C]`.
+
+        The image, the moved ones, and the network that has learnt nothing take turns in one loop: an attribution is
+        most of what there is to compile, and so is compiled once.
+        """
+        moved = faithfulness.moved_images(jax.random.fold_in(key, 1), image, samples=samples)
+        images = jnp.concatenate([image[None], moved, image[None]])[: None if fresh is not None else -1]
+
+        def at(turn: tuple[jax.Array, jax.Array]) -> jax.Array:
+            place, pixels = turn
+            used = variables
+            if fresh is not None:
+                used = jax.tree.map(lambda old, new: jnp.where(place > samples, new, old), variables, fresh)
+            return rankings[name](key, networks.logits_fn(network, used), pixels)
+
+        maps = jax.lax.map(at, (jnp.arange(len(images)), images))
+        values, sensitivity = maps[0], faithfulness.largest_change(maps[0], maps[1 : samples + 1])
+        said = {"map": values, "sensitivity": sensitivity, "smoothness": controls.smoothness(values)}
+        if fresh is not None:
+            said["randomisation"] = faithfulness.rank_correlation(values, maps[-1])
+        if signed[name] is not rankings[name]:
+            values = signed[name](key, networks.logits_fn(network, variables), image)
+        return said, jnp.broadcast_to(values if values.ndim == 3 else values[..., None], image.shape)
+
     def of_image(_, variables, example):
         key, (pixels, label) = example
         image, own = data.scale(pixels), networks.logits_fn(network, variables)
-        found = []
-        for name, attribution in rankings.items():
-            one = gradients.key_named(key, name)
-            values = attribution(one, own, image)
-            game = faithfulness.deletion_and_insertion(one, own, image, values)
-            said = {
-                "road": faithfulness.road(one, own, image, label, values).score,
-                "deletion": game.deletion,
-                "insertion": game.insertion,
-                "infidelity": faithfulness.infidelity(one, own, image, signed[name](one, own, image)),
-                "sensitivity": faithfulness.max_sensitivity(one, own, image, attribution, samples=samples),
-                "smoothness": controls.smoothness(values),
-                "map": values,
-            }
-            if fresh is not None:
-                other = networks.logits_fn(network, fresh)
-                said["randomisation"] = faithfulness.randomisation(one, own, other, image, attribution)
+        keys = [gradients.key_named(key, name) for name in rankings]
+        made = [maps_of(name, one, variables, image) for name, one in zip(rankings, keys, strict=True)]
+        said, with_signs = jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
+
+        def of_map(one: tuple[jax.Array, jax.Array, jax.Array]) -> dict[str, jax.Array]:
+            key, values, explained = one
+            found = faithfulness.deletion_and_insertion(key, own, image, values)._asdict()
+            found["road"] = faithfulness.road(key, own, image, label, values).score
+            found["infidelity"] = faithfulness.infidelity(key, own, image, explained)
             if masks is not None:
-                agreed = faithfulness.agreement(one, values, masks(one, own, image) > 0.5)
-                said |= {field: getattr(agreed, field) * 1.0 for field in ("pointing", "mass", "overlap")}
-            found.append(said)
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
+                agreed = faithfulness.agreement(key, values, masks(key, own, image) > 0.5)
+                found |= {field: getattr(agreed, field) * 1.0 for field in ("pointing", "mass", "overlap")}
+            return found
+
+        return said | jax.lax.map(of_map, (jnp.stack(keys), said["map"], with_signs))
 
     compiled = stacking.per_example(of_image, stacking.device_mesh(1, chunk), chunk)
 

@@ -199,16 +199,23 @@ def max_sensitivity(
     randomness does not count.
     """
     image = checked_example(logits_fn, image)
-    checked_count("sample", samples)
     own, rest = jax.random.split(key)
-    whole = attribution(own, logits_fn, image)
+    images = jnp.concatenate([image[None], moved_images(rest, image, radius, samples)])
+    # One call in a loop, so that the attribution is compiled once.
+    whole, *moved = jax.lax.map(lambda one: attribution(own, logits_fn, one), images)
+    return largest_change(whole, jnp.stack(moved))
 
-    def one(key: Array) -> Array:
-        moved = image + jax.random.uniform(key, image.shape, image.dtype, -radius, radius)
-        return length(attribution(own, logits_fn, moved) - whole)
 
+def moved_images(key: Array, image: Array, radius: float = 0.05, samples: int = 10) -> Array:
+    """An image `[H, W, C]` with uniform noise between -radius and radius on each pixel, `[samples, H, W, C]`."""
+    checked_count("sample", samples)
+    return image + jax.random.uniform(key, (samples, *image.shape), image.dtype, -radius, radius)
+
+
+def largest_change(whole: Array, moved: Array) -> Array:
+    """The largest ||phi' - phi|| / ||phi|| of a map `[H, W]` to maps `[samples, H, W]`; NaN where it is zero."""
     norm = length(whole)
-    most = jax.lax.map(one, jax.random.split(rest, samples)).max()
+    most = jax.vmap(lambda one: length(one - whole))(moved).max()
     return jnp.where(norm > 0, most / jnp.where(norm > 0, norm, 1.0), jnp.nan)
 
 

@@ -138,14 +138,14 @@ def integrated(
 
     def unfinished(carry: tuple[Array, Array]) -> Array:
         parts, values = carry
-        return (missing(values) > tolerance) & (2 * parts * nodes <= most)
+        return (parts == 0) | ((missing(values) > tolerance) & (2 * parts * nodes <= most))
 
     def turn(carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        parts = 2 * carry[0]
+        parts = jnp.maximum(2 * carry[0], 1)
         return parts, refined(parts)
 
-    one = jnp.int32(1)
-    parts, values = lax.while_loop(unfinished, turn, (one, refined(one)))
+    # The first turn is in the loop, too: the gradient is compiled once.
+    parts, values = lax.while_loop(unfinished, turn, (jnp.int32(0), jnp.zeros_like(image)))
     return Path(values, missing(values), parts * nodes)
 
 

@@ -17,6 +17,7 @@ import flax.errors
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from robgrad import stacking
@@ -178,6 +179,11 @@ class OfOne:
 
     network: nn.Module | Network
     variables: Variables
+
+    def __repr__(self) -> str:
+        """How many numbers it holds, not the numbers."""
+        held = sum(np.size(leaf) for leaf in jax.tree.leaves(self.variables))
+        return f"{type(self).__name__}({type(self.network).__name__} of {held:,} numbers)"
 
     def __call__(self, image: Array) -> Array:
         """Logits `[classes]` of an image `[H, W, C]`."""
