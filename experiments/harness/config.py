@@ -209,14 +209,16 @@ def made(kind: type[Config], presets: Presets, common: Mapping[str, Any], given:
 
 def _preset(kind: type[Config], presets: Presets, name: str, dataset: data.Dataset | None) -> Preset:
     """The named preset; for another data set, the quick one of the set nearest in size, no larger than the set."""
+    if name not in presets:
+        raise ConfigError(f"--preset={name}: expected one of {', '.join(presets)}, which this experiment has")
     table = presets[name]
     if dataset is None:
         return table.get("", {})
     if dataset.name in table:
         return table[dataset.name]
-    if name == "paper":
+    if name != "quick":
         raise ConfigError(
-            f"--preset=paper: expected --dataset to be one of {', '.join(table) or 'none'}, got {dataset.name}; "
+            f"--preset={name}: expected --dataset to be one of {', '.join(table) or 'none'}, got {dataset.name}; "
             "use --preset=quick"
         )
     height, width, channels = dataset.train.images.shape[1:]

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Optional
 import jax
 import numpy as np
 
-from experiments.harness import claims, glossary, html, launch, tables, trained
+from experiments.harness import claims, figures, glossary, html, launch, tables, trained
 from experiments.harness.config import Config, ConfigError, FittedConfig, Presets, TrainingConfig, label, made
 from experiments.harness.flags import Flags
 from experiments.harness.options import Options
@@ -31,6 +31,10 @@ from robgrad import data, runs
 Arrays = dict[str, np.ndarray]
 Tables = dict[str, list[Row]]
 REPORT, RESULTS, MEASUREMENTS = "report.html", "results.json", "measurements.npz"
+_CURVES = {
+    "held_out.svg": "Accuracy on training images held out after each epoch, under ten steps of PGD where the network "
+    "was trained against an attack; the best epoch is circled."
+}
 ANALYSIS = "analysis"  # what a measurement under way keeps
 
 
@@ -62,7 +66,7 @@ class Experiment:
       picture: the figure to look at first.
       dataset: its program's default.
       neighbour: whether it is about another work than the paper, so that `reproduce` has it with `--all` alone.
-      alone: whether it is about what a user brings, so that `reproduce` never has it.
+      alone: whether it is about networks or trainings that no paper here has, so that `reproduce` never has it.
     """
 
     name: str
@@ -95,6 +99,18 @@ class Experiment:
     def has_dataset(self) -> bool:
         """Whether it is about a data set."""
         return "dataset" in {field.name for field in dataclasses.fields(self.config)}
+
+    @property
+    def figures(self) -> Mapping[str, str]:
+        """Captions of all its figures, by pattern of file name; what it reads of another it does not draw."""
+        return self.captions if self.reads else {**self.captions, **_CURVES}
+
+    def draw_all(self, workdir: Path, configuration: Any, arrays: Arrays, judged: Tables) -> None:
+        """Draws its figures, and the course of trainings that looked for their best epoch."""
+        self.draw(workdir, configuration, arrays, judged)
+        curves = {name: values for name, values in arrays.items() if name.startswith(f"{trained.HELD_OUT}/")}
+        if curves and not self.reads:
+            figures.course_figure(workdir / next(iter(_CURVES)), curves)
 
     def file(self, name: str) -> str:
         """What the experiment calls a file that an experiment it reads has too."""
@@ -178,19 +194,19 @@ def _computed(experiment: Experiment, given: Run, environment: Mapping[str, Any]
     began, path = time.monotonic(), given.workdir
     arrays = runs.read_arrays(path / MEASUREMENTS)
     if arrays is None:
-        arrays = experiment.measure(given)
+        arrays = experiment.measure(given) | trained.curves_of(path)
         runs.write_arrays(path / MEASUREMENTS, arrays)
         runs.remove(path / ANALYSIS)
     judged = judge(experiment, given.config, arrays)
-    experiment.draw(path, given.config, arrays, judged)
-    figures = [file.name for file in path.glob("*.svg") if any(fnmatch(file.name, one) for one in experiment.captions)]
+    experiment.draw_all(path, given.config, arrays, judged)
+    drawn = [file.name for file in path.glob("*.svg") if any(fnmatch(file.name, one) for one in experiment.figures)]
     seconds = time.monotonic() - began
     results = {
         "experiment": experiment.name,
         "config": plain_config(given.config),
         "environment": dict(environment),
         "seconds": seconds,
-        "figures": sorted(figures),
+        "figures": sorted(drawn),
         **tables.plain(judged),
     }
     _write_csv(path / experiment.file("results.csv"), results["rows"])
@@ -216,7 +232,7 @@ def _redrawn(experiment: Experiment, path: Path, configuration: Any, results: Ma
     arrays = runs.read_arrays(path / MEASUREMENTS)
     if arrays is None:
         return
-    experiment.draw(path, configuration, arrays, judge(experiment, configuration, arrays))
+    experiment.draw_all(path, configuration, arrays, judge(experiment, configuration, arrays))
     if jax.process_index() == 0:
         (path / experiment.file(REPORT)).unlink(missing_ok=True)
 
@@ -238,7 +254,7 @@ def _write_csv(path: Path, rows: Sequence[Row]) -> None:
 def pictured(experiment: Experiment, finished: Finished, rest: bool = False) -> list[html.Figure]:
     """The figure to look at first, where there is one; or all others."""
     shown = []
-    for pattern, caption in experiment.captions.items():
+    for pattern, caption in experiment.figures.items():
         paths = sorted(path for path in finished.workdir.glob("*.svg") if fnmatch(path.name, pattern))
         wanted = [path for path in paths if (path.name == experiment.picture) != rest]
         shown += [html.Figure(path.read_bytes(), caption.format(path.stem.rpartition("_")[2])) for path in wanted]

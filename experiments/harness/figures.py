@@ -180,6 +180,33 @@ def curve_figure(
     _save(figure, path)
 
 
+def course_figure(path: Path, curves: Mapping[str, np.ndarray]) -> None:
+    """Accuracies after each epoch, a panel for each kind of training, a line for each network, its best epoch circled.
+
+    Args:
+      path: of the figure.
+      curves: `[epochs]` by a name whose last part, after `/`, is the network's.
+    """
+    groups: dict[str, dict[str, np.ndarray]] = {}
+    for name, values in curves.items():
+        network = name.rpartition("/")[2]
+        kind, _, seed = network.replace("-seed", " seed ").partition(" seed ")
+        groups.setdefault(group_of(kind), {})[f"{kind}, seed {seed}" if seed else kind] = values
+    columns = min(len(groups), 3)
+    figure, axes = _figure(-(-len(groups) // columns), columns, PANEL, 3.2)
+    for axis, (title, members) in zip(axes.flat, groups.items(), strict=False):
+        for network, values in members.items():
+            (line,) = axis.plot(np.arange(1, len(values) + 1), values, linewidth=1.2, label=network)
+            best = int(np.argmax(values))
+            axis.plot(best + 1, values[best], "o", color=line.get_color(), markerfacecolor="white")
+        axis.set(title=title, xlabel="epoch", ylabel="accuracy on images held out")
+        axis.locator_params(axis="x", integer=True)
+        axis.legend(fontsize=8, frameon=False)
+    for axis in list(axes.flat)[len(groups) :]:
+        axis.remove()
+    _save(figure, path)
+
+
 def scatter_figure(
     path: Path,
     series: Mapping[str, tuple[np.ndarray, np.ndarray]],

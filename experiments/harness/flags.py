@@ -152,8 +152,8 @@ class Flags:
         self.add("run", "integer", "image_size", None, text, lower_bound=8)
 
     def _define_run(self) -> None:
-        sizes = "Sizes: 'quick' for two CPU cores, or the paper's."
-        self.add("run", "enum", "preset", "quick", sizes, ["quick", "paper"])
+        sizes = "Sizes: 'quick' for two CPU cores, the paper's, or 'modern': a robust network as trained today."
+        self.add("run", "enum", "preset", "quick", sizes, ["quick", "modern", "paper"])
         self.add("run", "integer", "seed", 0, "Seed of everything random.", lower_bound=0)
         text = "Precision of matrix products and convolutions where the device has a faster one than float32."
         self.add("run", "enum", "matmul_precision", "float32", text, list(options.PRECISIONS))

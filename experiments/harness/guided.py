@@ -132,7 +132,8 @@ def variables_of(run: Run, train: data.Split, keys: np.ndarray) -> tuple[Any, Ar
         numbers = ("epochs", "standard_epochs", "rounds", "train_radius", "train_step_size", "mark_agreement")
         settings = trained.settings_of(config, *numbers) | {"refined": name}
         with launch.patiently():
-            return trained.kept(run, name, [{"network": one} for one in names], settings, make)
+            rows = [{"network": one} for one in names]
+            return trained.kept(run, name, rows, settings, lambda: trained.Trained(make()))
 
     def alike(name: str) -> Any:
         step = step_of(config, network, name)

@@ -215,4 +215,4 @@ def redraw() -> None:
         assert arrays is not None
         for other in (one, *readers_of(path, one)):
             configuration = config_of(other, results["config"])
-            other.draw(path, configuration, arrays, experiment.judge(other, configuration, arrays))
+            other.draw_all(path, configuration, arrays, experiment.judge(other, configuration, arrays))

@@ -12,12 +12,16 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from experiments.harness import launch
 from experiments.harness.config import FittedConfig, TrainingConfig, losses_of, recipe_of, steps_of
 from experiments.harness.options import Options
 from experiments.harness.progress import progress
 from robgrad import attacks, data, gradients, manifolds, networks, runs, stacking, training
+
+# What is kept of networks whose best epoch was looked for.
+HELD_OUT = "held_out"
 
 
 class Spec(NamedTuple):
@@ -96,6 +100,19 @@ class Run(NamedTuple):
         return self.dataset.train.images.shape[1:]
 
 
+class Trained(NamedTuple):
+    """What a training ends with: stacked variables, and the accuracy on images held out after each epoch, by name."""
+
+    variables: Any
+    curves: Mapping[str, Sequence[float]] = {}
+
+
+def ended(states: training.TrainState, names: Sequence[str], keep: str) -> Trained:
+    """What is kept of states, `last` or `best`, of networks with these names."""
+    curves = [] if states.best is None else np.asarray(states.best.curve, float).tolist()
+    return Trained(training.kept(states, keep), dict(zip(names, curves, strict=False)))
+
+
 class Plan(NamedTuple):
     """A stage of training: the step, the stack it starts from, and what `training.fit` is told."""
 
@@ -153,7 +170,7 @@ def _stack(run: Run, members: list[Spec], train: data.Split):
 
 
 def kept(
-    run: Run, name: str, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], make: Callable[[], Any]
+    run: Run, name: str, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], make: Callable[[], Trained]
 ) -> Any:
     """The variables of a finished stack of classifiers, loaded from the run, or made and kept there.
 
@@ -168,13 +185,13 @@ def kept(
     stack = runs.finished(path, runs.load_classifiers)
     if stack is not None:
         return stack.variables
-    variables = make()
+    variables, curves = make()
     about = {
         "kind": "classifier",
         "network": run.config.network,
         "image_shape": list(run.image_shape),
         "classes": len(run.dataset.classes),
-        "networks": list(rows),
+        "networks": [{**row, **_curve(curves.get(row["network"]))} for row in rows],
         "training": settings,
     }
     runs.save_stack(path, variables, about)
@@ -182,18 +199,37 @@ def kept(
     return variables
 
 
-def _completed(run: Run, members: list[Spec], train: data.Split):
-    """The variables of one stack, from another run as far as that has them, the rest trained."""
-    parts, names = [], []
+def _curve(curve: Sequence[float] | None) -> dict[str, Sequence[float]]:
+    return {} if curve is None else {HELD_OUT: curve}
+
+
+def curves_of(workdir: Path) -> dict[str, np.ndarray]:
+    """The accuracy on images held out after each epoch of a run's networks, `held_out/NETWORK`, where it was taken."""
+    if not (workdir / "networks").is_dir():
+        return {}
+    abouts = [runs.read_about(path) for path in runs.stages(workdir)]
+    rows = [row for about in abouts for row in about.get("networks", ())]
+    return {f"{HELD_OUT}/{row['network']}": np.array(row[HELD_OUT]) for row in rows if HELD_OUT in row}
+
+
+def _completed(run: Run, members: list[Spec], train: data.Split) -> Trained:
+    """One stack, from another run as far as that has its networks, the rest trained."""
+    parts: list[Any] = []
+    names: list[str] = []
+    curves: dict[str, Sequence[float]] = {}
     other = _taken(run.config, members[0], run.source)
     if other is not None:
         parts, names = [other.variables], list(other.names)
+        curves = {row["network"]: row[HELD_OUT] for row in other.about["networks"] if HELD_OUT in row}
     missing = [spec for spec in members if spec.name not in names]
     if missing:
-        states = fit(run, classifiers_plan(run.config, missing, run.dataset), train)
-        parts.append(training.kept(states, run.config.keep))
-        names += [spec.name for spec in missing]
-    return stacking.replicas(stacking.concatenate(parts), [names.index(spec.name) for spec in members])
+        plan = classifiers_plan(run.config, missing, run.dataset)
+        made = ended(fit(run, plan, train), plan.names, run.config.keep)
+        parts.append(made.variables)
+        names += plan.names
+        curves |= made.curves
+    chosen = stacking.replicas(stacking.concatenate(parts), [names.index(spec.name) for spec in members])
+    return Trained(chosen, curves)
 
 
 def begun(

@@ -109,11 +109,13 @@ def trained_way(run: Run, way: str, train: data.Split) -> Any:
     rows = [{"network": one.name} for one in members_of(run.config) if one.way == way]
     named = ("attack_steps", "train_attack", "epochs", "standard_epochs", "train_radius", "train_step_size")
     settings = trained.settings_of(run.config, *named) | {"objective": WAYS[way].objective}
-    plan = lambda: plan_of(run.config, way, run.dataset)  # noqa: E731
+
+    def make() -> trained.Trained:
+        plan = plan_of(run.config, way, run.dataset)
+        return trained.ended(trained.fit(run, plan, train), plan.names, run.config.keep)
+
     with launch.patiently():
-        return trained.kept(
-            run, way, rows, settings, lambda: training.kept(trained.fit(run, plan(), train), run.config.keep)
-        )
+        return trained.kept(run, way, rows, settings, make)
 
 
 def seconds_of(run: Run, train: data.Split) -> np.ndarray:
