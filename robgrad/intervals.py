@@ -32,16 +32,33 @@ def of_mean(values: np.ndarray) -> Bounds:
 def of_share(hits: np.ndarray) -> tuple[float, float, float]:
     """The share of hits `[seeds, rows]` (bool) and its interval: none of 100 hits is not surely none of all.
 
-    Wilson's (1927) of the rows for one seed, and where no row differs from another in any seed; else
-    `of_seeds_and_rows`, cut to [0, 1].
+    Wilson's (1927) of the rows for one seed. For more `of_seeds_and_rows`, cut to [0, 1], and never narrower than
+    Wilson's of as many rows as all seeds have between them that are independent: n S / (1 + (S - 1) r), r the
+    correlation of two seeds' hits on a row, in 0..1.
+
+    Raises:
+      ValueError: if hits are not `[seeds, rows]` of at least one row, 0 and 1 or truth values.
     """
     hits = np.asarray(hits, float)
-    value = float(hits.mean())
-    if len(hits) == 1 or value in (0.0, 1.0):
-        found = stats.binomtest(round(value * hits.shape[1]), hits.shape[1]).proportion_ci(method="wilson")
-        return value, float(found.low), float(found.high)
-    _, low, high = of_seeds_and_rows(hits, mean)
-    return value, max(float(low), 0.0), min(float(high), 1.0)
+    if hits.ndim != 2 or not hits.size or not np.isin(hits, (0.0, 1.0)).all():
+        raise ValueError(f"expected hits [seeds, rows] of 0 and 1, got shape {list(hits.shape)} or other values")
+    (seeds, rows), value = hits.shape, float(hits.mean())
+    spread = value * (1 - value)
+    together = np.cov(hits, bias=True).sum() / seeds**2 if seeds > 1 and rows > 1 else spread
+    alike = float(np.clip((together / spread * seeds - 1) / max(seeds - 1, 1), 0, 1)) if spread > 0 else 1.0
+    low, high = wilson(value, rows * seeds / (1 + (seeds - 1) * alike))
+    if seeds > 1 and spread > 0:
+        _, less, more = of_seeds_and_rows(hits, mean)
+        low, high = min(low, float(less)), max(high, float(more))
+    return value, max(low, 0.0), min(high, 1.0)
+
+
+def wilson(share: float, count: float) -> Bounds:
+    """Wilson's interval (1927) of a share of so many independent trials, which need not be a whole number."""
+    z = stats.norm.ppf(0.975)
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
+    return centre - half, centre + half
 
 
 def draws(values: np.ndarray, statistic: Callable[[np.ndarray], Any], resamples: int = 1000) -> np.ndarray:
@@ -99,13 +116,15 @@ def of_many(values: np.ndarray, statistic: Callable[[np.ndarray], Any], resample
     return low, high
 
 
-def of_seeds(estimates: np.ndarray, shared: Any = 0.0) -> Bounds:
+def of_seeds(estimates: np.ndarray, shared: Any = 0.0, least: Any = 0.0) -> Bounds:
     """Interval of the mean of a few seeds' estimates, all of the same sample, part of whose error they share.
 
     Args:
       estimates: `[seeds, ...]`, what each seed gives.
       shared: variance that the sample, for instance the images drawn, brings to all seeds alike: the covariance of
         two seeds' estimates over samples. What it brings to each seed by itself shows between them.
+      least: variance of the mean that the sample alone brings where it brings nothing to all seeds alike: few seeds'
+        estimates may be equal by chance, and then say nothing of it.
 
     With s^2 the variance of the mean over seeds, v the shared one, and p = s^2 / (s^2 + v) the seeds' share, the half
     width is the root of (s^2 + v) (t^2 p^1.5 + z^2 (1 - p^1.5)), t and z the 97.5% points of Student's t for the
@@ -119,7 +138,7 @@ def of_seeds(estimates: np.ndarray, shared: Any = 0.0) -> Bounds:
         nothing = np.full(estimates.shape[1:], math.nan)
         return nothing, nothing
     by_seed = estimates.var(0, ddof=1) / len(estimates)
-    total = by_seed + shared
+    total = np.maximum(by_seed + shared, least)
     share = np.divide(by_seed, total, out=np.zeros_like(total), where=total > 0) ** 1.5
     t, z = stats.t.ppf(0.975, len(estimates) - 1), stats.norm.ppf(0.975)
     half = np.sqrt(total * (t**2 * share + z**2 * (1 - share)))
@@ -140,6 +159,8 @@ def of_correlation(value: float, count: int, rank: bool) -> Bounds:
     Wright, 2000), a perfect order taken half a step below 1, since few pairs can be in order by chance. Ranks of six
     pairs come in steps, so that coverage there is 95 to 98.5%.
     """
+    if not abs(value) <= 1 and not math.isnan(value):
+        raise ValueError(f"expected a correlation in [-1, 1], got {value}")
     if count < 4 or math.isnan(value):
         return math.nan, math.nan
     spread = stats.norm.ppf(0.975) * math.sqrt((1 + value**2 / 2 if rank else 1.0) / (count - 3))
@@ -161,4 +182,6 @@ def of_seeds_and_rows(values: np.ndarray, statistic: Callable[[np.ndarray], Any]
         return np.asarray(statistic(values[0]), float), *of_many(values[0], statistic)
     by_row = np.moveaxis(values, 1, 0)
     estimates = np.asarray(statistic(by_row), float)
-    return estimates.mean(0), *of_seeds(estimates, shared_variance(draws(by_row, statistic)))
+    drawn = draws(by_row, statistic)
+    least = drawn.var(0, ddof=1).mean(0) / len(values)
+    return estimates.mean(0), *of_seeds(estimates, shared_variance(drawn), least)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from robgrad.attacks.losses import Loss, cross_entropy
+from robgrad.attacks.losses import Loss, checked_loss, cross_entropy
 from robgrad.attacks.norms import Norm, ascent, norm_named
 from robgrad.attacks.search import Goal, Search
 from robgrad.data import PIXEL_RANGE
@@ -77,7 +77,7 @@ def apgd(
     Raises:
       ValueError: if there are no steps, or the norm is unknown.
     """
-    norm, pixel_range = norm_named(norm), checked_range(pixel_range)
+    norm, pixel_range, loss = norm_named(norm), checked_range(pixel_range), checked_loss(loss)
     checked_count("attack step", steps)
     checked_count("sample", samples)
     first, decrease, least = (max(int(share * steps), 1) for share in (FIRST, DECREASE, LEAST))

@@ -132,6 +132,8 @@ class _Attacker:
         identity = self.identity(asked)
         if restored is not None:
             _check_identity(restored, identity)
+            if self.version != "rand":
+                _check_network(restored, logits)
             broken_by, adversarial = restored["broken_by"].copy(), restored["adversarial"].copy()
             first = int(restored["parts"])
             notes = restored["notes"].tolist()
@@ -164,6 +166,7 @@ class _Attacker:
                 names, counts = np.array(list(standing)), np.array(list(standing.values()))
                 kept = {"broken_by": broken_by, "adversarial": adversarial, "parts": np.array(index + 1)}
                 kept |= {"names": names, "standing": counts, "notes": np.array(notes, str), "identity": identity}
+                kept |= {"clean_logits": logits}
                 save(kept)
         robust = broken_by == STANDING
         found = ~robust & (broken_by != WRONG)
@@ -254,7 +257,7 @@ def _named(version: Version) -> str:
     """A version as an evaluation says of itself what it is."""
     if isinstance(version, str):
         return version
-    return ", ".join(one if isinstance(one, str) else "own" for one in version)
+    return ", ".join(one if isinstance(one, str) else f"own attack {states.named(one)}" for one in version)
 
 
 def _check_identity(restored: Mapping[str, np.ndarray], identity: np.ndarray) -> None:
@@ -265,6 +268,21 @@ def _check_identity(restored: Mapping[str, np.ndarray], identity: np.ndarray) ->
         raise ValueError(
             f"expected a restored evaluation with {wanted}, got {got}; give restored=None, or another state file, to "
             "begin it anew"
+        )
+
+
+def _check_network(restored: Mapping[str, np.ndarray], logits: np.ndarray) -> None:
+    """That the network gives the images the logits that it gave when the state was written, but for rounding."""
+    held = restored.get("clean_logits")
+    largest = np.max(np.abs(logits), initial=0.0, where=np.isfinite(logits))
+    if (
+        held is None
+        or held.shape != logits.shape
+        or not np.allclose(held, logits, rtol=1e-3, atol=1e-3 * largest, equal_nan=True)
+    ):
+        raise ValueError(
+            "expected a restored evaluation of this network, got one of a network with other logits at the images; "
+            "give restored=None, or another state file, to begin it anew"
         )
 
 
@@ -351,7 +369,7 @@ def auto_attack(
       batch: images at a time, over all devices of this process; memory depends on it alone.
       progress: called with a line before each attack, for instance `print`.
       restored, save: `save` is called with arrays after each attack; given back as `restored`, they are gone on from,
-        if they are of the same images, labels, radii and settings.
+        if they are of the same network, images, labels, radii and settings.
 
     Raises:
       DataError: if images, labels or targets are not of that form.
@@ -394,7 +412,7 @@ def robust_accuracy(
       epsilon: a radius, or an array `[N]` of one an image; or a list or tuple of several radii, along which images that
         a smaller one breaks are not attacked again.
       state: a file that is written after each attack and read at the start, so that an evaluation that was
-        interrupted goes on where it was; it must be of the same images, labels, radii and settings.
+        interrupted goes on where it was; it must be of the same network, images, labels, radii and settings.
       options: as for `auto_attack`, for instance `norm="linf"`, `version="standard"`, `pixel_range=(0.0, 1.0)`,
         `target=3`.
 
@@ -439,7 +457,7 @@ def robust_accuracy(
     radii = [float(checked_radius("epsilon", radius, 1)[0]) for radius in epsilon]
     found: dict[float, Evaluation] = {}
     before: Evaluation | None = None
-    for radius in sorted(radii):
+    for radius in sorted({*radii}):
         if before is None:
             before = auto_attack(logits_fn, images, labels, epsilon=radius, **options, **kept(repr(radius)))
         elif before.robust.any():

@@ -11,7 +11,7 @@ from robgrad.attacks.losses import cw_margin
 from robgrad.attacks.norms import L2
 from robgrad.attacks.search import Goal, Search
 from robgrad.data import PIXEL_RANGE
-from robgrad.data.checks import Range, checked_count, checked_range
+from robgrad.data.checks import Range, checked_count, checked_finite_range
 
 # Of the pixel range that the change of variables leaves free, so that its inverse is finite.
 _INSIDE = 0.999999
@@ -69,11 +69,11 @@ def carlini_wagner(
       pixel_range: smallest and largest value of a pixel.
 
     Raises:
-      ValueError: for counts below 1 and numbers that are not positive.
+      ValueError: for counts below 1, numbers that are not positive, and a pixel range without an end.
     """
     checked_count("attack step", steps)
     checked_count("search of the weight", searches)
-    pixel_range = checked_range(pixel_range)
+    pixel_range = checked_finite_range(pixel_range)
     for name, number in (("learning_rate", learning_rate), ("weight", weight)):
         if not 0 < number < jnp.inf:
             raise ValueError(f"expected {name} > 0, got {number}")

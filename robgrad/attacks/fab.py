@@ -34,7 +34,8 @@ def to_hyperplane(norm: Norm, point: Array, normal: Array, gap: Array, pixel_ran
     sum_i a_i min(t s_i, r_i) = |gap|, found by Newton's method from 0, which reaches it from below in finitely many
     steps (as many as there are pieces at most; 20 are taken).
     """
-    direction = -jnp.sign(normal) * jnp.where(gap < 0, -1.0, 1.0)
+    # On a tie the other class, whose difference is 0, is still to be raised above the label's.
+    direction = -jnp.sign(normal) * jnp.where(gap <= 0, -1.0, 1.0)
     weights, want = jnp.abs(normal), jnp.abs(gap)
     pace = norm.pace(weights)
     low, high = (jnp.asarray(bound, point.dtype) for bound in pixel_range)
@@ -79,9 +80,16 @@ def boundary(norm: Norm, goal: Goal, point: Array, targeted: bool = False) -> tu
     gaps, gradients = each(jnp.arange(classes))
     # The dual norm of a gradient, by what one unit of steepest ascent gains.
     gains = jax.vmap(lambda g: jnp.sum(g * norm.ascent(g)))(gradients)
-    away = jnp.abs(gaps) / jnp.where(gains > 0, gains, 1e-12)
+    # No step leads to a class whose difference does not change.
+    away = jnp.where(gains > 0, jnp.abs(gaps) / jnp.where(gains > 0, gains, 1.0), jnp.inf)
     chosen = jnp.argmin(jnp.where(jnp.arange(classes) == goal.label, jnp.inf, away))
-    return gaps[chosen], gradients[chosen]
+    return _off_tie(gaps[chosen], goal.logits_fn(point)), gradients[chosen]
+
+
+def _off_tie(gap: Array, logits: Array) -> Array:
+    """A difference of logits; of a tie, on which the label still wins, one that a step of rounding's size resolves."""
+    least = 8 * jnp.finfo(gap.dtype).eps * jnp.maximum(jnp.max(jnp.abs(logits)), 1.0)
+    return jnp.where(jnp.abs(gap) < least, -least, gap)
 
 
 def fab(

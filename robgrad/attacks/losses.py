@@ -39,9 +39,20 @@ def cross_entropy(logits: Array, label: Any) -> Array:
     if isinstance(label, tuple):
         return -cross_entropy(logits, label[1])
     if jnp.shape(label) == logits.shape and jnp.issubdtype(jnp.asarray(label).dtype, jnp.floating):
-        return -jnp.sum(label * jax.nn.log_softmax(logits))
+        return -_expected(label, jax.nn.log_softmax(logits))
     others = jax.nn.logsumexp(_without(logits, label))
-    return jax.nn.softplus(others - logits[label])
+    return _of_class(logits, label) * jax.nn.softplus(others - logits[label])
+
+
+def _expected(probabilities: Array, logs: Array) -> Array:
+    """sum_k p_k log q_k, in which a class of probability 0 counts nothing, whatever its logarithm."""
+    return jnp.sum(jnp.where(probabilities > 0, probabilities * jnp.where(probabilities > 0, logs, 0.0), 0.0))
+
+
+def _of_class(logits: Array, *labels: Any) -> Array:
+    """1 for labels that the logits have, NaN for others: an index beyond them would clamp or wrap in silence."""
+    inside = [(jnp.asarray(label) >= 0) & (jnp.asarray(label) < logits.shape[-1]) for label in labels]
+    return jnp.where(jnp.all(jnp.stack(inside)), 1.0, jnp.nan).astype(logits.dtype)
 
 
 def cw_margin(logits: Array, label: Any, *, bound: float = jnp.inf, zero_mask: bool = False) -> Array:
@@ -55,7 +66,7 @@ def cw_margin(logits: Array, label: Any, *, bound: float = jnp.inf, zero_mask: b
     if isinstance(label, tuple):
         return jnp.minimum(-cw_margin(logits, label[1], zero_mask=zero_mask), bound)
     others = logits.at[label].set(0.0) if zero_mask else _without(logits, label)
-    return jnp.minimum(jnp.max(others) - logits[label], bound)
+    return _of_class(logits, label) * jnp.minimum(jnp.max(others) - logits[label], bound)
 
 
 def _without(logits: Array, label: Array) -> Array:
@@ -67,15 +78,18 @@ def kl_divergence(logits: Array, probabilities: Array) -> Array:
 
     Zhang et al. (2019), equation 5. It is zero, and so is its gradient, at the clean image itself.
     """
-    logs = jax.nn.log_softmax(logits)
-    return jnp.sum(jax.scipy.special.xlogy(probabilities, probabilities) - probabilities * logs)
+    if jnp.shape(probabilities) != logits.shape:
+        raise ValueError(f"expected probabilities of shape {list(logits.shape)}, got {list(jnp.shape(probabilities))}")
+    own = jnp.sum(jax.scipy.special.xlogy(probabilities, probabilities))
+    return own - _expected(probabilities, jax.nn.log_softmax(logits))
 
 
 def dlr(logits: Array, label: Any) -> Array:
     """Difference of logits ratio, (max_{j != y} z_j - z_y) / (z_(1) - z_(3)), z_(k) the k-th largest.
 
     Croce and Hein (2020), equation 6: unlike the cross-entropy it does not change with the logits' scale or shift.
-    Undefined below three classes, where `cw_margin` takes its place with a warning. Of a goal it is `targeted_dlr`.
+    Undefined below three classes, where `cw_margin` takes its place with a warning; and without one where fewer than
+    three classes are not masked, of a logit of minus infinity. Of a goal it is `targeted_dlr`.
     """
     if isinstance(label, tuple):
         return targeted_dlr(logits, label)
@@ -83,19 +97,26 @@ def dlr(logits: Array, label: Any) -> Array:
         warnings.warn(undefined("dlr", 3, logits.shape[-1]), stacklevel=2)
         return cw_margin(logits, label)
     ordered = jnp.sort(logits)
-    return cw_margin(logits, label) / (ordered[-1] - ordered[-3] + 1e-12)
+    return cw_margin(logits, label) / _width(ordered[-1], ordered[-3])
+
+
+def _width(highest: Array, lower: Array) -> Array:
+    """What the ratio is taken to; 1 where the lower logit is of a class that is masked, minus infinity."""
+    there = lower > -jnp.inf
+    return jnp.where(there, highest - jnp.where(there, lower, 0.0) + 1e-12, 1.0)
 
 
 def targeted_dlr(logits: Array, goal: tuple[Array, Array]) -> Array:
     """(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2) for a goal `(y, t)`; Croce and Hein (2020), equation 7.
 
-    Undefined below four classes, where `targeted_margin` takes its place with a warning.
+    Undefined below four classes, where `targeted_margin` takes its place with a warning; and without one where fewer
+    are not masked.
     """
     if logits.shape[-1] < 4:
         warnings.warn(undefined("targeted_dlr", 4, logits.shape[-1]), stacklevel=2)
         return targeted_margin(logits, goal)
     ordered = jnp.sort(logits)
-    return targeted_margin(logits, goal) / (ordered[-1] - (ordered[-3] + ordered[-4]) / 2 + 1e-12)
+    return targeted_margin(logits, goal) / _width(ordered[-1], (ordered[-3] + ordered[-4]) / 2)
 
 
 def undefined(loss: str, least: int, classes: int) -> str:
@@ -106,9 +127,20 @@ def undefined(loss: str, least: int, classes: int) -> str:
 def targeted_margin(logits: Array, goal: tuple[Array, Array]) -> Array:
     """z_t - z_y for a goal `(y, t)`: positive where the target is above the label."""
     label, target = goal
-    return logits[target] - logits[label]
+    return _of_class(logits, label, target) * (logits[target] - logits[label])
 
 
 # Classes below which a loss is undefined.
 LEAST_CLASSES = {"dlr": 3}
 LOSSES: dict[str, Loss] = {"xent": cross_entropy, "cw": cw_margin, "dlr": dlr}
+
+
+def checked_loss(loss: Any) -> Loss:
+    """A loss, if it is a function.
+
+    Raises:
+      ValueError: if it is not.
+    """
+    if not callable(loss):
+        raise ValueError(f"expected a loss (logits, label) -> number, such as attacks.cross_entropy, got {loss!r}")
+    return loss

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from robgrad.attacks.search import Goal, Search, targets
+from robgrad.attacks.search import Goal, Search, checked_search, targets
 from robgrad.data.checks import checked_example, within_range
 from robgrad.networks import LogitsFn
 
@@ -28,6 +28,9 @@ def nearest(search: Search) -> Callable[..., Nearest]:
     Args:
       search: `fab`, `deepfool` or `carlini_wagner`. The label may be a goal `(label, target)`.
 
+    Raises:
+      ValueError: if it is no search.
+
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from robgrad import attacks
@@ -37,6 +40,7 @@ def nearest(search: Search) -> Callable[..., Nearest]:
       >>> round(float(found.distance), 2)  # the plane of equal logits is 1 away
       1.02
     """
+    checked_search(search)
 
     def find(key, logits_fn: LogitsFn, image, label) -> Nearest:
         image = within_range(checked_example(logits_fn, image, label), search.pixel_range)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from robgrad.attacks.losses import Loss, succeeded
+from robgrad.attacks.losses import Loss, checked_loss, succeeded
 from robgrad.attacks.norms import Norm, ascent, ended, norm_named
 from robgrad.data import PIXEL_RANGE
 from robgrad.data.checks import (
@@ -86,7 +86,7 @@ def pgd(
     Raises:
       ValueError: if `steps` is below 1, the pixel range is empty or the norm is unknown.
     """
-    norm, pixel_range = norm_named(norm), checked_range(pixel_range)
+    norm, pixel_range, loss = norm_named(norm), checked_range(pixel_range), checked_loss(loss)
     checked_count("attack step", steps)
     uniform = isinstance(random_start, bool | np.bool_)
     if not uniform and not (np.isfinite(random_start) and random_start >= 0):

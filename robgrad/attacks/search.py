@@ -70,13 +70,32 @@ class Search(NamedTuple):
     norm: Norm
     pixel_range: Range
 
+    def __call__(self, *_, **__):
+        """Refuses what wants an attack, and says how to make one."""
+        raise ValueError("expected an attack, got a search, which goes by steps: give attacks.as_attack(search)")
+
+
+def checked_search(search: Any) -> Search:
+    """A search, if it is one.
+
+    Raises:
+      ValueError: if it is not.
+    """
+    if not isinstance(search, Search):
+        raise ValueError(f"expected a search, such as attacks.fab(norm), got {type(search).__name__}")
+    return search
+
 
 def as_attack(search: Search) -> InBall:
     """The whole search as an attack on one image; it has no use for a step size.
 
     A targeted search aims at the target of a goal `(label, target)`, or where the label is a class at the runner-up.
     What a search finds beyond the ball, as FAB may, is brought back to it.
+
+    Raises:
+      ValueError: if it is no search.
     """
+    checked_search(search)
 
     def attack(key, logits_fn, image, label, epsilon, step_size):
         del step_size

@@ -11,7 +11,7 @@ from robgrad.attacks.losses import cw_margin
 from robgrad.attacks.norms import L2, LINF, Norm, length, norm_named
 from robgrad.attacks.search import Goal, Search
 from robgrad.data import PIXEL_RANGE
-from robgrad.data.checks import Range, checked_count, checked_range, clipped
+from robgrad.data.checks import Range, checked_count, checked_finite_range, checked_range, clipped
 
 # Queries after which the share of pixels in a square is halved once more.
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -55,11 +55,13 @@ def square(
       pixel_range: smallest and largest value of a pixel.
 
     Raises:
-      ValueError: for another norm, or no queries.
+      ValueError: for another norm, no queries, or, in l2, a pixel range without an end.
     """
     norm, pixel_range = norm_named(norm), checked_range(pixel_range)
     if norm not in (L2, LINF):
         raise ValueError("expected the l2 or the l-inf norm: the Square attack has no others")
+    if norm is L2:
+        checked_finite_range(pixel_range)
     checked_count("query", queries)
     begin, change = (_bumps, _move_bump) if norm is L2 else (_stripes, _add_square)
 

@@ -2,9 +2,14 @@
 
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from types import CodeType, FunctionType
+from typing import Any
 
+import jax
 import numpy as np
 
 # What an evaluation at one radius has reached, by name.
@@ -34,6 +39,35 @@ def read(path: str | os.PathLike) -> dict[str, State]:
     if any("identity" not in state for state in found.values()):
         raise ValueError(f"{file}: expected the state of an evaluation, got another archive of arrays")
     return dict(found)
+
+
+def named(function: Any) -> str:
+    """A function's name and a checksum of what it was built with, which tells functions of one builder apart."""
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    return f"{name.replace('.<locals>', '')} {zlib.crc32(_described(function, frozenset()).encode()):08x}"
+
+
+def _described(value: Any, above: frozenset[int]) -> str:
+    """Numbers, texts, arrays and functions that a function holds, in words that are the same in every process."""
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes | np.generic):
+        return repr(value)
+    if id(value) in above:
+        return "itself"
+    inner = partial(_described, above=above | {id(value)})
+    if isinstance(value, jax.Array | np.ndarray):
+        return f"{value.dtype}{value.shape}{zlib.crc32(np.ascontiguousarray(value).tobytes())}"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{inner(key)}: {inner(one)}' for key, one in value.items())}}}"
+    if isinstance(value, list | tuple | set | frozenset):
+        return f"{type(value).__name__}({', '.join(map(inner, value))})"
+    if isinstance(value, partial):
+        return inner((value.func, value.args, value.keywords))
+    if isinstance(value, FunctionType):
+        held = [cell.cell_contents for cell in value.__closure__ or ()]
+        return f"{value.__qualname__}{value.__code__.co_code.hex()}{inner([value.__code__.co_consts, held])}"
+    if isinstance(value, CodeType):
+        return value.co_code.hex() + inner(value.co_consts)
+    return f"{type(value).__qualname__}{inner(getattr(value, '__dict__', {}))}"
 
 
 def write(path: str | os.PathLike, states: Mapping[str, State]) -> None:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from robgrad.data.images import PIXEL_RANGE, DataError, Split, float_type, has_float64
+from robgrad.data.images import PIXEL_RANGE, DataError, Split, float_type, has_float64, scale
 
 # How far pixels may lie beyond their range, as a share of its width: rounding, the same everywhere.
 TOLERANCE = 1e-6
@@ -96,9 +96,7 @@ def checked_images(images, pixel_range: Range = PIXEL_RANGE, as_images: bool = T
       DataError: in one line, saying what was expected, what came and what to do.
       ValueError: if the range is empty or infinite.
     """
-    low, high = (np.asarray(bound) for bound in checked_range(pixel_range))
-    if not np.isfinite(high - low).all():
-        raise ValueError(f"expected a finite pixel range, got {pixel_range}")
+    low, high = (np.asarray(bound) for bound in checked_finite_range(pixel_range))
     images = np.asarray(images)
     if as_images:
         _check_axes(images.shape)
@@ -185,6 +183,17 @@ def checked_range(pixel_range: Range, image_shape: tuple[int, ...] | None = None
     return one, other
 
 
+def checked_finite_range(pixel_range: Range) -> Range:
+    """A pixel range as `checked_range` gives it, with two ends.
+
+    Raises:
+      ValueError: if it has not.
+    """
+    if not np.isfinite(np.subtract(*map(np.asarray, checked_range(pixel_range)))).all():
+        raise ValueError(f"expected a finite pixel range, got {pixel_range}")
+    return checked_range(pixel_range)
+
+
 def clipped(image: Array, pixel_range: Range) -> Array:
     """An image with its pixels clipped to their range, numbers or one for each channel."""
     low, high = (np.asarray(bound, np.float64) for bound in pixel_range)
@@ -267,6 +276,17 @@ def checked_count(name: str, count, least: int = 1) -> int:
     return int(count)
 
 
+def checked_positive(name: str, number) -> float:
+    """A number of something, above 0 and finite.
+
+    Raises:
+      ValueError: if it is anything else.
+    """
+    if isinstance(number, bool) or not isinstance(number, int | float | np.number) or not 0 < number < np.inf:
+        raise ValueError(f"expected {name} above 0, got {number}")
+    return float(number)
+
+
 _BATCHES = (
     "if it maps batches, give lambda image: network(image[None])[0]; a call for one image is mapped over a batch by "
     "jax.vmap"
@@ -277,16 +297,17 @@ class ChangingError(ValueError):
     """A network that changes as it is called: its message says how to hold it still."""
 
 
-def classes_of(logits_fn, shape, *variables, dtype=np.float32) -> int:
+def classes_of(logits_fn, shape, *variables, dtype=np.float32, least: int = 2) -> int:
     """How many logits a network of one image of a shape has, asked without running it.
 
     Raises:
-      ValueError: if it does not map (variables and) one image to a vector of two logits or more.
+      ValueError: if it does not map (variables and) one image to a vector of two floating-point logits, or as many as
+        are wanted at least, or more.
     """
-    return logits_of(logits_fn, shape, *variables, dtype=dtype).shape[0]
+    return logits_of(logits_fn, shape, *variables, dtype=dtype, least=least).shape[0]
 
 
-def logits_of(logits_fn, shape, *variables, dtype=np.float32) -> jax.ShapeDtypeStruct:
+def logits_of(logits_fn, shape, *variables, dtype=np.float32, least: int = 2) -> jax.ShapeDtypeStruct:
     """Shape and type of what a network makes of one image of a shape and type; raises as `classes_of`."""
     try:
         logits = jax.eval_shape(logits_fn, *variables, jax.ShapeDtypeStruct(tuple(shape), dtype))
@@ -296,13 +317,18 @@ def logits_of(logits_fn, shape, *variables, dtype=np.float32) -> jax.ShapeDtypeS
                 "expected a network that is the same after each call, got an NNX module that changes its own state: "
                 "call module.eval() first, so that batch statistics and random streams stand still"
             ) from error
-        if not isinstance(error, TypeError | ValueError | IndexError):
+        by_flax = type(error).__module__.startswith("flax")
+        if not by_flax and not isinstance(error, TypeError | ValueError | IndexError | KeyError | AttributeError):
             raise
-        reason = f"which this one does not take ({str(error).strip().splitlines()[0]})"
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = f"which this one does not take ({said})"
         raise ValueError(f"expected a network of one image of shape {list(shape)}, {reason}; {_BATCHES}") from error
-    if not hasattr(logits, "shape") or logits.ndim != 1 or logits.shape[0] < 2:
+    if not hasattr(logits, "shape") or logits.ndim != 1 or logits.shape[0] < least:
         got = list(logits.shape) if hasattr(logits, "shape") else type(logits).__name__
-        raise ValueError(f"expected a network of one image to a vector of two logits or more, got {got}; {_BATCHES}")
+        wanted = "two logits" if least == 2 else "one logit"
+        raise ValueError(f"expected a network of one image to a vector of {wanted} or more, got {got}; {_BATCHES}")
+    if not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise ValueError(f"expected floating-point logits, which have gradients, got {logits.dtype}")
     return logits
 
 
@@ -379,13 +405,35 @@ def known(value: Any) -> Any:
     return value
 
 
-def checked_example(logits_fn, image, label=None) -> Array:
+def checked_pictures(images: Any) -> Array:
+    """A set of pictures `[N, H, W, C]` to choose from, in the range of those that they stand for.
+
+    Args:
+      images: bytes, which are mapped to [-1, 1], or floating point of any range.
+
+    Raises:
+      DataError: if they are of another form, none, or not finite.
+    """
+    images = jnp.asarray(images)
+    if not jnp.issubdtype(images.dtype, jnp.floating) and images.dtype != jnp.uint8:
+        raise DataError(f"expected uint8 or floating-point images, got {images.dtype}; convert them")
+    _check_axes(images.shape)
+    if not images.size:
+        raise DataError("expected at least one image, got none")
+    values = known(images)
+    if values is not None and not np.isfinite(np.asarray(values, np.float64)).all():
+        raise DataError("expected finite pixels, got NaN or infinity")
+    return scale(images)
+
+
+def checked_example(logits_fn, image, label=None, least: int = 2) -> Array:
     """The one image of an attack or attribution, checked as it is traced; of `image_type`.
 
     Args:
       logits_fn: image to logits.
       image: `[...]`, floating point.
       label: a class; `(label, target)`, a goal; or whatever else the loss understands, which is not looked at.
+      least: logits that the network has at least.
 
     Raises:
       DataError: if image or label are not of that form.
@@ -398,11 +446,13 @@ def checked_example(logits_fn, image, label=None) -> Array:
     if values is not None and not np.isfinite(np.asarray(values, np.float64)).all():
         raise DataError("expected finite pixels, got NaN or infinity")
     dtype = image_type(logits_fn, image.shape, image.dtype)
-    classes = classes_of(logits_fn, image.shape, dtype=dtype)
+    classes = classes_of(logits_fn, image.shape, dtype=dtype, least=least)
     labels = label if isinstance(label, tuple) else (label,)
     if isinstance(label, list) or (isinstance(label, tuple) and len(label) != 2):
         raise DataError(f"expected a label, or a goal (label, target) of two, got {label}")
     for one in labels:
+        if not isinstance(one, Array | np.ndarray | np.generic | int | float | None):
+            raise DataError(f"expected an integer label, got {type(one).__name__}")
         if one is not None and jnp.ndim(one) and jnp.issubdtype(jnp.result_type(one), jnp.integer):
             shape = list(jnp.shape(one))
             raise DataError(f"expected one label for one image, got shape {shape}; map a batch by jax.vmap")
@@ -414,7 +464,7 @@ def checked_example(logits_fn, image, label=None) -> Array:
         if values is not None and not (np.all(np.asarray(values) >= 0) and np.all(np.asarray(values) < classes)):
             raise DataError(f"expected a label in 0..{classes - 1}, as many as the network has logits, got {values}")
     goal = [known(one) for one in labels] if isinstance(label, tuple) else []
-    if goal and all(one is not None and np.ndim(one) == 0 for one in goal) and int(goal[0]) == int(goal[1]):
+    if goal and all(one is not None for one in goal) and np.any(np.equal(*map(np.asarray, goal))):
         raise DataError(f"expected a target other than the label, got {goal[1]} for both")
     return image.astype(dtype)
 
@@ -427,6 +477,8 @@ def rounded_down(numbers: np.ndarray, dtype: Any) -> np.ndarray:
 
 def checked_numbers(dtype, **numbers) -> list[Array]:
     """Radius and step size of an attack on one image, by name: scalars, not negative, of the image's type.
+
+    A number that is traced, within `jax.jit`, becomes NaN where it is not.
 
     Raises:
       ValueError: if a number is not of that form.
@@ -441,7 +493,14 @@ def checked_numbers(dtype, **numbers) -> list[Array]:
         values = known(number)
         if values is not None and not (np.isfinite(np.asarray(values, np.float64)).all() and np.all(values >= 0)):
             raise ValueError(f"expected {name} >= 0 in pixel units, got {np.min(values):g}")
-    return [_narrowed(number, dtype) for number in numbers.values()]
+    return [_narrowed(_of_a_ball(number), dtype) for number in numbers.values()]
+
+
+def _of_a_ball(number: Any) -> Any:
+    """A radius or step, NaN where it is traced and then negative or not finite: what it moves is of no class."""
+    if known(number) is not None:
+        return number
+    return jnp.where((number >= 0) & jnp.isfinite(number), number, jnp.nan)
 
 
 def _narrowed(number: Any, dtype: Any) -> Array:

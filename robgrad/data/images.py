@@ -59,9 +59,15 @@ class Dataset(NamedTuple):
 
 
 def scale(images: Array) -> Array:
-    """Maps bytes 0..255 to float32 in [-1, 1]; images that are floating point already pass, as `float_type` says."""
+    """Maps bytes 0..255 to float32 in [-1, 1]; images that are floating point already pass, as `float_type` says.
+
+    Raises:
+      DataError: for truth values, and integers of other types, whose range nobody knows.
+    """
     if jnp.issubdtype(images.dtype, jnp.floating):
         return images if images.dtype == float_type(images.dtype) else images.astype(float_type(images.dtype))
+    if images.dtype != jnp.uint8:
+        raise DataError(f"expected uint8 or floating-point images, got {images.dtype}; convert them")
     return _scaled(images)
 
 

@@ -129,6 +129,12 @@ def _from_file(path: Path) -> Dataset:
         if not np.issubdtype(one.dtype, np.integer):
             raise DataError(f"{path}: expected integer labels, got {one.dtype}; number the classes from 0")
     top = max(int(one.max(initial=0)) for one in (labels, test_labels))
+    absent = sorted({*range(top + 1)} - {*labels.tolist()})
+    if absent and "classes" not in arrays and labels.min(initial=0) >= 0:
+        raise DataError(
+            f"{path}: expected training images of each class 0..{top}, got none of class {absent[0]}; number the "
+            "classes from 0 without a gap, or name them in an array classes"
+        )
     classes = tuple(map(str, arrays["classes"] if "classes" in arrays else range(top + 1)))
     train, test = Split(images, labels.astype(np.int32)), Split(test_images, test_labels.astype(np.int32))
     masks = _masks(path, arrays["test_masks"], test_images) if "test_masks" in arrays else None
@@ -144,6 +150,8 @@ def _in_layout(part: str, array: np.ndarray) -> np.ndarray:
 
 def _masks(path: Path, masks: np.ndarray, images: np.ndarray) -> np.ndarray:
     """An expert's masks, checked; bool."""
+    if np.issubdtype(masks.dtype, np.floating) and not np.isfinite(masks).all():
+        raise DataError(f"{path}: expected test_masks of finite values, got NaN or infinity")
     try:
         return np.asarray(mask_of(masks, images.shape[:3]))
     except (DataError, TypeError) as error:

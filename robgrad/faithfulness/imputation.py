@@ -82,5 +82,5 @@ def impute(
     carry = (start, residual, scaled, _total(residual * scaled), jnp.int32(0))
     values = lax.while_loop(unfinished, turn, carry)[0]
     if key is not None:
-        values = values + noise * jax.random.normal(key, image.shape)
+        values = values + noise * jax.random.normal(key, image.shape, image.dtype)
     return jnp.where(missing, values, image)

@@ -1,5 +1,6 @@
 """Images with pixels replaced, by the ranks that an attribution gives them."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from jax.sharding import Mesh
 from robgrad import stacking
 from robgrad.data import scale
 from robgrad.data.checks import checked_map
+from robgrad.data.images import DataError
 from robgrad.gradients import Attribution, coin_map, key_named, rank_map
 from robgrad.networks import LogitsFn
 
@@ -93,7 +95,8 @@ def rank_maps(
       chunk: images at a time.
 
     Returns:
-      `run(variables, images, key)` to `[N, methods + randoms, H, W]`, Random's last.
+      `run(variables, images, key)` to `[N, methods + randoms, H, W]`, Random's last. It raises
+      `DataError` if an attribution is NaN at an image, in a single process.
     """
 
     def random(key: Array, image: Array) -> Array:
@@ -105,7 +108,9 @@ def rank_maps(
         for name, attribution in methods.items():
             ties, own = jax.random.split(key_named(key, name))
             values = checked_map(attribution(own, network(variables), image), image.shape[:2])
-            maps.append(rank_map(ties, values))
+            # NaN gives no order: all pixels are ranked 0 then, which no order has, and `run` refuses it.
+            ranks = rank_map(ties, values)
+            maps.append(jnp.where(jnp.isnan(values).any(), 0, ranks).astype(ranks.dtype))
         draws = [random(key_named(key, f"random {seed}"), image) for seed in range(randoms)]
         return jnp.stack([*maps, *draws])
 
@@ -113,6 +118,12 @@ def rank_maps(
 
     def run(variables, images, key):
         one = stacking.stack([variables])
-        return stacking.replica(spread((), one, (jax.random.split(key, len(images)), images)), 0)
+        ranks = stacking.replica(spread((), one, (jax.random.split(key, len(images)), images)), 0)
+        if jax.process_count() == 1 and math.prod(ranks.shape[2:]) > 1:
+            undefined = np.asarray(jnp.all(ranks[:, : len(methods)] == 0, axis=(2, 3)))
+            for name, count in zip(methods, undefined.sum(0), strict=True):
+                if count:
+                    raise DataError(f"{name}: expected a map with an order of pixels, got NaN at {count} images")
+        return ranks
 
     return run

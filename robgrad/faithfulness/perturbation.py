@@ -13,7 +13,7 @@ from jax import Array
 from jax.scipy.stats import rankdata
 
 from robgrad.attacks import length
-from robgrad.data.checks import checked_count, checked_example, checked_map, mask_of, pixels_of
+from robgrad.data.checks import checked_count, checked_example, checked_map, checked_positive, mask_of, pixels_of
 from robgrad.data.images import DataError
 from robgrad.faithfulness.imputation import impute
 from robgrad.gradients import Attribution, rank_map
@@ -25,10 +25,12 @@ def removed_of(ranks: Array, share: Array | float, least: bool = False) -> Array
     """Which pixels are among a share of those ranked highest, or with `least` lowest; `[H, W]` bool.
 
     Raises:
-      ValueError: if a share that is known, other than 0 and 1, rounds to no pixel or to all of them.
+      ValueError: if a share that is known is not in [0, 1], or, other than 0 and 1, rounds to no pixel or to all.
     """
     pixels = ranks.size
     if not isinstance(share, Array):
+        if not 0 <= share <= 1:
+            raise ValueError(f"expected a share of pixels in [0, 1], got {share}")
         checked_share(share, pixels)
     ranks = pixels - 1 - ranks.astype(jnp.int32) if least else ranks.astype(jnp.int32)
     return ranks < jnp.round(share * pixels).astype(jnp.int32)
@@ -173,6 +175,7 @@ def infidelity(
       DataError: if image or map are not of that form.
     """
     image = checked_example(logits_fn, image)
+    checked_positive("a standard deviation of noise", noise)
     explained, values = output(logits_fn, image), jnp.asarray(values)
     values = values if values.shape == image.shape else checked_map(values, image.shape[:2])[..., None]
     checked_count("sample", samples)

@@ -26,9 +26,10 @@ from robgrad.data.checks import checked_count, checked_split, of_one_image
 from robgrad.data.images import DataError
 from robgrad.faithfulness.occlusion import Occlusion, fill_of, occlude, rank_maps
 from robgrad.faithfulness.perturbation import checked_share
-from robgrad.faithfulness.scores import KAR, PERCENTILES, RANDOM, ROAR, Curve, curve
+from robgrad.faithfulness.scores import KAR, PERCENTILES, RANDOM, ROAR, Curve, checked_benchmark, curve
 from robgrad.gradients import Attribution
 from robgrad.networks import LogitsFn, Network, classifier_for, intensity, logits_fn, predicted
+from robgrad.training.optimizers import checked_rates
 
 
 class RetrainingSizes(NamedTuple):
@@ -156,8 +157,10 @@ def roar(
       benchmark: `"roar"`, or `"kar"` to keep what is removed otherwise.
 
     Raises:
-      DataError: if images or labels are not what `data.check` wants, for instance labels beyond `classes`.
+      DataError: if images or labels are not what `data.check` wants, for instance labels beyond `classes`; if the
+        attribution is NaN at an image.
       ValueError: if `fill` is neither a colour nor a known word, or the network takes neither one image nor a batch;
+        for another benchmark, or a negative rate;
         or for percentiles not between 0 and 100, and seeds, epochs or a batch below 1.
 
     Example:
@@ -174,9 +177,13 @@ def roar(
         raise ValueError(f"expected a list of percentiles between 0 and 100, got {percentiles}")
     if not all(0 < share < 100 for share in percentiles):
         raise ValueError(f"expected percentiles between 0 and 100, got {', '.join(map(str, percentiles))}")
-    checked_count("seed", seeds)
-    checked_count("epoch", epochs)
+    checked_benchmark(benchmark)
+    checked_rates(learning_rate, None)
+    for name, count in (("seed", seeds), ("epoch", epochs), ("example in a batch", batch_size)):
+        checked_count(name, count)
     train, test = checked_split(train, classes, "train"), checked_split(test, classes, "test")
+    if len(np.unique(train.labels)) < 2:
+        raise DataError("expected training images of two classes or more, got those of one: nothing is to be learnt")
     if train.images.shape[1:] != test.images.shape[1:]:
         sizes = f"{list(train.images.shape[1:])} and {list(test.images.shape[1:])}"
         raise DataError(f"expected test images of the training images' size, got {sizes}")

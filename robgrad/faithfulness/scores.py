@@ -55,10 +55,22 @@ def score(benchmark: str, percentiles: Sequence[float], attribution: np.ndarray,
     reverse for KAR. At both ends the curves meet (nothing removed: the untouched network's accuracy; all
     removed: chance), so that the area does not depend on either.
     """
+    checked_benchmark(benchmark)
     order = np.argsort(percentiles)
     gain = (attribution - random if benchmark == KAR else random - attribution)[..., order]
     gain = np.concatenate([np.zeros_like(gain[..., :1]), gain, np.zeros_like(gain[..., :1])], axis=-1)
     return np.trapezoid(gain, np.array([0.0, *np.asarray(percentiles)[order], 100.0]) / 100, axis=-1)
+
+
+def checked_benchmark(benchmark: str) -> str:
+    """A benchmark's name, if it is one.
+
+    Raises:
+      ValueError: if it is none.
+    """
+    if benchmark not in (ROAR, KAR):
+        raise ValueError(f"expected a benchmark of {ROAR}, {KAR}, got '{benchmark}'")
+    return benchmark
 
 
 def areas(benchmark: str, percentiles: Sequence[float], hits: np.ndarray, random_hits: np.ndarray) -> np.ndarray:
@@ -83,11 +95,13 @@ def diff_roar(percentiles: Sequence[float], kar_hits: np.ndarray, roar_hits: np.
     Raises:
       ValueError: if a k has no counterpart.
     """
-    places = {value: place for place, value in enumerate(percentiles)}
-    missing = [value for value in percentiles if 100 - value not in places]
+    # Of 12.1 and 87.9 the sum is 100 but for rounding.
+    places = {round(float(value), 6): place for place, value in enumerate(percentiles)}
+    wanted = [round(100 - float(value), 6) for value in percentiles]
+    missing = [value for value in wanted if value not in places]
     if missing:
-        raise ValueError(f"expected 100 - k for every percentile k, got {missing[0]:g} without {100 - missing[0]:g}")
-    reverse = [places[100 - value] for value in percentiles]
+        raise ValueError(f"expected 100 - k for every percentile k, got {100 - missing[0]:g} without {missing[0]:g}")
+    reverse = [places[value] for value in wanted]
     return (kar_hits * 1.0 - roar_hits[reverse]).mean(0)
 
 
@@ -98,7 +112,10 @@ def bounds(areas: np.ndarray) -> intervals.Bounds:
     """
     images = areas.shape[1]
     if len(areas) > 1:
-        return intervals.of_seeds(areas.mean(1), intervals.shared_variance(areas.T) / images)
+        # Seeds that agree by chance say nothing of the images' share.
+        agree = images > 1 and np.ptp(areas.mean(1)) == 0
+        least = areas.var(1, ddof=1).mean() / (images * len(areas)) if agree else 0.0
+        return intervals.of_seeds(areas.mean(1), intervals.shared_variance(areas.T) / images, least)
     half = 1.96 * areas[0].std(ddof=1) / np.sqrt(images)
     return areas.mean() - half, areas.mean() + half
 

@@ -77,6 +77,7 @@ def gradient_random_projection(
     |P dL/dx| summed over channels, P = G G^T / directions for a Gaussian G `[pixels, directions]` drawn from the
     key: as few dimensions as a manifold has, and no knowledge of the data.
     """
+    checked_count("direction", directions)
     random_directions = jax.random.normal(key, (directions, image.size), float_type(image.dtype))
     projected = random_directions.T @ (random_directions @ jnp.ravel(loss_gradient(logits_fn, image))) / directions
     return pixels(projected.reshape(image.shape))

@@ -24,6 +24,7 @@ Rule = Literal["midpoint", "trapezoid", "gauss"]
 
 def _mean(of: Callable[[Array], Array], count: int, chunk: int) -> Array:
     """The mean of `of(index)` over 0..count - 1, `chunk` at a time."""
+    checked_count("evaluation in a chunk", chunk)
     chunk = min(chunk, count)
     blocks = -(-count // chunk)
 
@@ -43,6 +44,7 @@ def _variance(of: Callable[[Array], Array], count: int, chunk: int) -> Array:
     Each chunk's squares are about its own mean, and chunks are joined by Chan, Golub and LeVeque's formula (1979): the
     mean of squares less the square of the mean cancels where values differ by little.
     """
+    checked_count("evaluation in a chunk", chunk)
     chunk = min(chunk, count)
 
     def add(block: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:

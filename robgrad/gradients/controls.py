@@ -9,14 +9,20 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from robgrad.data.checks import checked_example
+from robgrad.data.checks import checked_example, checked_pictures, checked_positive
+from robgrad.data.images import DataError
 from robgrad.gradients.attributions import Attribution, random
 from robgrad.gradients.outputs import one_image
 from robgrad.networks import LogitsFn
 
 
 def blur(values: Array, deviation: float = 1.0) -> Array:
-    """A map `[H, W]` blurred by a Gaussian of a standard deviation in pixels; edges are repeated."""
+    """A map `[H, W]` blurred by a Gaussian of a standard deviation in pixels; edges are repeated.
+
+    Raises:
+      ValueError: if the deviation is not above 0.
+    """
+    checked_positive("a deviation in pixels", deviation)
     reach = max(1, math.ceil(3 * deviation))
     weights = jnp.exp(-0.5 * (jnp.arange(-reach, reach + 1) / deviation) ** 2)
     weights = weights / weights.sum()
@@ -55,13 +61,23 @@ def of_network(attribution: Attribution, other: LogitsFn) -> Attribution:
 
 
 def of_another_image(attribution: Attribution, images: Array) -> Attribution:
-    """An attribution at another image, drawn from a set `[N, H, W, C]`: it knows the network and not the image."""
-    images = jnp.asarray(images, jnp.float32)
+    """An attribution at another image, drawn from a set `[N, H, W, C]`: it knows the network and not the image.
+
+    Args:
+      attribution: of the other image.
+      images: bytes, or floating point in the network's range.
+
+    Raises:
+      DataError: if the images are not of that form, or, when called, of another shape than the image.
+    """
+    images = checked_pictures(images)
 
     def elsewhere(key: Array, logits_fn: LogitsFn, image: Array) -> Array:
         pick, rest = jax.random.split(key)
         other = images[jax.random.randint(pick, (), 0, len(images))]
-        return attribution(rest, logits_fn, other.reshape(image.shape))
+        if other.shape != image.shape:
+            raise DataError(f"expected images of shape {list(image.shape)} to draw from, got {list(other.shape)}")
+        return attribution(rest, logits_fn, other)
 
     return elsewhere
 
@@ -69,9 +85,14 @@ def of_another_image(attribution: Attribution, images: Array) -> Attribution:
 def known_maps(images: Array, maps: Array) -> Attribution:
     """Maps `[N, H, W]` that are known beforehand, looked up by their images `[N, H, W, C]`: for instance true masks.
 
-    An image that is none of them gets the map of the nearest.
+    An image that is none of them gets the map of the nearest. Images are bytes, or in the range of those asked about.
+
+    Raises:
+      DataError: if the images are of another form, or there is not a map for each.
     """
-    images, maps = jnp.asarray(images, jnp.float32), jnp.asarray(maps, jnp.float32)
+    images, maps = checked_pictures(images), jnp.asarray(maps, jnp.float32)
+    if maps.shape != images.shape[:3]:
+        raise DataError(f"expected a map for each image, {list(images.shape[:3])}, got shape {list(maps.shape)}")
     flat = images.reshape(len(images), -1)
     squares = jnp.sum(flat**2, axis=1)
 
@@ -89,6 +110,9 @@ def smoothness(values: Array) -> Array:
     is constant.
     """
     away = values - values.mean()
+    # Of any scale; and the mean of a constant map may be off by rounding.
+    largest = jnp.max(jnp.abs(away))
+    away = jnp.where(jnp.max(values) > jnp.min(values), away, 0.0) / jnp.where(largest > 0, largest, 1.0)
     pairs = [away[1:] * away[:-1], away[:, 1:] * away[:, :-1]]
     products = sum(one.sum() for one in pairs) / sum(one.size for one in pairs)
     variance = jnp.mean(away**2)

@@ -47,6 +47,12 @@ def covariance_chance(basis: Array, spread: Array) -> Array:
       ValueError: if the basis is not one of those pixels.
     """
     _check_basis(basis, jnp.shape(spread)[-1])
+    spread = jnp.asarray(spread)
+    if not jnp.issubdtype(spread.dtype, jnp.floating):
+        raise DataError(f"expected floating-point images less their mean, got {spread.dtype}")
+    # Of any scale: squares underflow and overflow.
+    largest = jnp.max(jnp.abs(spread))
+    spread = spread / jnp.where(largest > 0, largest, 1.0)
     return jnp.sum((spread @ basis) ** 2) / jnp.sum(spread**2)
 
 
@@ -104,9 +110,7 @@ def sensitivity(
       DataError: if the image is not one of floating-point pixels.
       ValueError: if there are no samples, the radius is negative, or the tangent space is of other pixels.
     """
-    image = jnp.asarray(image)
-    if not jnp.issubdtype(image.dtype, jnp.floating):
-        raise DataError(f"expected a floating-point image, got {image.dtype}; map bytes by data.scale")
+    image = checked_example(logits_fn, image, least=1)
     checked_count("sample", samples)
     _check_basis(tangent.basis, image.size)
     (radius,) = checked_numbers(image.dtype, radius=radius)

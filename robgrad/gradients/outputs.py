@@ -4,9 +4,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from robgrad.attacks import cross_entropy
+from robgrad.data.checks import known
 from robgrad.data.images import DataError
 from robgrad.networks import LogitsFn, predicted
 
@@ -22,32 +24,65 @@ def prediction(logits: Array) -> tuple[Array, Array]:
     return jnp.maximum(label, 0), jnp.where(label < 0, jnp.nan, 1.0)
 
 
+def _marked(value: Array, there: Array, image: Array) -> Array:
+    """A value with its gradient, both NaN where the factor is: a network may hold the factor back by a condition."""
+    return there * value + (there - there) * jnp.sum(image)
+
+
 def loss_of_prediction(logits_fn: LogitsFn, image: Array) -> Callable[[Array], Array]:
     """The cross-entropy at the class that the network predicts for the image: the paper's."""
-    label, known = prediction(logits_fn(image))
-    return lambda x: known * cross_entropy(logits_fn(x), label)
+    label, there = prediction(logits_fn(image))
+    return lambda x: _marked(cross_entropy(logits_fn(x), label), there, x)
 
 
 def logit_of_prediction(logits_fn: LogitsFn, image: Array) -> Callable[[Array], Array]:
     """The logit of the class that the network predicts for the image: most other works'."""
-    label, known = prediction(logits_fn(image))
-    return lambda x: known * logits_fn(x)[label]
+    label, there = prediction(logits_fn(image))
+    return lambda x: _marked(logits_fn(x)[label], there, x)
 
 
 def probability_of_prediction(logits_fn: LogitsFn, image: Array) -> Callable[[Array], Array]:
     """The probability of the class that the network predicts for the image: LIME's."""
-    label, known = prediction(logits_fn(image))
-    return lambda x: known * jax.nn.softmax(logits_fn(x))[label]
+    label, there = prediction(logits_fn(image))
+    return lambda x: _marked(jax.nn.softmax(logits_fn(x))[label], there, x)
 
 
 def loss_of(label: Array | int) -> Output:
     """The cross-entropy at a given class, for instance the true one."""
-    return lambda logits_fn, image: lambda x: cross_entropy(logits_fn(x), jnp.asarray(label))
+    return lambda logits_fn, image: lambda x: cross_entropy(logits_fn(x), class_of(label, logits_fn(x)))
 
 
 def logit_of(label: Array | int) -> Output:
     """The logit of a given class."""
-    return lambda logits_fn, image: lambda x: logits_fn(x)[label]
+
+    def explained(logits_fn: LogitsFn, image: Array) -> Callable[[Array], Array]:
+        del image
+
+        def of(x: Array) -> Array:
+            logits = logits_fn(x)
+            wanted = class_of(label, logits)
+            there = jnp.where((wanted >= 0) & (wanted < logits.shape[-1]), 1.0, jnp.nan).astype(logits.dtype)
+            return _marked(logits[wanted], there, x)
+
+        return of
+
+    return explained
+
+
+def class_of(label: Array | int, logits: Array) -> Array:
+    """A class as an array, if it is one and, where its value is known, one that the logits have.
+
+    Raises:
+      DataError: if it is not.
+    """
+    label = jnp.asarray(label)
+    if label.ndim or not jnp.issubdtype(label.dtype, jnp.integer):
+        raise DataError(f"expected one integer class, got {label.dtype} of shape {list(label.shape)}")
+    value = known(label)
+    if value is not None and not np.all((np.asarray(value) >= 0) & (np.asarray(value) < logits.shape[-1])):
+        most = logits.shape[-1] - 1
+        raise DataError(f"expected a class in 0..{most}, as many as the network has logits, got {value}")
+    return label
 
 
 def absolute(values: Array) -> Array:

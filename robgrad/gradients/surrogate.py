@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from robgrad.data.checks import checked_count, checked_example, pixels_of
+from robgrad.data.checks import checked_count, checked_example, checked_positive, pixels_of
 from robgrad.gradients.attributions import Attribution
 from robgrad.gradients.outputs import Output, one_image, probability_of_prediction
 from robgrad.networks import LogitsFn
@@ -27,6 +27,7 @@ class Regions(NamedTuple):
 
 def grid_regions(cells: int = 4) -> Regions:
     """A grid of so many cells to a side; no more than there are pixels."""
+    checked_count("cell to a side", cells)
 
     def places(size: int) -> Array:
         return jnp.arange(size) * min(cells, size) // size
@@ -95,10 +96,13 @@ def lime(
       chunk: evaluations at a time; memory depends on it.
 
     Raises:
-      ValueError: if there are fewer than two samples.
+      ValueError: if there are fewer than two samples, the width is not above 0, or the ridge negative.
     """
     checked_count("samples", samples, 2)
     checked_count("evaluation in a chunk", chunk)
+    checked_positive("a kernel's width", width)
+    if not 0 <= ridge < jnp.inf:
+        raise ValueError(f"expected a ridge of 0 or more, got {ridge}")
 
     def attribution(key: Array, logits_fn: LogitsFn, image: Array) -> Array:
         image = one_image(checked_example(logits_fn, image))

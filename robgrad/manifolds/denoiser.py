@@ -18,6 +18,7 @@ from jax import Array, lax
 
 from robgrad import stacking
 from robgrad.data import scale
+from robgrad.data.checks import checked_count, checked_positive
 from robgrad.manifolds.eigen import leading_directions
 from robgrad.manifolds.geometry import Manifold, TangentSpace
 from robgrad.networks import Conv
@@ -143,7 +144,13 @@ def from_denoiser(network: Denoiser, variables, noise: float = 0.3, steps: int =
       noise: standard deviation of the first denoising, in pixel units.
       steps: denoisings.
       dimensions: most directions of a tangent space.
+
+    Raises:
+      ValueError: if the noise is not above 0, or there are no steps or dimensions.
     """
+    checked_positive("a standard deviation of noise", noise)
+    checked_count("denoising", steps)
+    checked_count("dimension", dimensions)
     levels = noise * 0.2 ** (jnp.arange(steps) / max(steps - 1, 1))
 
     def denoise(image: Array, level: Array) -> Array:

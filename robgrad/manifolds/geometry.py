@@ -57,7 +57,13 @@ def autoencoder(encode: Callable[[Array], Array], decode: Callable[[Array], Arra
 
 
 def distance(manifold: Manifold, image: Array) -> Array:
-    """The l2 distance ||x - project(x)|| of one image to its projection, in pixel units."""
+    """The l2 distance ||x - project(x)|| of one image to its projection, in pixel units.
+
+    Raises:
+      ValueError: if the image is not floating point, or the projection of another shape.
+    """
+    if not jnp.issubdtype(jnp.result_type(image), jnp.floating):
+        raise ValueError(f"expected a floating-point image, got {jnp.result_type(image)}; map bytes by data.scale")
     projected = manifold.project(image)
     if projected.shape != image.shape:
         raise ValueError(

@@ -53,6 +53,8 @@ def off_manifold(attack: InBall, manifold: Manifold) -> InBall:
             return image + (moved - basis @ (basis.T @ moved)).reshape(image.shape)
 
         point = across(attack(key, lambda x: logits_fn(across(x)), image, label, epsilon, step_size))
+        # Where the tangent space is not finite there is no way across it.
+        point = jnp.where(jnp.isfinite(basis).all(), point, image)
         return image + _share_inside(attack, image, point - image, epsilon) * (point - image)
 
     return InBall(run, attack.norm, attack.pixel_range)

@@ -8,7 +8,7 @@ from jax import Array
 from scipy import linalg
 
 from robgrad.data import Split, scale
-from robgrad.data.checks import checked_split
+from robgrad.data.checks import checked_count, checked_split
 from robgrad.manifolds.geometry import Manifold, TangentSpace
 
 
@@ -22,13 +22,16 @@ class Plane(NamedTuple):
 def fit_pca(images: np.ndarray, dimensions: int = 10, most: int = 10_000) -> Plane:
     """Principal component analysis of images `[N, H, W, C]`, bytes or in [-1, 1].
 
-    The leading eigenvectors of the covariance of the first `most` images, in double precision on the host.
+    The leading eigenvectors of the covariance of the first `most` images, in double precision on the host. Columns in
+    whose direction the images do not vary, to 1e-6 of their largest deviation, are zero, and no dimension of the plane.
 
     Raises:
       DataError: if the images are not of that form.
       ValueError: if there are no more images, or pixels, than dimensions.
     """
     checked = checked_split(Split(images, np.zeros(len(images), np.int32)), None, "images", as_images=False).images
+    checked_count("image", most, 2)
+    checked_count("dimension", dimensions)
     pixels = np.asarray(scale(jnp.asarray(checked[:most])), np.float64).reshape(min(most, len(images)), -1)
     if not 1 <= dimensions < min(pixels.shape):
         raise ValueError(
@@ -37,16 +40,19 @@ def fit_pca(images: np.ndarray, dimensions: int = 10, most: int = 10_000) -> Pla
         )
     mean = pixels.mean(0)
     largest = (pixels.shape[1] - dimensions, pixels.shape[1] - 1)
-    _, vectors = linalg.eigh(np.cov(pixels.T), subset_by_index=largest)
-    directions = vectors[:, ::-1]
+    variances, vectors = linalg.eigh(np.cov(pixels.T), subset_by_index=largest)
+    varies = variances[::-1] > 1e-12 * max(variances[-1], 1e-12)
+    directions = np.where(varies, vectors[:, ::-1], 0.0)
     return Plane(jnp.asarray(mean.reshape(images.shape[1:]), jnp.float32), jnp.asarray(directions, jnp.float32))
 
 
 def pca(plane: Plane) -> Manifold:
     """The plane as a manifold: orthogonal projection, and the same tangent space everywhere."""
-    rank = jnp.int32(plane.directions.shape[1])
+    rank = jnp.sum(jnp.any(plane.directions != 0, axis=0), dtype=jnp.int32)
 
     def project(image: Array) -> Array:
+        if image.shape != plane.mean.shape:
+            raise ValueError(f"expected an image of shape {list(plane.mean.shape)}, got {list(image.shape)}")
         along = plane.directions @ (plane.directions.T @ jnp.ravel(image - plane.mean))
         return plane.mean + along.reshape(image.shape)
 

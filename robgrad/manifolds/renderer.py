@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.scipy.sparse.linalg import cg
 
+from robgrad.data import DataError
 from robgrad.manifolds.geometry import Manifold, TangentSpace, column_space, decoder_jacobian
 from robgrad.manifolds.neighbours import nearest
 
@@ -34,7 +35,13 @@ def nearest_code(decode: Decode, bank: Bank, image: Array, box: float = 1.0, ste
       image: `[H, W, C]`.
       box: largest absolute value of a code's components.
       steps: at most so many.
+
+    Raises:
+      DataError: if the image or the bank's are not floating point.
     """
+    for pixels in (image, bank.images):
+        if not jnp.issubdtype(pixels.dtype, jnp.floating):
+            raise DataError(f"expected floating-point images, got {pixels.dtype}; map bytes by data.scale")
     start = nearest(bank.images, image, 1)[0]
     label, own = bank.labels[start], partial(decode, bank.labels[start])
     residual = lambda code: jnp.ravel(image - own(code))  # noqa: E731
@@ -57,8 +64,10 @@ def nearest_code(decode: Decode, bank: Bank, image: Array, box: float = 1.0, ste
         pick = lambda a, b: jnp.where(nearer, a, b)  # noqa: E731
         return pick(moved, code), pick(new, error), damping * jnp.where(nearer, 0.3, 10.0), step + 1
 
-    code = bank.codes[start]
-    carry = (code, jnp.sum(residual(code) ** 2), jnp.float32(1e-3), jnp.int32(0))
+    # The code in the type that steps towards the image give it.
+    code = bank.codes[start].astype(jnp.promote_types(bank.codes.dtype, image.dtype))
+    error = jnp.sum(residual(code) ** 2)
+    carry = (code, error, jnp.asarray(1e-3, error.dtype), jnp.int32(0))
     return label, lax.while_loop(unfinished, turn, carry)[0]
 
 

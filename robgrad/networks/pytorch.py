@@ -81,6 +81,9 @@ def of_torch(
         raise ValueError(f"{type(module).__name__}: no rule for the operators {', '.join(missing)}")
 
     def of_image(variables: Variables, image: Array) -> Array:
+        if image.shape != (height, width, channels) or not jnp.issubdtype(image.dtype, jnp.floating):
+            wanted = f"a floating-point image [{height}, {width}, {channels}]"
+            raise ValueError(f"expected {wanted}, got {image.dtype} of shape {list(image.shape)}")
         # Weights of float32 take no images of float64.
         image = image.astype(next(iter(variables["params"].values()), image).dtype)
         logits = _run(graph, names, variables, jnp.transpose(shown(image), (2, 0, 1))[None])

@@ -27,11 +27,22 @@ class Averaging(NamedTuple):
     decay: float = 0.999
     start: int = 0
 
+    def checked(self) -> "Averaging":
+        """Itself.
+
+        Raises:
+          ValueError: if the decay is not in [0, 1], or the start negative.
+        """
+        if not 0 <= self.decay <= 1 or self.start < 0:
+            raise ValueError(f"expected a decay in [0, 1] and a start of 0 or more, got {self.decay} and {self.start}")
+        return self
+
 
 def averaged(averaging: Averaging | None, state: "TrainState") -> Any:
     """The average after a step has been taken; None without averaging. What is no floating point is the state's own."""
     if averaging is None:
         return state.average
+    averaging.checked()
     if state.average is None:
         raise ValueError("expected a state with an average: give training.with_average(states) to `fit`")
     taken = jnp.maximum(state.step - averaging.start, 1)

@@ -23,7 +23,7 @@ from robgrad.data import Split
 from robgrad.data.checks import checked_count, checked_split
 from robgrad.training.averaging import judged
 from robgrad.training.objectives import Batch, Step, StepSizes, TrainState
-from robgrad.training.optimizers import checked_rates
+from robgrad.training.optimizers import checked_rates, checked_sizes
 
 
 class Progress(NamedTuple):
@@ -109,22 +109,24 @@ def fit(
       The trained stack; `kept` takes the variables of the last step, their average, or the best epoch.
 
     Raises:
-      DataError: if the data are a `data.Split` that `data.check` refuses.
-      ValueError: if `batch_size` is not in 1..N or `epochs` is below 1; if a learning rate or weight decay is
-        negative, the step's schedule is shorter than the training, or `score` comes without states that keep their
-        best epoch, or those without it.
+      DataError: if the data have images and labels that `data.check` refuses.
+      ValueError: if `batch_size` is not in 1..N or `epochs` is below 1; if a radius, step, rate, decay or weight is
+        negative or not finite, the step's schedule is shorter than the training, or `score` comes without states that
+        keep their best epoch, or those without it.
       DivergedError: if a replica's loss stops being finite.
       StoppedError: if `stop` said so, in any process.
     """
-    if isinstance(data, Split):
-        data = checked_split(data, None, "data", as_images=False)
+    if hasattr(data, "images") and hasattr(data, "labels"):
+        checked = checked_split(Split(data.images, data.labels), None, "data", as_images=False)
+        data = data._replace(images=checked.images, labels=checked.labels)
     examples = stacking.size(data)
+    checked_count("example in a batch", batch_size)
     if not 1 <= batch_size <= examples:
         raise ValueError(f"expected a batch size in 1..{examples} (the training examples), got {batch_size}")
     checked_count("epoch", epochs)
     per_epoch = examples // batch_size
-    _check_numbers(step, states, numbers, epochs * per_epoch, score)
-    replicas = stacking.size(states)
+    _check_numbers(step, states, numbers, epochs * per_epoch, per_epoch, score)
+    replicas = _replicas(states, numbers)
     mesh = stacking.device_mesh(replicas, batch_size) if mesh is None else mesh
     numbers = jax.tree.map(lambda leaf: jnp.full(replicas, leaf) if jnp.ndim(leaf) == 0 else leaf, numbers)
     states, numbers = stacking.everywhere((states, numbers), mesh)
@@ -167,10 +169,28 @@ def fit(
     return states
 
 
-def _check_numbers(step: Step, states: Any, numbers: Any, steps: int, score: Any) -> None:
+def _replicas(states: Any, numbers: Any) -> int:
+    """How many networks the stack has.
+
+    Raises:
+      ValueError: if the states are no stack, or the numbers not those of as many networks.
+    """
+    if not jnp.ndim(states.step):
+        raise ValueError("expected a stack of states, got one state: give stacking.stack([state])")
+    count = stacking.size(states)
+    wrong = [list(jnp.shape(leaf)) for leaf in jax.tree.leaves(numbers) if jnp.ndim(leaf) and len(leaf) != count]
+    if wrong:
+        raise ValueError(f"expected numbers, or one for each of {count} networks, got shape {wrong[0]}")
+    return count
+
+
+def _check_numbers(step: Step, states: Any, numbers: Any, steps: int, per_epoch: int, score: Any) -> None:
     """That what a step is given fits together; see `fit`."""
     if isinstance(numbers, StepSizes):
         checked_rates(numbers.learning_rate, numbers.weight_decay)
+        checked_sizes(numbers.epsilon, numbers.step_size, numbers.weight)
+    elif hasattr(numbers, "learning_rate"):
+        checked_rates(numbers.learning_rate, None)
     planned = getattr(step, "schedule_steps", None)
     if planned is not None and planned < steps:
         raise ValueError(
@@ -178,6 +198,11 @@ def _check_numbers(step: Step, states: Any, numbers: Any, steps: int, score: Any
             f"with steps={steps}"
         )
     best = getattr(states, "best", None)
+    if best is not None and best.curve.shape[-1] * per_epoch < steps:
+        raise ValueError(
+            f"expected states that keep the best of {steps // per_epoch} epochs or more, got {best.curve.shape[-1]}: "
+            "give training.with_best the epochs of the whole training"
+        )
     if (best is None) != (score is None):
         needed = "score=" if score is None else "states from training.with_best"
         raise ValueError(f"expected {needed}: to keep the best epoch takes both a score and states that hold it")

@@ -198,6 +198,8 @@ def classifier_step(
     network, objective, optimizer = of_module(network), objective or adversarial(), optimizer or ADAM
 
     def step(state: TrainState, numbers: StepSizes, batch: Batch):
+        if not (hasattr(batch.examples, "images") and hasattr(batch.examples, "labels")):
+            raise ValueError("expected data with images and labels: give data.Split(images, labels)")
         images, classes = scale(batch.examples.images), batch.examples.labels
         # Of the images' type, where JAX makes float64 of a Python number.
         numbers = jax.tree.map(lambda number: jnp.asarray(number, images.dtype), numbers)
@@ -209,7 +211,7 @@ def classifier_step(
         if augmentation is not None:
             keys = jax.vmap(lambda key: jax.random.fold_in(key, AUGMENTED))(batch.keys)
             images = jax.vmap(augmentation)(keys, images).astype(images.dtype)
-        count = jax.eval_shape(network.evaluate, state.variables, images[:1]).shape[-1]
+        count = _classes_of(network, state.variables, images)
         labels, each = classes, jnp.ones((), images.dtype)
         if labelling is not None:
             key = jax.random.fold_in(state.key, ~state.step)
@@ -247,6 +249,23 @@ def classifier_step(
         return state._replace(average=averaged(averaging, state)), metrics
 
     return scheduled(step, optimizer)
+
+
+def _classes_of(network: Network, variables: Variables, images: Array) -> int:
+    """How many logits a network of batches has, if it is one.
+
+    Raises:
+      ValueError: if it is not.
+    """
+    made = jax.eval_shape(network.evaluate, variables, images)
+    shape = getattr(made, "shape", None)
+    if shape is None or len(shape) != 2 or shape[0] != len(images) or shape[1] < 2:
+        got = type(made).__name__ if shape is None else list(shape)
+        raise ValueError(
+            "expected a network of batches of images to logits [B, classes], two classes or more, got "
+            f"{got} of images {list(images.shape)}"
+        )
+    return shape[1]
 
 
 def scheduled(step: Step, optimizer: Any) -> Step:

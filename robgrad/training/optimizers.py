@@ -5,12 +5,13 @@ stack, so that a sweep over them is one compiled program; what shapes the optimi
 schedule, is chosen when it is built. To add an optimizer or a schedule is to name it in `OPTIMIZERS` or `SCHEDULES`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
@@ -182,7 +183,20 @@ def checked_rates(learning_rate: Any, weight_decay: Any) -> None:
     Raises:
       ValueError: if not.
     """
-    for name, value in (("learning rate", learning_rate), ("weight decay", weight_decay)):
+    _check_all((("learning rate", learning_rate), ("weight decay", weight_decay)))
+
+
+def checked_sizes(epsilon: Any, step_size: Any, weight: Any) -> None:
+    """That radii, steps and weights of objectives are finite and not negative.
+
+    Raises:
+      ValueError: if not.
+    """
+    _check_all((("radius (epsilon)", epsilon), ("step size", step_size), ("weight of the objective", weight)))
+
+
+def _check_all(named: Sequence[tuple[str, Any]]) -> None:
+    for name, value in named:
         numbers = np.asarray(0.0 if value is None else value)
-        if not np.issubdtype(numbers.dtype, np.number) or not np.all(np.isfinite(numbers) & (numbers >= 0)):
+        if not jnp.issubdtype(numbers.dtype, np.number) or not np.all(np.isfinite(numbers) & (numbers >= 0)):
             raise ValueError(f"expected a {name} of 0 or more, finite, got {value}")
