@@ -49,7 +49,7 @@ def training_text(network, shape):
     mesh = stacking.device_mesh(1, BATCH, jax.devices()[:1])
     data = data_sets.Split(jnp.zeros((2 * BATCH, *shape), jnp.uint8), jnp.zeros(2 * BATCH, int))
     program = loop.segment(mesh, math.prod(shape[:2]))
-    lowered = program.lower(step, mesh, (BATCH, 2 * BATCH), True, False, states, numbers, data, np.int32(3))
+    lowered = program.lower(step, mesh, (BATCH, 2 * BATCH), "shuffled", False, states, numbers, data, np.int32(3))
     return lowered.compile().as_text(), states.variables
 
 

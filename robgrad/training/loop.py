@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 from robgrad import stacking
 from robgrad.data import Split
 from robgrad.data.checks import checked_count, checked_split
+from robgrad.training import streaming
 from robgrad.training.averaging import judged
 from robgrad.training.objectives import Batch, Step, StepSizes, TrainState
 from robgrad.training.optimizers import checked_rates, checked_sizes
@@ -84,13 +85,16 @@ def fit(
     """Trains a stack in compiled segments of steps until each replica has seen `epochs` epochs.
 
     The data lie on the device; each epoch draws its permutation there from the replica's key and the
-    epoch's number, so that the result depends on no segment. A last batch that is not full is left out.
+    epoch's number, so that the result depends on no segment. A last batch that is not full is left out. Data that
+    memory does not hold are read block by block, and give the same result to the bit.
 
     Args:
       step: the step of one replica.
       states: stack of `S` states, at equal steps; their buffers are given away.
       numbers: pytree of arrays `[S]`, the step's second argument; a scalar is every replica's.
-      data: pytree of arrays `[N, ...]`, the data of every replica, for instance a `data.Split`.
+      data: pytree of arrays `[N, ...]`, the data of every replica, for instance a `data.Split`; or what has a length
+        and gives one example by its index, for instance a `grain.MapDataset`, which is read while training goes on:
+        an example is a `data.Split` of one image and label, a pair of both, or a dict with `image` and `label`.
       mesh: the devices; where None, those of `stacking.device_mesh` for this stack and batch.
       batch_size: examples a step, over all devices.
       epochs: passes over the data in all, those already in `states` included.
@@ -109,7 +113,7 @@ def fit(
       The trained stack; `kept` takes the variables of the last step, their average, or the best epoch.
 
     Raises:
-      DataError: if the data have images and labels that `data.check` refuses.
+      DataError: if the data have images and labels that `data.check` refuses, or are read by index without Grain.
       ValueError: if `batch_size` is not in 1..N or `epochs` is below 1; if a radius, step, rate, decay or weight is
         negative or not finite, the step's schedule is shorter than the training, or `score` comes without states that
         keep their best epoch, or those without it.
@@ -119,7 +123,10 @@ def fit(
     if hasattr(data, "images") and hasattr(data, "labels"):
         checked = checked_split(Split(data.images, data.labels), None, "data", as_images=False)
         data = data._replace(images=checked.images, labels=checked.labels)
-    examples = stacking.size(data)
+    streamed = streaming.is_source(data)
+    if streamed and shard_data:
+        raise ValueError("shard_data: expected data in memory; those that are read by index are not split over devices")
+    examples = len(data) if streamed else stacking.size(data)
     checked_count("example in a batch", batch_size)
     if not 1 <= batch_size <= examples:
         raise ValueError(f"expected a batch size in 1..{examples} (the training examples), got {batch_size}")
@@ -129,18 +136,30 @@ def fit(
     replicas = _replicas(states, numbers)
     mesh = stacking.device_mesh(replicas, batch_size) if mesh is None else mesh
     numbers = jax.tree.map(lambda leaf: jnp.full(replicas, leaf) if jnp.ndim(leaf) == 0 else leaf, numbers)
+    keys = jnp.copy(states.key)
     states, numbers = stacking.everywhere((states, numbers), mesh)
     # Placed as the compiled segment leaves them, or the second segment would compile anew.
     states = stacking.kept(states, mesh)
-    data = stacking.split(data, mesh) if shard_data else jax.tree.map(jnp.asarray, stacking.everywhere(data, mesh))
+    place = lambda table: jax.tree.map(jnp.asarray, stacking.everywhere(table, mesh))  # noqa: E731
     still = _statistics(states)
     done, steps, count, saved = int(states.step[0]), epochs * per_epoch, 1, time.monotonic()
     save_steps = checkpoints.steps if checkpoints else 0
-    run = partial(segment(mesh, _pixels(data)), step, mesh, (batch_size, examples), shuffle, shard_data)
+    if streamed:
+        blocks = streaming.blocks(data, keys, batch_size, steps, shuffle, done)
+        read, order = streaming.Block(done, 0, None, np.empty(0)), "given"
+    else:
+        data = stacking.split(data, mesh) if shard_data else place(data)
+        read, order = streaming.Block(0, steps, data, np.empty(0)), "shuffled" if shuffle else "stored"
+    places = None
     while done < steps:
-        count = min(count, per_epoch - done % per_epoch, *([save_steps - done % save_steps] if save_steps else []))
+        if done == read.first + read.steps:
+            read = next(blocks)
+            data, places = place(read.table), stacking.everywhere(read.places, mesh)
+        within = (per_epoch - done % per_epoch, read.first + read.steps - done)
+        count = min(count, *within, *([save_steps - done % save_steps] if save_steps else []))
+        run = partial(segment(mesh, _pixels(data)), step, mesh, (batch_size, examples), order, shard_data)
         began = time.perf_counter()
-        states, sums = run(states, numbers, data, np.int32(count))
+        states, sums = run(states, numbers, data, np.int32(count), places, np.int32(read.first))
         metrics = {name: np.asarray(total) / count for name, total in sums.items()}
         seconds = time.perf_counter() - began
         done += count
@@ -233,9 +252,22 @@ def segment(mesh: Mesh, pixels: int) -> jax.stages.Wrapped:
 
 
 def _segment(
-    step: Step, mesh: Mesh, sizes: tuple[int, int], shuffle: bool, shard_data: bool, states, numbers, data, count
+    step: Step,
+    mesh: Mesh,
+    sizes: tuple[int, int],
+    order: str,
+    shard_data: bool,
+    states,
+    numbers,
+    data,
+    count,
+    places=None,
+    first=0,
 ):
-    """Takes `count` steps, all within one epoch; returns the stack and its summed metrics."""
+    """Takes `count` steps, all within one epoch; returns the stack and its summed metrics.
+
+    The order is `shuffled`, `stored`, or `given` by `places` `[S, ...]` in the data, from the step `first` on.
+    """
     batch_size, examples = sizes
     per_epoch = examples // batch_size
 
@@ -253,16 +285,17 @@ def _segment(
         return jax.tree.map(pick, data)
 
     def of_replica(replica, shared):
-        (state, numbers), (data, count) = replica, shared
-        order = jnp.arange(examples)
-        if shuffle:
-            order = jax.random.permutation(jax.random.fold_in(state.key, state.step // per_epoch), examples)
+        (state, numbers, given), (data, count, first) = replica, shared
+        rows_of = jnp.arange(examples) if given is None else given
+        if order == "shuffled":
+            rows_of = jax.random.permutation(jax.random.fold_in(state.key, state.step // per_epoch), examples)
 
         def take(state: TrainState) -> Batch:
             share = -(-batch_size // lax.axis_size(stacking.DATA))
             positions = lax.axis_index(stacking.DATA) * share + jnp.arange(share)
             every = jnp.arange(share * lax.axis_size(stacking.DATA)) if shard_data else positions
-            rows = order[state.step % per_epoch * batch_size + jnp.minimum(every, batch_size - 1)]
+            at = state.step % per_epoch if given is None else state.step - first
+            rows = rows_of[at * batch_size + jnp.minimum(every, batch_size - 1)]
             chosen = gather(data, rows)
             if shard_data:
                 chosen = jax.tree.map(lambda leaf: leaf[positions], chosen)
@@ -279,8 +312,8 @@ def _segment(
         sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), metrics)
         return lax.fori_loop(0, count, body, (state, sums))
 
-    specs = (P(stacking.DATA) if shard_data else P(), P())
-    states, sums = stacking.per_replica(of_replica, mesh, specs)((states, numbers), (data, count))
+    specs = (P(stacking.DATA) if shard_data else P(), P(), P())
+    states, sums = stacking.per_replica(of_replica, mesh, specs)((states, numbers, places), (data, count, first))
     return stacking.kept(states, mesh), sums
 
 
