@@ -6,6 +6,7 @@ set or of a folder of class folders. Nothing of the network is trained; the mani
     python -m experiments.examine --network=net.py:build --weights=net.pt --dataset=./photos --image_size=32
     python -m experiments.examine --network=net.py:logits --dataset=digits --auto_attack=short   # a first look
     python -m experiments.examine --network=runs/manifold_distance-digits-quick:standard,net.py:logits
+    python -m experiments.examine --network=net.py:logits --dry_run                      # what it would take here
 
 `net.py:build` is a function without parameters that returns an `nn.Module`, whose state is `net.pt`; `net.py:logits` is
 a function of one image `[H, W, C]` in [-1, 1], or a module. Networks of a run stand beside it for comparison.
@@ -13,8 +14,9 @@ a function of one image `[H, W, C]` in [-1, 1], or a module. Networks of a run s
 Expected: a page that says of each network what its numbers mean and what they are compared with.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
@@ -24,6 +26,7 @@ import numpy as np
 from experiments.harness import (
     analysed,
     dossier,
+    estimate,
     evaluated,
     experiment,
     measures,
@@ -33,8 +36,10 @@ from experiments.harness import (
 )
 from experiments.harness.analysed import AnalysisConfig
 from experiments.harness.config import AutoAttackConfig, ConfigError, Presets, setting, subsets
+from experiments.harness.options import Options
 from experiments.harness.progress import counted, notes
 from experiments.harness.subjects import Subject
+from experiments.harness.tables import Row
 from experiments.harness.trained import Run
 from robgrad import attacks, data, gradients, manifolds, networks, runs, stacking
 
@@ -253,24 +258,53 @@ def _of_images(name: str) -> bool:
     return parts[0] in manifolds.KINDS
 
 
-def scores_of(run: Run, every: Sequence[Subject], test: data.Split, key: jax.Array) -> experiment.Arrays:
-    """The measures of attributions of each network."""
+def score_of(run: Run, subject: Subject) -> Callable[[Any, jax.Array, data.Split], experiment.Arrays]:
+    """The measures of attributions of one network, compiled; see `measures.of_images`."""
     config = run.config
     rankings = {name: gradients.ATTRIBUTIONS[name] for name in config.attributions}
     signed = {name: gradients.SIGNED[name] for name in config.attributions}
+    fresh = subjects.randomised(trained.key_of(config.seed, "randomised"), subject.variables)
+    return measures.of_images(subject.network, fresh, rankings, signed, config.sensitivity_samples, config.chunk)
+
+
+def scores_of(run: Run, every: Sequence[Subject], test: data.Split, key: jax.Array) -> experiment.Arrays:
+    """The measures of attributions of each network."""
+    config = run.config
 
     def of_one(subject: Subject, keys: jax.Array, some: data.Split) -> experiment.Arrays:
-        fresh = subjects.randomised(trained.key_of(config.seed, "randomised"), subject.variables)
-        score = measures.of_images(subject.network, fresh, rankings, signed, config.sensitivity_samples, config.chunk)
-        said = score(subject.variables, keys, some)
+        said = score_of(run, subject)(subject.variables, keys, some)
         # Networks that show no parameters cannot be randomised.
         return {"randomisation": np.full_like(said["road"], np.nan), **said}
 
     parts = measures.of_networks(run, every, every.__getitem__, test, key, of_one)
-    found = measures.joined(parts, [*rankings], test.images)
+    found = measures.joined(parts, list(config.attributions), test.images)
     # The manifold's pictures show more of the same images.
     del found["shown/test"]
     return found
+
+
+def estimated(config: ExamineConfig, dataset: data.Dataset, options: Options, others: Sequence[Any]) -> Iterator[Row]:
+    """AutoAttack in each norm, manifolds that are trained, and the measures of attributions, for the first network."""
+    del others
+    run = Run(Path(), config, options, dataset)
+    train, test = subsets(config, dataset)
+    every, shape = subjects_of(run), run.image_shape
+    one = every[0]
+    for norm in config.norms:
+        apply = lambda variables, image: networks.logits_fn(one.network, variables)(image)  # noqa: E731
+        yield evaluated.passes_of(config, dataset, test, norm, len(every), apply, one.variables, True)
+    for name in config.manifold:
+        if manifolds.KINDS[name].fitting is not None:
+            yield estimate.row_of(dataset.name, trained.manifold_plan(config, name, shape), train, options, 1)
+    some = data.Split(*(leaf[: min(config.chunk, config.measured_examples)] for leaf in test))
+    score = score_of(run, one)
+    keys = jax.random.split(jax.random.key(0), len(some.labels))
+    warm, cold = estimate.warm_and_cold(lambda: score(one.variables, keys, some))
+    minutes = (warm * len(every) * config.measured_examples / len(some.labels) + cold * len(every)) / 60
+    named = estimate.empty(
+        dataset.name, f"{len(config.attributions)} attributions of {config.measured_examples} images"
+    )
+    yield named | {"networks": len(every), "compile_seconds": cold, "minutes": minutes}
 
 
 EXPERIMENT = experiment.Experiment(
@@ -345,7 +379,7 @@ EXPERIMENT = experiment.Experiment(
         "other classes.",
         "attributions.svg": "The first test image, and what each attribution says of it.",
     },
-    estimate=lambda config, dataset, options, others: iter(()),
+    estimate=estimated,
     takes="a minute on digits, fifteen on 32x32",
     picture="robust_accuracy.svg",
     alone=True,

@@ -257,9 +257,7 @@ def estimated(config: ModernConfig, dataset: data.Dataset, options: Options, oth
     del others
     train, test = subsets(config, dataset)
     for recipe in recipes_of(config):
-        yield estimate.row_of(
-            dataset.name, plan_of(config, recipe, dataset)._replace(score=None), train, options, config.network_seeds
-        )
+        yield estimate.row_of(dataset.name, plan_of(config, recipe, dataset), train, options, config.network_seeds)
     yield evaluated.estimated(config, dataset, test, config.norm, len(members_of(config)))
 
 

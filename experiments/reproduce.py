@@ -9,32 +9,19 @@ Experiments come in the order of the paper's sections, the toy of section 2.2 fi
 one before it has trained alike. The page is there from the first experiment on.
 """
 
-import sys
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from absl import flags
 
-from experiments.harness import claims, config, estimate, experiment, launch, power, registry, tables
+from experiments.harness import config, estimate, experiment, launch, registry
 from experiments.harness.experiment import Experiment
 from experiments.harness.flags import Flags
-from experiments.harness.records import RECORDS
 from experiments.harness.trained import Source
 from robgrad import data, runs
 
 NAME = "reproduce"
 TITLE = "Bridging Adversarial Robustness and Gradient Interpretability, reproduced"
-
-
-class Part(NamedTuple):
-    """One experiment on one data set, or on none: its directory and configuration."""
-
-    experiment: Experiment
-    workdir: Path
-    dataset: data.Dataset | None
-    config: Any
 
 
 def datasets_of(one: Experiment, given: Flags) -> list[str]:
@@ -49,7 +36,7 @@ def datasets_of(one: Experiment, given: Flags) -> list[str]:
     return [values.dataset]
 
 
-def parts_of(given: Flags, experiments: Sequence[Experiment], root: Path) -> list[Part]:
+def parts_of(given: Flags, experiments: Sequence[Experiment], root: Path) -> list[experiment.Part]:
     """What is to be run; everything that can be refused is refused here, before any work.
 
     Args:
@@ -74,7 +61,7 @@ def parts_of(given: Flags, experiments: Sequence[Experiment], root: Path) -> lis
                 # What is about masks keeps to its own set where the one that is named has none.
                 name, dataset = one.dataset, data.load(one.dataset, given.values.data_dir)
             directory = one.base.name + (f"-{config.label(name)}" if name else "")
-            part = Part(one, root / directory, dataset, one.named(dataset, given))
+            part = experiment.Part(one, root / directory, dataset, one.named(dataset, given))
             runs.check_run(part.workdir, one.base.name, experiment.plain_config(part.config))
             parts.append(part)
     labels = [config.label(name) for name in sets]
@@ -95,54 +82,6 @@ def _is_paper(given: Flags) -> bool:
     return given.values.preset == "paper" and given.values.datasets is None and not given.values["dataset"].present
 
 
-def dry_run(parts: list[Part], given: Flags) -> None:
-    """Prints a row for each stage, and their sums."""
-    rows: list[tables.Row] = []
-    before: list[Part] = []
-    for part in parts:
-        others = [other.config for other in before if other.dataset is part.dataset is not None]
-        measured = part.experiment.estimate(part.config, part.dataset, given.options(), others)
-        for row in measured:
-            print(f"measured {row['dataset']}, {row['stage']}", file=sys.stderr)
-            rows.append(row)
-        before.append(part)
-    total = sum(row["minutes"] for row in rows)
-    retrainings = sum(row["retrainings"] or 0 for row in rows)
-    trained = [row for row in rows if not row["retrainings"] and row.get("trains", row["steps"])]
-    networks = sum(row["networks"] for row in trained)
-    launch.show(
-        tables.text(rows, estimate.COLUMNS),
-        f"\n{networks} networks and {retrainings} retrainings: about {_span(total)} on this machine, "
-        f"{estimate.memory()} of memory so far; evaluation, figures and start-up are not counted",
-    )
-    for part in parts:
-        _show_power(part)
-
-
-def _show_power(part: Part) -> None:
-    """Prints which steps a run of this size would tell, by the record of the same experiment, where there is one."""
-    # The toy repeats all of itself.
-    seeds = getattr(part.config, "network_seeds", getattr(part.config, "repeats", 1))
-    found = power.pilot(RECORDS, part.experiment.name, part.dataset.name if part.dataset else "")
-    rows = power.rows_of(found[1], seeds) if found else []
-    if not found or not rows:
-        return
-    launch.show(
-        *textwrap.wrap(
-            f"\n{part.experiment.title}: what {seeds} seed{'s' * (seeds > 1)} would tell with a chance of "
-            f"{power.WANTED:.0%}, by the record {found[0]}; a verdict needs {claims.LEAST_SEEDS} or more:",
-            launch.width(),
-        )
-    )
-    for row in rows:
-        row["claim"] = textwrap.shorten(row["claim"], max(20, launch.width() - 62), placeholder="...")
-    launch.show(tables.text(rows, power.COLUMNS))
-
-
-def _span(minutes: float) -> str:
-    return f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.0f} hours"
-
-
 def work(given: Flags) -> None:
     """Runs all experiments of the flags, or says what they would take."""
     chosen = [one for one in registry.every() if not one.alone and (given.values.all or not one.neighbour)]
@@ -153,7 +92,7 @@ def run_all(given: Flags, name: str, title: str, experiments: Sequence[Experimen
     """Runs experiments one after another into directories below one, with a page of all."""
     parts = parts_of(given, experiments, root)
     if given.values.dry_run:
-        dry_run(parts, given)
+        estimate.dry_run(parts, given.options())
         return
     # Each part knows its own configuration, so that others may join.
     runs.open_run(root, name, {}, launch.environment())
@@ -170,7 +109,7 @@ def run_all(given: Flags, name: str, title: str, experiments: Sequence[Experimen
         launch.show(f"{what}: {experiment.verdicts(done.results['claims'])} ({root / experiment.REPORT})")
 
 
-def source_of(part: Part, before: list[Part], given: Flags) -> Source | None:
+def source_of(part: experiment.Part, before: list[experiment.Part], given: Flags) -> Source | None:
     """An earlier run on the same data set that has trained networks, or the one that the flags name."""
     if part.dataset is None:
         return None
@@ -191,7 +130,7 @@ def program_flags() -> Flags:
     given.add(
         "run", "bool", "all", False, "The neighbours too: other works on the same question, on sets of their own."
     )
-    given.add("run", "bool", "dry_run", False, "Print the stages and what they would take, measured from a few steps.")
+    given.add("run", "bool", "dry_run", False, estimate.DRY_RUN)
     return given
 
 

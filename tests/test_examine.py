@@ -108,6 +108,9 @@ def test_a_network_of_pytorch_from_a_folder_of_images(brought, tmp_path, run):
     np.testing.assert_allclose(slopes, -expected.permute(0, 2, 3, 1).numpy() / 2, rtol=2e-3, atol=1e-6)
     again, _ = run("examine", *asked, f"--dataset={root}/photos", f"--workdir={workdir}", *SMALL)
     assert "finished already" in again
+    dry, _ = run("examine", *asked, f"--dataset={root}/photos", f"--workdir={tmp_path}/dry", *SMALL, "--dry_run")
+    assert "images in linf, at most" in dry
+    assert not (tmp_path / "dry").exists()
     torch.save({name: 2 * value for name, value in module.state_dict().items()}, root / "net.pt")
     _, said = run("examine", *asked, f"--dataset={root}/photos", f"--workdir={workdir}", *SMALL, status=1)
     assert "checksums" in said

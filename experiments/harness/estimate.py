@@ -2,6 +2,8 @@
 
 import contextlib
 import math
+import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -9,12 +11,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.harness import launch, trained
+from experiments.harness import claims, launch, power, tables, trained
 from experiments.harness.options import Options
 from experiments.harness.tables import Row
 from robgrad import stacking, training
 
 ENOUGH = 2.0
+# What the flag does.
+DRY_RUN = "Print the stages and what they would take, measured from a few steps; nothing is run."
 COLUMNS = ("dataset", "stage", "networks", "retrainings", "steps", "ms_per_step", "compile_seconds", "minutes")
 
 
@@ -91,11 +95,11 @@ def missing(config, others: Sequence[Any]) -> list[trained.Spec]:
 def warm_and_cold(function: Callable[[], Any]) -> tuple[float, float]:
     """Seconds of a call once compiled, and what the first took beyond it."""
     marks = [time.perf_counter()]
-    for _ in range(2):
+    for _ in range(3):
         jax.block_until_ready(function())
         marks.append(time.perf_counter())
-    cold, warm = np.diff(marks)
-    return warm, max(0.0, cold - warm)
+    cold, *warm = np.diff(marks)
+    return min(warm), max(0.0, cold - min(warm))
 
 
 def memory() -> str:
@@ -105,3 +109,51 @@ def memory() -> str:
         limit = usage.get("bytes_limit", math.nan) / 2**30
         return f"{usage['peak_bytes_in_use'] / 2**30:.1f} of {limit:.0f} GiB on each device"
     return f"{launch.peak_memory() / 2**30:.1f} GiB"
+
+
+def dry_run(parts: Sequence[Any], options: Options) -> None:
+    """Prints a row for each stage of some `experiment.Part`, their sums, and what a run of that size would tell."""
+    rows: list[Row] = []
+    before: list[Any] = []
+    for part in parts:
+        others = [other.config for other in before if other.dataset is part.dataset is not None]
+        measured = part.experiment.estimate(part.config, part.dataset, options, others)
+        for row in measured:
+            print(f"measured {row['dataset']}, {row['stage']}", file=sys.stderr)
+            rows.append(row)
+        before.append(part)
+    total = sum(row["minutes"] for row in rows)
+    retrainings = sum(row["retrainings"] or 0 for row in rows)
+    trained = [row for row in rows if not row["retrainings"] and row.get("trains", row["steps"])]
+    networks = sum(row["networks"] for row in trained)
+    launch.show(
+        tables.text(rows, COLUMNS),
+        f"\n{networks} networks and {retrainings} retrainings: about {_span(total)} on this machine, "
+        f"{memory()} of memory so far; evaluation, figures and start-up are not counted",
+    )
+    for part in parts:
+        _show_power(part)
+
+
+def _show_power(part: Any) -> None:
+    """Prints which steps a run of this size would tell, by the record of the same experiment, where there is one."""
+    # The toy repeats all of itself.
+    seeds = getattr(part.config, "network_seeds", getattr(part.config, "repeats", 1))
+    found = power.pilot(power.RECORDS, part.experiment.name, part.dataset.name if part.dataset else "")
+    rows = power.rows_of(found[1], seeds) if found else []
+    if not found or not rows:
+        return
+    launch.show(
+        *textwrap.wrap(
+            f"\n{part.experiment.title}: what {seeds} seed{'s' * (seeds > 1)} would tell with a chance of "
+            f"{power.WANTED:.0%}, by the record {found[0]}; a verdict needs {claims.LEAST_SEEDS} or more:",
+            launch.width(),
+        )
+    )
+    for row in rows:
+        row["claim"] = textwrap.shorten(row["claim"], max(20, launch.width() - 62), placeholder="...")
+    launch.show(tables.text(rows, power.COLUMNS))
+
+
+def _span(minutes: float) -> str:
+    return f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.0f} hours"

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Optional
 import jax
 import numpy as np
 
-from experiments.harness import claims, figures, glossary, html, launch, tables, trained
+from experiments.harness import claims, estimate, figures, glossary, html, launch, tables, trained
 from experiments.harness.config import Config, ConfigError, FittedConfig, Presets, TrainingConfig, label, made
 from experiments.harness.flags import Flags
 from experiments.harness.options import Options
@@ -127,6 +127,15 @@ class Finished(NamedTuple):
 
     workdir: Path
     results: dict[str, Any]
+
+
+class Part(NamedTuple):
+    """One experiment on one data set, or on none: its directory and configuration."""
+
+    experiment: Experiment
+    workdir: Path
+    dataset: data.Dataset | None
+    config: Any
 
 
 def plain_config(configuration: Config) -> dict[str, Any]:
@@ -347,6 +356,7 @@ def answers(results: Mapping[str, Any]) -> list[str]:
 def main(experiment: Experiment, about: str) -> None:
     """The program of one experiment; `about` is its module's docstring."""
     given = Flags(about, [experiment.config], experiment.presets, experiment.dataset)
+    given.add("run", "bool", "dry_run", False, estimate.DRY_RUN)
 
     def work(given: Flags) -> None:
         dataset = loaded(given.values) if experiment.has_dataset else None
@@ -354,6 +364,11 @@ def main(experiment: Experiment, about: str) -> None:
         trains = issubclass(experiment.config, FittedConfig) and not issubclass(experiment.config, TrainingConfig)
         if given.values.networks_from and trains:
             raise ConfigError("--networks_from: this experiment trains its networks in ways of its own; leave it out")
+        if given.values.dry_run:
+            estimate.dry_run(
+                [Part(experiment.base, workdir_of(experiment, given), dataset, configuration)], given.options()
+            )
+            return
         finished = run(experiment, workdir_of(experiment, given), configuration, given.options(), dataset)
         show(experiment, finished)
 

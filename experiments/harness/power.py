@@ -16,6 +16,7 @@ from experiments.harness.tables import Row
 # With this chance a run should tell what is there.
 WANTED = 0.8
 MOST_SEEDS = 1000
+RECORDS = Path(__file__).parents[1] / "results"
 COLUMNS = {
     "claim": "claim",
     "groups": "groups",

@@ -8,12 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import experiments
 from experiments.harness import claims, experiment, power, registry, tables
 from experiments.harness.tables import Row
 from robgrad import runs
 
-RECORDS = Path(experiments.__path__[0]) / "results"
+RECORDS = power.RECORDS
 COLUMNS = {
     "": "digits (2.1 and robustness: ten seeds, else one), the toy",
     "digits-quick": "digits (2.1 and robustness: ten seeds, else one), the toy",
