@@ -281,7 +281,7 @@ EXPERIMENT = experiment.Experiment(
     },
     others={"notes": evaluated.NOTES},
     captions={
-        "recipes.svg": "Robust accuracy of each recipe at its best and its last epoch; circles are clean accuracy, "
+        "recipes.svg": "Robust accuracy of each recipe at its best and its last epoch; marks are clean accuracy, "
         "intervals are over seeds and images.",
     },
     estimate=estimated,

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from scipy import stats
 
 from robgrad import attacks, data, faithfulness, gradients, intervals, manifolds, networks, stacking, training
@@ -215,6 +216,42 @@ REFUSED = {
         "expected a target other than the label",
     ),
     "a label that is a word": (lambda: PGD(KEY, linear, IMAGE, "cat", 0.1, 0.1), "expected an integer label"),
+    "no label": (lambda: PGD(KEY, linear, IMAGE, None, 0.1, 0.1), "expected the image's label"),
+    "a radius that is a word": (lambda: PGD(KEY, linear, IMAGE, 0, "8/255", 0.1), "expected epsilon as a number"),
+    "no radius": (lambda: PGD(KEY, linear, IMAGE, 0, None, 0.1), "expected epsilon as a number"),
+    "a margin of soft labels": (
+        lambda: attacks.cw_margin(jnp.zeros(3), jnp.ones(3) / 3),
+        "a margin has no soft labels",
+    ),
+    "DLR of soft labels": (lambda: attacks.dlr(jnp.zeros(3), jnp.ones(3) / 3), "a margin has no soft labels"),
+    "squares of a flat image": (
+        lambda: attacks.as_attack(attacks.square("linf", 3))(
+            KEY, lambda x: x @ WEIGHTS, jnp.zeros(16), 0, 0.1, 0.1
+        ),
+        "which has squares",
+    ),
+    "an attack of one's own to nothing": (
+        lambda: attacks.robust_accuracy(linear, SOME, LABELS, epsilon=0.1, version=(lambda *_: None,)),
+        "expected an attack to a floating-point image",
+    ),
+    "an attack of one's own to another shape": (
+        lambda: attacks.robust_accuracy(
+            linear, SOME, LABELS, epsilon=0.1, version=(lambda key, f, x, *_: x.ravel(),)
+        ),
+        "expected an attack to a floating-point image",
+    ),
+    "a colour by its name": (
+        lambda: faithfulness.deletion_and_insertion(KEY, linear, IMAGE, jnp.ones((4, 4)), fill="mean"),
+        "expected fill as a number",
+    ),
+    "a correlation of no pixels": (
+        lambda: faithfulness.rank_correlation(jnp.zeros(0), jnp.zeros(0)),
+        "expected two maps of a pixel or more",
+    ),
+    "a module for its builder": (
+        lambda: networks.of_nnx(nnx.Linear(4, 3, rngs=nnx.Rngs(0))),
+        "expected a function of random streams",
+    ),
     "a loss by its name": (lambda: attacks.pgd("linf", "xent", 3), "expected a loss"),
     "a search as an attack": (
         lambda: attacks.fab("l2")(KEY, linear, IMAGE, 0, 0.1, 0.1),
@@ -400,6 +437,12 @@ def test_a_radius_given_twice_is_evaluated_once(tmp_path):
         linear, SOME, LABELS, epsilon=[0.05, 0.05], version="short", state=tmp_path / "twice.npz"
     )
     assert found[0].robust.tolist() == found[1].robust.tolist()
+
+
+def test_the_papers_network_takes_images_of_one_pixel():
+    network = networks.classifier_for((1, 1, 1), 3)
+    variables = networks.init(network, KEY, (1, 1, 1))
+    assert networks.logits(network, variables, jnp.zeros((5, 1, 1, 1))).shape == (5, 3)
 
 
 def test_a_network_in_a_line_holds_no_numbers():

@@ -191,7 +191,7 @@ def course_figure(path: Path, curves: Mapping[str, np.ndarray]) -> None:
     for name, values in curves.items():
         network = name.rpartition("/")[2]
         kind, _, seed = network.replace("-seed", " seed ").partition(" seed ")
-        groups.setdefault(group_of(kind), {})[f"{kind}, seed {seed}" if seed else kind] = values
+        groups.setdefault(group_of(kind), {})[f"{kind}, seed {seed.split()[0]}" if seed else kind] = values
     columns = min(len(groups), 3)
     figure, axes = _figure(-(-len(groups) // columns), columns, PANEL, 3.2)
     for axis, (title, members) in zip(axes.flat, groups.items(), strict=False):

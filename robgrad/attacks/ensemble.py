@@ -149,6 +149,11 @@ def as_search(attack: Attack, norm: Norm | str, pixel_range: Range) -> Search:
     def step(goal: Goal, state: Any) -> Any:
         key, image, _ = state
         point = attack(key, goal.logits_fn, image, goal.label, goal.epsilon, goal.epsilon / 4)
+        shape, dtype = getattr(point, "shape", None), getattr(point, "dtype", None)
+        if shape != image.shape or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            got = type(point).__name__ if shape is None else f"{dtype} of shape {list(shape)}"
+            raise ValueError(f"expected an attack to a floating-point image {list(image.shape)}, got {got}")
+        point = point.astype(image.dtype)
         point = ended(norm, image, point, goal.epsilon, pixel_range)
         return key, point, goal.reached(goal.logits_fn(point))
 

@@ -65,6 +65,8 @@ def cw_margin(logits: Array, label: Any, *, bound: float = jnp.inf, zero_mask: b
     """
     if isinstance(label, tuple):
         return jnp.minimum(-cw_margin(logits, label[1], zero_mask=zero_mask), bound)
+    if jnp.ndim(label):
+        raise ValueError(f"expected a class, got labels of shape {list(jnp.shape(label))}; a margin has no soft labels")
     others = logits.at[label].set(0.0) if zero_mask else _without(logits, label)
     return _of_class(logits, label) * jnp.minimum(jnp.max(others) - logits[label], bound)
 

@@ -16,7 +16,7 @@ from jax import Array, lax
 
 from robgrad.attacks.losses import Loss, checked_loss, succeeded
 from robgrad.attacks.norms import Norm, ascent, ended, norm_named
-from robgrad.data import PIXEL_RANGE
+from robgrad.data import PIXEL_RANGE, DataError
 from robgrad.data.checks import (
     Range,
     checked_count,
@@ -47,6 +47,8 @@ class InBall:
 
     def __call__(self, key, logits_fn, image, label, epsilon, step_size):
         """The attacked image: the point that the attack reaches, rounded into ball and range; see `pgd`."""
+        if label is None:
+            raise DataError("expected the image's label, or a goal (label, target), got none")
         image = within_range(checked_example(logits_fn, image, label), self.pixel_range)
         epsilon, step_size = checked_numbers(image.dtype, epsilon=epsilon, step_size=step_size)
         point = self.run(key, logits_fn, image, label, epsilon, step_size)

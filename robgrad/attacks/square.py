@@ -80,6 +80,8 @@ def square(
         return jnp.where(jnp.isnan(margin), jnp.where(fallen, jnp.inf, -jnp.inf), margin), fallen
 
     def start(key: Array, goal: Goal) -> Guess:
+        if goal.image.ndim != 3:
+            raise ValueError(f"expected an image [H, W, C], which has squares, got {list(goal.image.shape)}")
         now, rest = jax.random.split(key)
         point = within(goal, begin(now, goal.image, radius(goal)))
         return Guess(point, *seen_at(goal, point), jnp.int32(0), rest)

@@ -484,6 +484,8 @@ def checked_numbers(dtype, **numbers) -> list[Array]:
       ValueError: if a number is not of that form.
     """
     for name, number in numbers.items():
+        if not isinstance(number, Array | np.ndarray | np.generic | int | float):
+            raise ValueError(f"expected {name} as a number in pixel units, got {number!r}")
         if jnp.ndim(number):
             raise ValueError(
                 f"expected {name} as a number, got shape {list(jnp.shape(number))}; map the call by jax.vmap to give "
@@ -545,6 +547,8 @@ def pixels_of(name: str, value: Any, image: Array) -> Array:
     Raises:
       DataError: if it is none of those.
     """
+    if isinstance(value, str) or value is None:
+        raise DataError(f"expected {name} as a number, a colour, a picture or an image, got {value!r}")
     value = jnp.asarray(value)
     if value.ndim and value.dtype == jnp.uint8:
         raise DataError(f"expected {name} in the image's own range, floating point, got bytes; map them by data.scale")

@@ -233,6 +233,8 @@ def rank_correlation(one: Array, two: Array) -> Array:
     one, two = jnp.asarray(one), jnp.asarray(two)
     if one.shape != two.shape:
         raise DataError(f"expected two maps of one shape, got {list(one.shape)} and {list(two.shape)}")
+    if not one.size:
+        raise DataError("expected two maps of a pixel or more, got none")
     away = []
     for values in (jnp.ravel(one), jnp.ravel(two)):
         ranks = rankdata(values, "average")

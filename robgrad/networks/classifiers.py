@@ -55,7 +55,7 @@ class MLP(nn.Module):
 
 
 class CNN(nn.Module):
-    """Stages of convolutions, each stage closed by a 2x2 max-pool, then an `MLP` of one hidden layer.
+    """Stages of convolutions, each closed by a 2x2 max-pool where there are two pixels, then a dense layer and logits.
 
     Attributes:
       stages: for each stage the feature counts of its convolutions.
@@ -75,7 +75,8 @@ class CNN(nn.Module):
         for stage in self.stages:
             for features in stage:
                 images = nn.relu(Conv(features, self.window)(images))
-            images = layers.max_pool(images)
+            # Of one pixel there is nothing to take the largest of.
+            images = layers.max_pool(images) if min(images.shape[1:3]) > 1 else images
         return MLP((self.dense,), self.classes)(images)
 
 

@@ -24,6 +24,9 @@ def of_nnx(build: "Callable[[nnx.Rngs], nnx.Module]") -> Network:
     Args:
       build: random streams to a fresh module, for instance `lambda rngs: Net(rngs=rngs)`.
 
+    Raises:
+      ValueError: if it is a module.
+
     Example:
       >>> import jax
       >>> from flax import nnx
@@ -36,6 +39,12 @@ def of_nnx(build: "Callable[[nnx.Rngs], nnx.Module]") -> Network:
     """
     from flax import nnx  # It takes a while to import, and few need it.
 
+    if isinstance(build, nnx.Module):
+        raise ValueError(
+            f"expected a function of random streams that builds a module, got a {type(build).__name__}: give "
+            "lambda rngs: Net(rngs=rngs), or, for a trained module that is to be judged, lambda image: "
+            "module(image[None])[0] in the network's place"
+        )
     structure, *abstract = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))), nnx.Param, ...)
 
     def parts(module: "nnx.Module") -> Variables:
