@@ -58,7 +58,7 @@ def wilson(share: float, count: float) -> Bounds:
     z = stats.norm.ppf(0.975)
     centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
-    return centre - half, centre + half
+    return (centre - half if share > 0 else 0.0), (centre + half if share < 1 else 1.0)
 
 
 def draws(values: np.ndarray, statistic: Callable[[np.ndarray], Any], resamples: int = 1000) -> np.ndarray:

@@ -130,7 +130,7 @@ def _from_file(path: Path) -> Dataset:
             raise DataError(f"{path}: expected integer labels, got {one.dtype}; number the classes from 0")
     top = max(int(one.max(initial=0)) for one in (labels, test_labels))
     absent = sorted({*range(top + 1)} - {*labels.tolist()})
-    if absent and "classes" not in arrays and labels.min(initial=0) >= 0:
+    if absent and labels.size and "classes" not in arrays and labels.min() >= 0:
         raise DataError(
             f"{path}: expected training images of each class 0..{top}, got none of class {absent[0]}; number the "
             "classes from 0 without a gap, or name them in an array classes"
