@@ -130,6 +130,23 @@ EDGES = [
         0.0,
         "the same at any scale",
     ),
+    (
+        "LIME of a network that is a constant NaN around the image",
+        lambda: gradients.lime(samples=50)(
+            KEY, lambda x: jnp.where(jnp.all(x == SOME[0]), linear(x), jnp.nan), jnp.asarray(SOME[0])
+        ).sum(),
+        NAN,
+        "nothing is known around it",
+    ),
+    (
+        "noise to where a network is a constant NaN",
+        lambda: jax.jit(jax.vmap(lambda key: gradients.sensitivity(
+            key, lambda x: jnp.where(jnp.all(jnp.abs(x) <= 0.95), linear(x), jnp.nan), jnp.asarray(SOME[0]),
+            manifolds.TangentSpace(jnp.eye(16)[:, :4], jnp.int32(4)), 8.0,
+        ).on))(jax.random.split(KEY, 5)).sum(),
+        NAN,
+        "all of it is beyond the box",
+    ),
     ("PCA of images along a line", lambda: rank_of(FLAT), 1.0, "by construction"),
     ("PCA of images all alike", lambda: rank_of(np.zeros((30, 6, 6, 1), np.float32)), 0.0, "they do not vary"),
     ("cross-entropy beyond the logits", lambda: attacks.cross_entropy(jnp.array([1.0, 2.0]), 3), NAN, "no class"),

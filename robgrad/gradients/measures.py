@@ -10,7 +10,7 @@ from jax import Array
 from robgrad.attacks import length
 from robgrad.data import DataError
 from robgrad.data.checks import checked_count, checked_example, checked_numbers
-from robgrad.gradients.outputs import logit_of_prediction
+from robgrad.gradients.outputs import kept_nan, logit_of_prediction
 from robgrad.manifolds import TangentSpace
 from robgrad.networks import LogitsFn
 
@@ -114,12 +114,13 @@ def sensitivity(
     checked_count("sample", samples)
     _check_basis(tangent.basis, image.size)
     (radius,) = checked_numbers(image.dtype, radius=radius)
-    clean = output(logits_fn(image))
+    shown = lambda x: kept_nan(output, logits_fn(x))  # noqa: E731
+    clean = shown(image)
 
     def change(direction: Array, there: Array) -> Array:
         size = length(direction)
         moved = jnp.where(there, radius * direction / jnp.where(size > 0, size, 1.0), 0.0)
-        return jnp.where(there, jnp.sum((output(logits_fn(image + moved.reshape(image.shape))) - clean) ** 2), 0.0)
+        return jnp.where(there, jnp.sum((shown(image + moved.reshape(image.shape)) - clean) ** 2), 0.0)
 
     def both(key: Array) -> tuple[Array, Array]:
         noise = jax.random.normal(key, (image.size,), image.dtype)

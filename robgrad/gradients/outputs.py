@@ -44,7 +44,12 @@ def logit_of_prediction(logits_fn: LogitsFn, image: Array) -> Callable[[Array], 
 def probability_of_prediction(logits_fn: LogitsFn, image: Array) -> Callable[[Array], Array]:
     """The probability of the class that the network predicts for the image: LIME's."""
     label, there = prediction(logits_fn(image))
-    return lambda x: _marked(jax.nn.softmax(logits_fn(x))[label], there, x)
+    return lambda x: _marked(kept_nan(jax.nn.softmax, logits_fn(x))[label], there, x)
+
+
+def kept_nan(function: Callable[[Array], Array], logits: Array) -> Array:
+    """A function of logits, NaN where one of them is: XLA on a CPU loses a network's constant NaN under `exp`."""
+    return jnp.where(jnp.isnan(logits).any(), jnp.nan, function(logits))
 
 
 def loss_of(label: Array | int) -> Output:
