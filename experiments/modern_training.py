@@ -26,6 +26,7 @@ from experiments.harness.config import (
     AutoAttackConfig,
     ConfigError,
     FittedConfig,
+    Presets,
     recipe_of,
     setting,
     steps_of,
@@ -108,13 +109,12 @@ _QUICK: dict[str, dict[str, Any]] = {
     | {"batch_size": 50, "epochs": 15, "learning_rate": 0.1, "augmentation": ("crop:4", "flip")},
 }  # fmt: skip
 _L2 = {"norm": "l2", "train_radius": 1.0, "train_step_size": 30 / 255, "average": 0.999, "network_seeds": 1}
-PRESETS = {
-    name: table
-    for name, table in presets.extended(
-        presets.AUTO_ATTACK, {"paper": {}, "modern": {"cifar10": _RECIPE | _L2}, "quick": _QUICK}
-    ).items()
-    if name != "paper"
-} | {"paper": {}}
+_MODERN = {"cifar10": _RECIPE | _L2}
+# The paper has no such recipe.
+PRESETS: Presets = {
+    **presets.extended(presets.AUTO_ATTACK, {"paper": {}, "modern": _MODERN, "quick": _QUICK}),
+    "paper": {},
+}
 
 
 class Member(NamedTuple):

@@ -116,6 +116,23 @@ EDGES = [
         0.4,
         "from a sum of 2.8 to 2, over the root of four pixels",
     ),
+    *(
+        (
+            f"{name} beside a masked class",
+            lambda build=build: round(nearest(build, masked, jnp.full((2, 2, 1), 0.1)), 2),
+            0.2,
+            "from a sum of 0.4 to 0, over the root of four pixels",
+        )
+        for name, build in (("FAB", attacks.fab), ("DeepFool", attacks.deepfool))
+    ),
+    (
+        "targeted FAB on a tie",
+        lambda: round(
+            nearest(lambda norm: attacks.fab(norm, targeted=True), two, jnp.zeros((2, 2, 1))), 3
+        ),
+        0.0,
+        "infimum",
+    ),
     ("smoothness of a constant map", lambda: controls.smoothness(jnp.full((6, 6), 0.1)), NAN, "undefined"),
     (
         "smoothness of a tiny map",

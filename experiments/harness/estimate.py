@@ -124,8 +124,8 @@ def dry_run(parts: Sequence[Any], options: Options) -> None:
         before.append(part)
     total = sum(row["minutes"] for row in rows)
     retrainings = sum(row["retrainings"] or 0 for row in rows)
-    trained = [row for row in rows if not row["retrainings"] and row.get("trains", row["steps"])]
-    networks = sum(row["networks"] for row in trained)
+    alone = [row for row in rows if not row["retrainings"] and row.get("trains", row["steps"])]
+    networks = sum(row["networks"] for row in alone)
     launch.show(
         tables.text(rows, COLUMNS),
         f"\n{networks} networks and {retrainings} retrainings: about {_span(total)} on this machine, "

@@ -209,6 +209,8 @@ def _verdict(finding: Finding, *records: Results) -> str:
 def failures(families: Mapping[str, Mapping[str, Sequence[str]]], most: int = 6) -> str:
     """What does not hold, or was seen the other way round, a line each: those that fail in most groups first.
 
+    Of those that fail in as many, those come first that fail in the greater share of their groups.
+
     Args:
       families: verdicts by claim and set.
       most: lines.
@@ -221,6 +223,6 @@ def failures(families: Mapping[str, Mapping[str, Sequence[str]]], most: int = 6)
             if where:
                 plain = text.replace(" (our test)", "").replace(" (our measure)", "")
                 said = ", ".join(f"{name} {count} of {all}" for name, (count, all) in where.items())
-                total = sum(count for count, _ in where.values())
-                found.append((mark != claims.FAILS, -total, f"- {plain}: **{mark}** ({said})"))
+                total, groups = map(sum, zip(*where.values(), strict=True))
+                found.append((mark != claims.FAILS, -total, -total / groups, f"- {plain}: **{mark}** ({said})"))
     return "\n".join(line for *_, line in sorted(found)[:most]) or "- nothing"

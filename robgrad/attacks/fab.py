@@ -1,5 +1,6 @@
 """FAB (Croce and Hein, 2020): the least perturbation that changes the class, by steps to linearised boundaries."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -71,24 +72,36 @@ def boundary(norm: Norm, goal: Goal, point: Array, targeted: bool = False) -> tu
 
     With `targeted` that to the class `Goal.target`; where the label is a goal, by how much its target leads.
     """
+
+    def at(difference: Callable[[Array], Array]) -> tuple[Array, Array]:
+        """A difference of logits and its gradient, off a tie."""
+
+        def both(x: Array) -> tuple[Array, Array]:
+            logits = goal.logits_fn(x)
+            return difference(logits), logits
+
+        (gap, logits), gradient = jax.value_and_grad(both, has_aux=True)(point)
+        return _off_tie(gap, logits), gradient
+
     if isinstance(goal.label, tuple):
-        return jax.value_and_grad(lambda x: cw_margin(goal.logits_fn(x), goal.label))(point)
+        return at(lambda logits: cw_margin(logits, goal.label))
     if targeted:
-        return jax.value_and_grad(lambda x: _difference(goal, x, goal.target))(point)
-    classes = jax.eval_shape(goal.logits_fn, point).shape[0]
-    each = jax.vmap(lambda c: jax.value_and_grad(lambda x: _difference(goal, x, c))(point))
-    gaps, gradients = each(jnp.arange(classes))
+        return at(lambda logits: logits[goal.target] - logits[goal.true_label])
+    classes = jnp.arange(jax.eval_shape(goal.logits_fn, point).shape[0])
+    gaps, gradients = jax.vmap(lambda other: at(lambda logits: logits[other] - logits[goal.true_label]))(classes)
     # The dual norm of a gradient, by what one unit of steepest ascent gains.
     gains = jax.vmap(lambda g: jnp.sum(g * norm.ascent(g)))(gradients)
     # No step leads to a class whose difference does not change.
     away = jnp.where(gains > 0, jnp.abs(gaps) / jnp.where(gains > 0, gains, 1.0), jnp.inf)
-    chosen = jnp.argmin(jnp.where(jnp.arange(classes) == goal.label, jnp.inf, away))
-    return _off_tie(gaps[chosen], goal.logits_fn(point)), gradients[chosen]
+    chosen = jnp.argmin(jnp.where(classes == goal.label, jnp.inf, away))
+    return gaps[chosen], gradients[chosen]
 
 
 def _off_tie(gap: Array, logits: Array) -> Array:
     """A difference of logits; of a tie, on which the label still wins, one that a step of rounding's size resolves."""
-    least = 8 * jnp.finfo(gap.dtype).eps * jnp.maximum(jnp.max(jnp.abs(logits)), 1.0)
+    # A class that is masked, of a logit of minus infinity, says nothing of rounding.
+    largest = jnp.max(jnp.abs(logits), initial=1.0, where=jnp.isfinite(logits))
+    least = 8 * jnp.finfo(gap.dtype).eps * largest
     return jnp.where(jnp.abs(gap) < least, -least, gap)
 
 
@@ -146,9 +159,3 @@ def fab(
         return state.adversarial, state.distance <= state.epsilon
 
     return Search(start, step, steps, end, norm, pixel_range)
-
-
-def _difference(goal: Goal, point: Array, other: Array | int) -> Array:
-    """Logit of another class less that of the label."""
-    logits = goal.logits_fn(point)
-    return logits[other] - logits[goal.true_label]

@@ -205,8 +205,8 @@ def max_sensitivity(
     own, rest = jax.random.split(key)
     images = jnp.concatenate([image[None], moved_images(rest, image, radius, samples)])
     # One call in a loop, so that the attribution is compiled once.
-    whole, *moved = jax.lax.map(lambda one: attribution(own, logits_fn, one), images)
-    return largest_change(whole, jnp.stack(moved))
+    maps = jax.lax.map(lambda one: attribution(own, logits_fn, one), images)
+    return largest_change(maps[0], maps[1:])
 
 
 def moved_images(key: Array, image: Array, radius: float = 0.05, samples: int = 10) -> Array:

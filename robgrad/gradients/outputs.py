@@ -54,7 +54,11 @@ def kept_nan(function: Callable[[Array], Array], logits: Array) -> Array:
 
 def loss_of(label: Array | int) -> Output:
     """The cross-entropy at a given class, for instance the true one."""
-    return lambda logits_fn, image: lambda x: cross_entropy(logits_fn(x), class_of(label, logits_fn(x)))
+
+    def of_logits(logits: Array) -> Array:
+        return cross_entropy(logits, class_of(label, logits))
+
+    return lambda logits_fn, image: lambda x: of_logits(logits_fn(x))
 
 
 def logit_of(label: Array | int) -> Output:
