@@ -7,7 +7,7 @@ metrics)`, such as `objectives.classifier_step` or the VAE-GAN's.
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -140,26 +140,18 @@ def fit(
     states, numbers = stacking.everywhere((states, numbers), mesh)
     # Placed as the compiled segment leaves them, or the second segment would compile anew.
     states = stacking.kept(states, mesh)
-    place = lambda table: jax.tree.map(jnp.asarray, stacking.everywhere(table, mesh))  # noqa: E731
     still = _statistics(states)
     done, steps, count, saved = int(states.step[0]), epochs * per_epoch, 1, time.monotonic()
     save_steps = checkpoints.steps if checkpoints else 0
-    if streamed:
-        blocks = streaming.blocks(data, keys, batch_size, steps, shuffle, done)
-        read, order = streaming.Block(done, 0, None, np.empty(0)), "given"
-    else:
-        data = stacking.split(data, mesh) if shard_data else place(data)
-        read, order = streaming.Block(0, steps, data, np.empty(0)), "shuffled" if shuffle else "stored"
-    places = None
+    order = "given" if streamed else "shuffled" if shuffle else "stored"
+    blocks, read = _blocks(data, keys, mesh, batch_size, steps, shuffle, shard_data, done), streaming.Block(0, done)
     while done < steps:
-        if done == read.first + read.steps:
-            read = next(blocks)
-            data, places = place(read.table), stacking.everywhere(read.places, mesh)
+        read = next(blocks) if done == read.first + read.steps else read
         within = (per_epoch - done % per_epoch, read.first + read.steps - done)
         count = min(count, *within, *([save_steps - done % save_steps] if save_steps else []))
-        run = partial(segment(mesh, _pixels(data)), step, mesh, (batch_size, examples), order, shard_data)
+        run = partial(segment(mesh, _pixels(read.table)), step, mesh, (batch_size, examples), order, shard_data)
         began = time.perf_counter()
-        states, sums = run(states, numbers, data, np.int32(count), places, np.int32(read.first))
+        states, sums = run(states, numbers, read.table, np.int32(count), read.places, np.int32(read.first))
         metrics = {name: np.asarray(total) / count for name, total in sums.items()}
         seconds = time.perf_counter() - began
         done += count
@@ -179,13 +171,37 @@ def fit(
             saved = time.monotonic()
         if stopping:
             raise StoppedError(f"stopped at step {done} of {steps}")
-    if still and all(np.array_equal(still[name], values) for name, values in _statistics(states).items()):
-        warnings.warn(
-            f"the network's {', '.join(still)} have not moved in training: if they are statistics of batch norm, its "
-            "module was not told that it trains; see networks.of_module for the flags that are understood",
-            stacklevel=2,
-        )
+    _note_unmoved(still, _statistics(states))
     return states
+
+
+def _blocks(
+    data: Any,
+    keys: Array,
+    mesh: Mesh,
+    batch_size: int,
+    steps: int,
+    shuffle: bool,
+    shard_data: bool,
+    done: int,
+) -> Iterator[streaming.Block]:
+    """The data on the devices: all of them at once, or, where they are read by index, those of some steps at a time."""
+    place = lambda table: jax.tree.map(jnp.asarray, stacking.everywhere(table, mesh))  # noqa: E731
+    if not streaming.is_source(data):
+        yield streaming.Block(0, steps, stacking.split(data, mesh) if shard_data else place(data))
+        return
+    for block in streaming.blocks(data, keys, batch_size, steps, shuffle, done):
+        yield block._replace(table=place(block.table), places=stacking.everywhere(block.places, mesh))
+
+
+def _note_unmoved(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> None:
+    """Warns of statistics that a training has left as they were."""
+    if before and all(np.array_equal(before[name], values) for name, values in after.items()):
+        warnings.warn(
+            f"the network's {', '.join(before)} have not moved in training: if they are statistics of batch norm, its "
+            "module was not told that it trains; see networks.of_module for the flags that are understood",
+            stacklevel=3,
+        )
 
 
 def _replicas(states: Any, numbers: Any) -> int:

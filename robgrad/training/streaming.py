@@ -23,13 +23,13 @@ class Block(NamedTuple):
       first: number of the first step.
       steps: how many steps they are of.
       table: the examples, stacked.
-      places: which of them each replica takes, in its order, `[S, examples]`.
+      places: which of them each replica takes, in its order, `[S, examples]`; None where the step says.
     """
 
     first: int
     steps: int
-    table: Any
-    places: np.ndarray
+    table: Any = None
+    places: np.ndarray | None = None
 
 
 def is_source(data: Any) -> bool:
