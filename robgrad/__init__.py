@@ -4,6 +4,7 @@ Families, in the order in which data passes; each imports only from those before
 
     backend       what XLA is told before JAX starts, so that its numbers are right
     intervals     95% confidence intervals that keep their word for few values
+    compiling     how programs are compiled for a processor: with which convolutions
     stacking      many networks, examples and devices at once: the one place that maps over all three
     data          labelled images: digits, rendered shapes, TFDS sets, files, the two-Gaussian toy
     networks      layers and classifiers, batch norm included
@@ -25,7 +26,19 @@ from typing import TYPE_CHECKING
 from robgrad import backend
 
 if TYPE_CHECKING:
-    from robgrad import attacks, data, faithfulness, gradients, intervals, manifolds, networks, runs, stacking, training
+    from robgrad import (
+        attacks,
+        compiling,
+        data,
+        faithfulness,
+        gradients,
+        intervals,
+        manifolds,
+        networks,
+        runs,
+        stacking,
+        training,
+    )
     from robgrad.attacks import robust_accuracy as robust_accuracy
 
 backend.set_safe_flags()
@@ -34,6 +47,7 @@ __version__ = "0.2.0"
 __all__ = [
     "attacks",
     "backend",
+    "compiling",
     "data",
     "faithfulness",
     "gradients",

@@ -6,7 +6,6 @@ examples over the second. What runs inside is written for one replica and its sh
 """
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -19,14 +18,14 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from robgrad import compiling
+
 REPLICA, DATA = "replica", "data"
 WHOLE = P()
 # Operations for each parameter in a pass over a batch from which host devices had better share it (measured).
 INTENSE = 350
 # Parameters that a processor's cache may hold (16 MB); to read those beyond costs some three times as much (measured).
 CACHED = 2**22
-# Pixels beyond which YNNPACK's convolutions take two to four times as long by a kernel (measured: 8x8, 14x14).
-LARGE = 100
 
 
 # Whole trees at a time: leaf by leaf every shape would compile a program of its own.
@@ -115,30 +114,6 @@ def intensity(function: Callable, *arguments) -> float:
     parameters = sum(np.size(leaf) for leaf in jax.tree.leaves((held, arguments[:-1])))
     operations = (jax.jit(function).lower(*arguments).cost_analysis() or {}).get("flops", 0.0)
     return operations / max(parameters + 2 * max(parameters - CACHED, 0), 1)
-
-
-def compiled(function: Callable, mesh: Mesh | None, *, pixels: int = 0, **options) -> jax.stages.Wrapped:
-    """`jax.jit`, with what XLA should know of the devices that the program is for.
-
-    On a CPU, loops that update in place get the analysis that finds it safe: without it, a loop of training copies its
-    dense kernels in each turn. Where `XLA_FLAGS` choose YNNPACK's convolutions, each of them runs on one thread: faster
-    where a device a core takes part, slower where fewer devices are to keep all cores busy, which get XLA's own.
-
-    Args:
-      function: to compile.
-      mesh: its devices; None for one of them.
-      pixels: of an image, for programs that differentiate by kernels: the window is the whole image then, which
-        YNNPACK's convolutions are slow for where it is large.
-      options: of `jax.jit`.
-    """
-    if jax.default_backend() != "cpu":
-        return jax.jit(function, **options)
-    devices = len(mesh.local_devices) if mesh else 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    wanted: dict[str, bool | str] = {"xla_cpu_copy_insertion_use_region_analysis": True}
-    if "individual_convolution" in os.environ.get("XLA_FLAGS", "") and (devices < cores or pixels > LARGE):
-        wanted["xla_cpu_experimental_ynn_fusion_type"] = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
-    return jax.jit(function, compiler_options=wanted, **options)
 
 
 def everywhere(tree, mesh: Mesh):
@@ -261,7 +236,7 @@ def per_example(function: Callable, mesh: Mesh, chunk: int = 100) -> Callable:
         results = _whole(spread(shared, padded(stacked, rows), padded(examples, columns)), mesh)
         return jax.tree.map(lambda leaf: leaf[: size(stacked), : size(examples)], results)
 
-    program = compiled(run, mesh)
+    program = compiling.compiled(run, mesh)
     return lambda *arguments: program(*everywhere(arguments, mesh))
 
 

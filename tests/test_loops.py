@@ -86,13 +86,13 @@ def test_what_the_test_looks_for_is_found():
 
 CONVOLUTIONS = """
 import jax, jax.numpy as jnp, numpy as np
-from robgrad import stacking
+from robgrad import compiling, stacking
 images = jax.random.normal(jax.random.key(0), (9, 8, 8, 16))
 kernel = jax.random.normal(jax.random.key(1), (3, 3, 16, 32))
 names = ("NHWC", "HWIO", "NHWC")
 run = lambda x, k: jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=names)
 every = [(stacking.device_mesh(2, 9, jax.devices()[:count]), pixels) for count, pixels in ((1, 64), (2, 64), (2, 784))]
-programs = [stacking.compiled(run, mesh, pixels=pixels) for mesh, pixels in every]
+programs = [compiling.compiled(run, mesh, pixels=pixels) for mesh, pixels in every]
 print(*("ynn" in program.lower(images, kernel).compile().as_text() for program in programs))
 one, other, _ = (np.asarray(program(images, kernel)) for program in programs)
 np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)

@@ -21,7 +21,7 @@ import numpy as np
 from jax import lax
 
 from experiments.benchmark import alternatives, contest
-from robgrad import attacks, faithfulness, gradients, manifolds, networks, stacking, training
+from robgrad import attacks, compiling, faithfulness, gradients, manifolds, networks, stacking, training
 from robgrad.data import Split
 
 Arrays = Mapping[str, np.ndarray]
@@ -74,7 +74,7 @@ def attack_task(work: Work, norm_name: str, steps: int) -> contest.Task:
     def of_network(variables, images):
         return jax.vmap(attacks.cross_entropy)(networks.logits(work.model, variables, images), work.labels).mean()
 
-    mean_loss = partial(stacking.compiled(of_network, None), work.variables)
+    mean_loss = partial(compiling.compiled(of_network, None), work.variables)
 
     if work.variant == "foolbox_jax":
         attack = foolbox_attack(work, norm_name, steps)
@@ -109,7 +109,7 @@ def compiled_step(work: Work, norm: attacks.Norm, epsilon: float, step_size: flo
         return jnp.clip(image + norm.project(moved - image, jnp.float32(epsilon)), -1.0, 1.0)
 
     # The parameters are an argument, as they are in the loop: constants would be folded.
-    run = stacking.compiled(jax.vmap(step, in_axes=(None, 0, 0, 0)), None)
+    run = compiling.compiled(jax.vmap(step, in_axes=(None, 0, 0, 0)), None)
     given = (work.variables, work.images, work.labels)
     return partial(run.lower(*given, work.images).compile(), *given)
 
@@ -160,7 +160,7 @@ def looped(
         return lax.fori_loop(0, steps, body, (state, jnp.zeros(())))[1]
 
     if work.variant == "python_loop":
-        run = stacking.compiled(stacking.per_replica(one_step, mesh), mesh, pixels=pixels).lower(*given).compile()
+        run = compiling.compiled(stacking.per_replica(one_step, mesh), mesh, pixels=pixels).lower(*given).compile()
 
         def from_python(stack=stack):
             (states, numbers), last = stack, np.nan
@@ -169,7 +169,7 @@ def looped(
             return np.asarray(last)
 
         return from_python
-    whole = stacking.compiled(stacking.per_replica(all_steps, mesh), mesh, pixels=pixels).lower(*given).compile()
+    whole = compiling.compiled(stacking.per_replica(all_steps, mesh), mesh, pixels=pixels).lower(*given).compile()
     return lambda stack=stack: np.asarray(whole(stack, given[1]))
 
 

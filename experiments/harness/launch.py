@@ -28,7 +28,7 @@ STOPPED = 75  # EX_TEMPFAIL: what was asked for is not done yet, try again.
 # Only for releases it was tried on: an XLA that does not know the flag refuses to start.
 FAST_CPU_FLAGS = {
     "0.10.2": ("--xla_cpu_experimental_ynn_fusion_type=individual_dot,individual_convolution",),
-    # Without --xla_cpu_experimental_onednn_custom_call, which is faster and gives wrong gradients.
+    # Without --xla_cpu_experimental_onednn_custom_call, which is wrong for some functions: `compiling` guards its use.
     "0.12.0.1": ("--xla_cpu_experimental_ynn_fusion_type=individual_dot",),
 }
 

@@ -4,6 +4,7 @@ Each attack of the ensemble meets only what those before it left standing. Every
 that none's fate depends on its batch.
 """
 
+import math
 import os
 import zlib
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ from jax import Array
 from jax.sharding import Mesh
 from scipy.special import logsumexp
 
-from robgrad import stacking
+from robgrad import compiling, stacking
 from robgrad.attacks import states
 from robgrad.attacks.ensemble import Part, Version, ensemble
 from robgrad.attacks.evaluation import WRONG, Evaluation
@@ -84,9 +85,9 @@ class _Attacker:
         self.apply, self.norm, self.version, self.targeted = apply, norm, version, targeted
         self.pixel_range, self.batch = pixel_range, batch
         self.meshes: dict[tuple[int, ...], Mesh] = {}
-        self.logits_of = stacking.compiled(jax.vmap(apply, in_axes=(None, 0)), None)
+        self.logits_of = compiling.compiled(jax.vmap(apply, in_axes=(None, 0)), None)
         loss = lambda variables, image, label: cross_entropy(apply(variables, image), label)  # noqa: E731
-        self.slopes_of = stacking.compiled(jax.vmap(jax.grad(loss, 1), in_axes=(None, 0, 0)), None)
+        self.slopes_of = compiling.compiled(jax.vmap(jax.grad(loss, 1), in_axes=(None, 0, 0)), None)
         self.ended = jax.jit(jax.vmap(lambda image, point, radius: ended(norm, image, point, radius, pixel_range)))
         self.compiled: dict[int, Tools] = {}
         self.parts: dict[int, tuple[list[Part], list[str]]] = {}
@@ -149,7 +150,8 @@ class _Attacker:
             aims = (some.goals[1] if self.targeted else every[left, part.rank]).astype(np.int32)
             if id(part.search) not in self.compiled:
                 stride = 100 if part.search.steps > 1000 else 10
-                self.compiled[id(part.search)] = tools_of(self.apply, part.search, stride, mesh)
+                lasting = math.prod(images.shape[1:-1]) > compiling.LARGE
+                self.compiled[id(part.search)] = tools_of(self.apply, part.search, stride, mesh, lasting)
             tools = self.compiled[id(part.search)]
             size = min(self.batch, max(8, 1 << (len(left) - 1).bit_length()))
             size += -size % mesh.size

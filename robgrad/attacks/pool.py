@@ -15,7 +15,7 @@ from jax import Array, lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from robgrad import stacking
+from robgrad import compiling, stacking
 from robgrad.attacks.search import Goal, Search
 
 Apply = Callable[[Any, Array], Array]
@@ -40,8 +40,11 @@ class Tools(NamedTuple):
     steps: int
 
 
-def tools_of(apply: Apply, search: Search, wanted: int, mesh: Mesh) -> Tools:
-    """Compiles a search, by strides of about so many steps; slots are spread over the mesh's data axis."""
+def tools_of(apply: Apply, search: Search, wanted: int, mesh: Mesh, lasting: bool = False) -> Tools:
+    """Compiles a search, by strides of about so many steps; slots are spread over the mesh's data axis.
+
+    `lasting` is `compiling.compiled`'s: whether it runs far longer than it takes to compile.
+    """
     stride = max(one for one in range(1, min(wanted, search.steps) + 1) if search.steps % one == 0)
 
     def start(variables, key, image, label, target, epsilon):
@@ -66,8 +69,8 @@ def tools_of(apply: Apply, search: Search, wanted: int, mesh: Mesh) -> Tools:
         pick = lambda a, b: jnp.where(fresh.reshape(-1, *[1] * (a.ndim - 1)), a, b)  # noqa: E731
         return jax.tree.map(pick, new, states)
 
-    advanced = stacking.compiled(spread(advance, (None, 0, 0, 0, 0, 0)), mesh, donate_argnums=5)
-    return Tools(stacking.compiled(begun, mesh), advanced, stride, search.steps)
+    advanced = compiling.compiled(spread(advance, (None, 0, 0, 0, 0, 0)), mesh, lasting=lasting, donate_argnums=5)
+    return Tools(compiling.compiled(begun, mesh), advanced, stride, search.steps)
 
 
 def attack_all(tools: Tools, size: int, variables, examples: Examples) -> tuple[np.ndarray, np.ndarray]:

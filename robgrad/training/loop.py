@@ -18,7 +18,7 @@ from jax import Array, lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from robgrad import stacking
+from robgrad import compiling, stacking
 from robgrad.data import Split
 from robgrad.data.checks import checked_count, checked_split
 from robgrad.training import streaming
@@ -264,7 +264,8 @@ def _pixels(data) -> int:
 @cache
 def segment(mesh: Mesh, pixels: int) -> jax.stages.Wrapped:
     """`_segment` compiled for a mesh and images of so many pixels: the loop of all that `fit` does."""
-    return stacking.compiled(_segment, mesh, pixels=pixels, static_argnums=range(5), donate_argnums=5)
+    lasting = pixels > compiling.LARGE
+    return compiling.compiled(_segment, mesh, pixels=pixels, lasting=lasting, static_argnums=range(5), donate_argnums=5)
 
 
 def _segment(
