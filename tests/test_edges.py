@@ -224,7 +224,7 @@ def far_square():
 
 def narrowed(traced):
     """By how much a radius given as a float64 array is exceeded by its float32 form, at most 0."""
-    from robgrad.data.checks import checked_numbers
+    from robgrad.data.calls import checked_numbers
 
     with jax.enable_x64(True):
         radius = jnp.asarray(0.05, jnp.float64)

@@ -16,7 +16,7 @@ import numpy as np
 
 from experiments.harness.config import ConfigError
 from robgrad import data, networks, runs, stacking
-from robgrad.data.checks import logits_of, of_one_image
+from robgrad.data.calls import logits_of, of_one_image
 from robgrad.networks import Network, Variables
 from robgrad.networks.pixels import normalised
 

@@ -27,6 +27,7 @@ from robgrad.attacks.norms import LINF, NORMS, Norm, ended, norm_named
 from robgrad.attacks.pool import Apply, Examples, Tools, attack_all, tools_of
 from robgrad.attacks.search import targets
 from robgrad.data import PIXEL_RANGE, DataError
+from robgrad.data.calls import image_type, logits_of, of_one_image, rounded_down
 from robgrad.data.checks import (
     HALF_RANGE,
     Range,
@@ -36,10 +37,6 @@ from robgrad.data.checks import (
     checked_radius,
     checked_range,
     half_range,
-    image_type,
-    logits_of,
-    of_one_image,
-    rounded_down,
 )
 from robgrad.networks import LogitsFn, predicted
 

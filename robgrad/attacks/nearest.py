@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from robgrad.attacks.search import Goal, Search, checked_search, targets
-from robgrad.data.checks import checked_example, within_range
+from robgrad.data.calls import checked_example, within_range
 from robgrad.networks import LogitsFn
 
 

@@ -17,15 +17,8 @@ from jax import Array, lax
 from robgrad.attacks.losses import Loss, checked_loss, succeeded
 from robgrad.attacks.norms import Norm, ascent, ended, norm_named
 from robgrad.data import PIXEL_RANGE, DataError
-from robgrad.data.checks import (
-    Range,
-    checked_count,
-    checked_example,
-    checked_numbers,
-    checked_range,
-    clipped,
-    within_range,
-)
+from robgrad.data.calls import checked_example, checked_numbers, within_range
+from robgrad.data.checks import Range, checked_count, checked_range, clipped
 from robgrad.networks import LogitsFn
 
 Attack = Callable[[Array, LogitsFn, Array, Any, Array, Array], Array]

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from robgrad.data import folders, tfds
-from robgrad.data.checks import check, checked_count, mask_of
+from robgrad.data.calls import mask_of
+from robgrad.data.checks import check, checked_count
 from robgrad.data.images import DataError, Dataset, Split
 from robgrad.data.shapes import canvas_of, shapes
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from robgrad import stacking
 from robgrad.data import scale
-from robgrad.data.checks import checked_map
+from robgrad.data.calls import checked_map
 from robgrad.data.images import DataError
 from robgrad.gradients import Attribution, coin_map, key_named, rank_map
 from robgrad.networks import LogitsFn

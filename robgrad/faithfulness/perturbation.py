@@ -13,7 +13,8 @@ from jax import Array
 from jax.scipy.stats import rankdata
 
 from robgrad.attacks import length
-from robgrad.data.checks import checked_count, checked_example, checked_map, checked_positive, mask_of, pixels_of
+from robgrad.data.calls import checked_example, checked_map, mask_of, pixels_of
+from robgrad.data.checks import checked_count, checked_positive
 from robgrad.data.images import DataError
 from robgrad.faithfulness.imputation import impute
 from robgrad.gradients import Attribution, rank_map

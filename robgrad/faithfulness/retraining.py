@@ -22,7 +22,8 @@ from jax.sharding import Mesh
 
 from robgrad import attacks, stacking, training
 from robgrad.data import Split, scale
-from robgrad.data.checks import checked_count, checked_split, of_one_image
+from robgrad.data.calls import of_one_image
+from robgrad.data.checks import checked_count, checked_split
 from robgrad.data.images import DataError
 from robgrad.faithfulness.occlusion import Occlusion, fill_of, occlude, rank_maps
 from robgrad.faithfulness.perturbation import checked_share

@@ -16,15 +16,8 @@ from jax import Array
 
 from robgrad.attacks import Attack, Loss, cross_entropy, length, no_attack
 from robgrad.data import PIXEL_RANGE
-from robgrad.data.checks import (
-    Range,
-    checked_images,
-    checked_labels,
-    checked_radius,
-    image_type,
-    logits_of,
-    of_one_image,
-)
+from robgrad.data.calls import image_type, logits_of, of_one_image
+from robgrad.data.checks import Range, checked_images, checked_labels, checked_radius
 from robgrad.gradients.attributions import loss_gradient
 from robgrad.gradients.measures import tangent_fraction
 from robgrad.manifolds import Manifold, TangentSpace, distance

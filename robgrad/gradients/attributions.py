@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from robgrad.attacks import Loss, cross_entropy
-from robgrad.data.checks import checked_count, checked_example
+from robgrad.data.calls import checked_example
+from robgrad.data.checks import checked_count
 from robgrad.data.images import float_type
 from robgrad.gradients.outputs import Output, Pixels, absolute, loss_of_prediction, one_image, prediction
 from robgrad.manifolds import Manifold

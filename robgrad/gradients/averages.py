@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from robgrad.data.checks import checked_count, checked_example, known, pixels_of
+from robgrad.data.calls import checked_example, known, pixels_of
+from robgrad.data.checks import checked_count
 from robgrad.data.images import DataError, scale
 from robgrad.gradients.attributions import Attribution
 from robgrad.gradients.outputs import Output, Pixels, absolute, logit_of_prediction, loss_of_prediction, one_image

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from robgrad.data.checks import checked_example, checked_pictures, checked_positive
+from robgrad.data.calls import checked_example, checked_pictures
+from robgrad.data.checks import checked_positive
 from robgrad.data.images import DataError
 from robgrad.gradients.attributions import Attribution, random
 from robgrad.gradients.outputs import one_image

@@ -9,7 +9,8 @@ from jax import Array
 
 from robgrad.attacks import length
 from robgrad.data import DataError
-from robgrad.data.checks import checked_count, checked_example, checked_numbers
+from robgrad.data.calls import checked_example, checked_numbers
+from robgrad.data.checks import checked_count
 from robgrad.gradients.outputs import kept_nan, logit_of_prediction
 from robgrad.manifolds import TangentSpace
 from robgrad.networks import LogitsFn

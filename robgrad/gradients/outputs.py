@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array
 
 from robgrad.attacks import cross_entropy
-from robgrad.data.checks import known
+from robgrad.data.calls import known
 from robgrad.data.images import DataError
 from robgrad.networks import LogitsFn, predicted
 

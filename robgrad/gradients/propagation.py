@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from robgrad.data.checks import checked_example, pixels_of
+from robgrad.data.calls import checked_example, pixels_of
 from robgrad.gradients.attributions import Attribution
 from robgrad.gradients.outputs import Pixels, absolute, signed
 from robgrad.networks import CNN, MLP, LogitsFn, OfOne, layers, predicted

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from robgrad.data.checks import checked_count, checked_example, checked_positive, pixels_of
+from robgrad.data.calls import checked_example, pixels_of
+from robgrad.data.checks import checked_count, checked_positive
 from robgrad.gradients.attributions import Attribution
 from robgrad.gradients.outputs import Output, one_image, probability_of_prediction
 from robgrad.networks import LogitsFn

@@ -5,7 +5,8 @@ import numpy as np
 from jax import Array, lax
 
 from robgrad.data import Split, scale
-from robgrad.data.checks import checked_split, known
+from robgrad.data.calls import known
+from robgrad.data.checks import checked_split
 from robgrad.manifolds.eigen import symmetric_eigen
 from robgrad.manifolds.geometry import Manifold, TangentSpace
 

@@ -13,15 +13,8 @@ from jax.sharding import Mesh
 from robgrad import stacking
 from robgrad.attacks import Attack
 from robgrad.data import PIXEL_RANGE, Split, scale
-from robgrad.data.checks import (
-    checked_count,
-    checked_images,
-    checked_labels,
-    checked_radius,
-    checked_split,
-    image_type,
-    logits_of,
-)
+from robgrad.data.calls import image_type, logits_of
+from robgrad.data.checks import checked_count, checked_images, checked_labels, checked_radius, checked_split
 from robgrad.networks import Network, logits_fn, of_module, predicted
 from robgrad.training.objectives import StepSizes
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from robgrad.attacks import Norm, cross_entropy, norm_named
-from robgrad.data.checks import mask_of
+from robgrad.data.calls import mask_of
 from robgrad.networks import Variables
 from robgrad.training.objectives import Objective, Outcome, Passes
 
