@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 from jax.extend import core
 
-from robgrad import compiling
+from robgrad import compiling, stacking
 from robgrad.networks import layers
 
 NAMES = ("NHWC", "HWIO", "NHWC")
@@ -94,3 +94,19 @@ def test_what_cannot_be_kept_on_disk_is_for_programs_that_last(monkeypatch):
 def test_what_a_user_says_of_onednn_stays(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_experimental_onednn_custom_call=false")
     assert compiling.convolutions.__wrapped__() == "XLA"
+
+
+def test_a_stack_in_a_loop_has_onednns_convolutions():
+    """Replicas that run in turn on a core, each a loop of gradient steps on a network with two convolutions."""
+    if compiling.convolutions() != "oneDNN":
+        pytest.skip("oneDNN's convolutions are not in reach of this jaxlib, or not right on this processor")
+    mesh = stacking.device_mesh(2, 2, jax.devices()[:1])
+    loss = lambda images, kernel: jnp.sum(layers.conv(jax.nn.silu(layers.conv(images, kernel)), kernel))  # noqa: E731
+
+    def steps(kernel, images):
+        return lax.fori_loop(0, 3, lambda _, images: images - 0.1 * jax.grad(loss)(images, kernel), images)
+
+    program = compiling.compiled(stacking.per_replica(steps, mesh), mesh)
+    text = program.lower(jnp.stack([kernel, kernel]), images).compile().as_text()
+    assert text.count('custom_call_target="__onednn$convolution') == 3
+    assert " convolution(" not in text
