@@ -464,7 +464,9 @@ def test_every_attribution_of_both_types(name, dtype):
     expected = gradients.expected_gradients(images_of(np.float32, 5))
     attribution = gradients.ATTRIBUTIONS.get(name, expected)
     image = images_of(dtype)[0]
-    for network in (model_of(dtype), model_of(dtype, classes=2)):
+    # Two classes in single precision alone, since each network is compiled.
+    others = [model_of(dtype, classes=2)] if dtype == np.float32 else []
+    for network in (model_of(dtype), *others):
         values = attribution(KEY, network, image)
         assert values.shape == (6, 6)
         assert bool(jnp.all(jnp.isfinite(values)))
@@ -540,10 +542,9 @@ def test_every_objective_trains_with_float64_on(name, dtype):
     options = {"mesh": stacking.device_mesh(2, 4), "batch_size": 4, "epochs": 1}
     trained = training.fit(step, start, training.StepSizes(np.array([0.1, 0.2]), 0.1, 1e-2, 1.0), split, **options)
     assert {leaf.dtype for leaf in jax.tree.leaves(trained.variables)} == {np.dtype(np.float32)}
-    mesh = stacking.device_mesh(2, 12)
-    run = training.accuracies(MODEL, attack, mesh, 12)
-    found = run(trained.variables, split, KEY, np.full(12, 0.1), 0.1) if "trades" not in name else np.zeros(2)
-    assert found.shape == (2,)
+    if dtype == np.float64 and "trades" not in name:
+        run = training.accuracies(MODEL, attack, stacking.device_mesh(2, 12), 12)
+        assert run(trained.variables, split, KEY, np.full(12, 0.1), 0.1).shape == (2,)
 
 
 def test_manifolds_that_are_trained_train_with_float64_on(dtype):
