@@ -2,7 +2,7 @@
 
 From release 0.11 on, jaxlib reaches oneDNN's convolutions on a CPU, which are faster than XLA's own. It also merges
 them with what follows, and gets that wrong for some functions: in jaxlib 0.12.0.1 the gradient of SiLU after a
-convolution is off by up to 40%. So a barrier is put behind every convolution of a program, through which nothing is
+convolution is off by up to 45%. So a barrier is put behind every convolution of a program, through which nothing is
 merged, and this is tried on a small network before it is relied upon.
 """
 
