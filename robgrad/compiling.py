@@ -20,7 +20,8 @@ from jax.sharding import Mesh
 
 from robgrad import backend
 
-# Pixels beyond which YNNPACK's convolutions take two to four times as long by a kernel (measured: 8x8, 14x14).
+# Pixels beyond which YNNPACK's convolutions take two to four times as long by a kernel (measured: 8x8, 14x14), and
+# training and AutoAttack far longer than their compilation.
 LARGE = 100
 _ONEDNN = "xla_cpu_experimental_onednn_custom_call"
 
@@ -51,7 +52,7 @@ def compiled(
     wanted: dict[str, bool | str] = {"xla_cpu_copy_insertion_use_region_analysis": True}
     if "individual_convolution" in backend.flags() and (devices < cores or pixels > LARGE):
         wanted["xla_cpu_experimental_ynn_fusion_type"] = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
-    if (lasting or not _kept_on_disk()) and convolutions() == "oneDNN":
+    if (lasting or not _kept_on_disk() or _ONEDNN in backend.flags()) and convolutions() == "oneDNN":
         wanted[_ONEDNN] = True
         function = barred(function, options.get("static_argnums", ()))
     return jax.jit(function, compiler_options=wanted, **options)
@@ -65,25 +66,33 @@ def _kept_on_disk() -> bool:
 def convolutions() -> Literal["oneDNN", "XLA"]:
     """Whose convolutions `compiled` uses on a CPU: oneDNN's, where they are in reach and right here, or else XLA's.
 
-    Tried once in a process (half a second): two convolutions with a SiLU between them, its gradients by both libraries.
-    `XLA_FLAGS` that name oneDNN's switch, as in `--xla_cpu_experimental_onednn_custom_call=false`, are left alone.
+    Tried once in a process (half a second): two convolutions with a SiLU between them, its gradients by both libraries,
+    in float32 whatever precision is set. `XLA_FLAGS` with `--xla_cpu_experimental_onednn_custom_call=false` keep XLA's;
+    where they ask for oneDNN's, `compiled` puts barriers into every program.
     """
-    if jax.default_backend() != "cpu" or _ONEDNN in backend.flags():
+    if jax.default_backend() != "cpu" or f"{_ONEDNN}=false" in backend.flags():
         return "XLA"
+    # Whatever surrounds the first call: a trace of the caller's, a lower precision.
+    with jax.ensure_compile_time_eval(), jax.default_matmul_precision("float32"):
+        return "oneDNN" if _right_by_onednn() else "XLA"
+
+
+def _right_by_onednn() -> bool:
     images = jnp.sin(jnp.arange(2 * 8 * 8 * 16, dtype=jnp.float32)).reshape(2, 8, 8, 16)
     kernels = jnp.cos(jnp.arange(2 * 3 * 3 * 16 * 16, dtype=jnp.float32)).reshape(2, 3, 3, 16, 16) / 12
     gradients = jax.grad(_loss, argnums=(0, 1))
     try:
         fast = jax.jit(barred(gradients), compiler_options={_ONEDNN: True}).lower(images, kernels).compile()
         if "__onednn$conv" not in (fast.as_text() or ""):
-            return "XLA"
-        pairs = zip(fast(images, kernels), jax.jit(gradients)(images, kernels), strict=True)
+            return False
+        sure = jax.jit(gradients, compiler_options={_ONEDNN: False})
+        pairs = zip(fast(images, kernels), sure(images, kernels), strict=True)
         off = max(float(jnp.abs(found - wanted).max() / jnp.abs(wanted).max()) for found, wanted in pairs)
     except Exception:  # Another release of JAX may know neither the option nor these forms: XLA's own do as well.
-        return "XLA"
+        return False
     # What holds oneDNN's convolutions cannot be written to JAX's cache, which warns each time.
     warnings.filterwarnings("ignore", message="Error writing persistent compilation cache entry.*std::bad_alloc")
-    return "oneDNN" if off < 1e-4 else "XLA"
+    return off < 1e-4
 
 
 def _loss(images: Array, kernels: Array) -> Array:
@@ -94,13 +103,15 @@ def _loss(images: Array, kernels: Array) -> Array:
 
 
 def in_force() -> str:
-    """What convolutions are computed by, and the flags of XLA, in a line; starts JAX."""
+    """Whose convolutions `compiled` uses, and the flags of XLA, in a line; starts JAX."""
     where = jax.default_backend()
     own = f"{convolutions()}'s convolutions" if where == "cpu" else "XLA's choice of convolutions"
+    if own.startswith("oneDNN") and _kept_on_disk() and _ONEDNN not in backend.flags():
+        own += " in programs that last, XLA's in others, which JAX's cache keeps"
     return f"{where}, jaxlib {jax.lib.__version__}: {own}, XLA_FLAGS='{backend.flags()}'"
 
 
-def barred(function: Callable, static: Sequence[int] = ()) -> Callable:
+def barred(function: Callable, static: int | Sequence[int] = ()) -> Callable:
     """A function whose convolutions the compiler merges with nothing that follows; for use within `jax.jit`.
 
     It is traced to its operations, and behind each convolution, in loops and branches as well, goes a
@@ -111,6 +122,8 @@ def barred(function: Callable, static: Sequence[int] = ()) -> Callable:
       function: of arrays and pytrees of them.
       static: places of arguments that are no arrays, as `static_argnums` of `jax.jit`.
     """
+
+    static = (static,) if isinstance(static, int) else static
 
     @functools.wraps(function)
     def run(*arguments):

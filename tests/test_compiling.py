@@ -77,6 +77,7 @@ def test_static_arguments_and_programs_without_convolutions_pass_through():
     found = jax.jit(power, static_argnums=(0, 2))("y", {"x": jnp.arange(3.0)}, 2)
     np.testing.assert_array_equal(found["y"], [0.0, 1.0, 4.0])
     assert found["none"] is None
+    assert jax.jit(compiling.barred(lambda x, times: x * times, static=1), static_argnums=1)(2.0, 3) == 6
 
 
 def test_what_cannot_be_kept_on_disk_is_for_programs_that_last(monkeypatch):
@@ -94,6 +95,26 @@ def test_what_cannot_be_kept_on_disk_is_for_programs_that_last(monkeypatch):
 def test_what_a_user_says_of_onednn_stays(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_experimental_onednn_custom_call=false")
     assert compiling.convolutions.__wrapped__() == "XLA"
+
+
+def test_where_a_user_asks_for_onednn_every_program_has_barriers(monkeypatch):
+    """Else a program that JAX's cache may keep would have its convolutions merged with what follows."""
+    barred = []
+    monkeypatch.setattr(compiling, "convolutions", lambda: "oneDNN")
+    monkeypatch.setattr(compiling, "barred", lambda function, static: barred.append(function) or function)
+    monkeypatch.setattr(compiling, "_kept_on_disk", lambda: True)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_experimental_onednn_custom_call=true")
+    compiling.compiled(plain, None)
+    assert barred == [plain]
+
+
+def test_what_is_found_does_not_depend_on_where_it_is_asked_first():
+    """Within a trace, and with products in bfloat16."""
+    wanted, found = compiling.convolutions.__wrapped__(), []
+    jax.jit(lambda x: found.append(compiling.convolutions.__wrapped__()) or x)(1.0)
+    with jax.default_matmul_precision("bfloat16"):
+        found.append(compiling.convolutions.__wrapped__())
+    assert found == [wanted, wanted]
 
 
 def test_a_stack_in_a_loop_has_onednns_convolutions():
