@@ -5,7 +5,7 @@ is most robust on images held out in place of the last (Rice, Wong and Kolter, 2
 several seeds, and both its best and its last epoch are put under AutoAttack.
 
     python -m experiments.modern_training                                  # digits, minutes on 2 cores
-    python -m experiments.modern_training --dataset=cifar10                # a small WideResNet
+    python -m experiments.modern_training --dataset=cifar10                # a small WideResNet, an hour
     python -m experiments.modern_training --dataset=cifar10 --preset=modern --without=augmentation    # a GPU
     python -m experiments.manifold_distance --dataset=cifar10 --preset=modern    # the paper's question, of these
 
@@ -106,7 +106,8 @@ _QUICK: dict[str, dict[str, Any]] = {
     "fashion_mnist": _SMALL | {"train_radius": 0.2, "train_step_size": 0.05, "epochs": 10}
     | {"augmentation": ("crop:2", "flip")},
     "cifar10": _SMALL | {"network": "wide-resnet-10-1", "test_examples": 1000, "attacked_examples": 300}
-    | {"batch_size": 50, "epochs": 15, "learning_rate": 0.1, "augmentation": ("crop:4", "flip")},
+    | {"train_examples": 3000, "batch_size": 50, "epochs": 20, "learning_rate": 0.1}
+    | {"augmentation": ("crop:4", "flip")},
 }  # fmt: skip
 _L2 = {"norm": "l2", "train_radius": 1.0, "train_step_size": 30 / 255, "average": 0.999, "network_seeds": 1}
 _MODERN = {"cifar10": _RECIPE | _L2}
