@@ -163,15 +163,16 @@ PRESETS: Presets = {
 def subjects_of(run: Run) -> list[Subject]:
     """The networks of a run's configuration."""
     config = run.config
-    layered = [name for name in config.attributions if name in gradients.LAYERED]
     found = subjects.loaded(
         config.network, config.weights, pixels_of(config), run.image_shape, len(run.dataset.classes)
     )
-    if layered:
-        raise ConfigError(
-            f"--attributions={layered[0]}: expected attributions by gradients or by perturbation; those that propagate "
-            "through layers take robgrad's own networks alone, by experiments.faithfulness"
-        )
+    image = jax.ShapeDtypeStruct(run.image_shape, jnp.float32)
+    for one, name in ((one, name) for one in found for name in config.attributions):
+        attribution = gradients.ATTRIBUTIONS[name]
+        try:
+            jax.eval_shape(lambda x, one=one, of=attribution: of(jax.random.key(0), one.logits_fn, x), image)
+        except ValueError as error:
+            raise ConfigError(f"--attributions={name}: {one.name}: {error}") from error
     return found
 
 

@@ -202,7 +202,7 @@ REFUSED = {
     "--network={root}/net.py:untrained --input_range=1": "expected finite numbers",
     "--network={root}/net.py:untrained --mean=x": "expected finite numbers",
     "--network={root}/net.py:untrained --std=0": "expected numbers above 0",
-    "--network={root}/net.py:untrained --attributions=lrp": "expected attributions by gradients",
+    "--network={root}/net.py:untrained --attributions=grad_cam": "expected a network with convolutions",
 }
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robgrad import attacks, data, faithfulness, gradients, manifolds, networks, training
+from robgrad import attacks, data, faithfulness, manifolds, networks, training
 
 Preset = Mapping[str, Any]
 Presets = Mapping[str, Mapping[str, Preset]]
@@ -275,12 +275,6 @@ def _check_fits(config: Any, dataset: data.Dataset) -> None:
         except ValueError as error:
             raise ConfigError(f"--percentiles={share:g}: {error}") from error
     _check_manifolds(config, dataset, pixels)
-    layered = [name for name in getattr(config, "attributions", ()) if name in gradients.LAYERED]
-    if layered and isinstance(config, FittedConfig) and config.network != "paper":
-        raise ConfigError(
-            f"--network={config.network}: expected the paper's network for the attributions {', '.join(layered)}, "
-            "which propagate through layers without batch norm; give --attributions without them"
-        )
     available, tests = len(dataset.train.labels) - config.held_out, len(dataset.test.labels)
     _check("train_examples", config.train_examples, available, f"{dataset.name} has {available} left to train on")
     _check("test_examples", config.test_examples, tests, f"{dataset.name} has {tests}")

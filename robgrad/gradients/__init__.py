@@ -26,14 +26,14 @@ from robgrad.gradients.averages import (
     smoothgrad,
 )
 from robgrad.gradients.measures import Sensitivity, covariance_chance, image_alignment, sensitivity, tangent_fraction
-from robgrad.gradients.named import ATTRIBUTIONS, CONTROLS, LAYERED, SIGNED
-from robgrad.gradients.propagation import deep_lift, grad_cam, guided_backpropagation, lrp
+from robgrad.gradients.named import ATTRIBUTIONS, CONTROLS, SIGNED
+from robgrad.gradients.propagation import deep_lift, grad_cam, guided_backpropagation
+from robgrad.gradients.relevance import lrp
 from robgrad.gradients.surrogate import Regions, grid_regions, lime, superpixels, surrogate
 
 __all__ = [
     "ATTRIBUTIONS",
     "CONTROLS",
-    "LAYERED",
     "SIGNED",
     "Alignment",
     "Attribution",

@@ -15,7 +15,8 @@ from robgrad.gradients.attributions import (
 )
 from robgrad.gradients.averages import integrated_gradients, sliding_occlusion, smoothgrad
 from robgrad.gradients.outputs import Pixels, absolute, by_channel, signed
-from robgrad.gradients.propagation import deep_lift, grad_cam, guided_backpropagation, lrp
+from robgrad.gradients.propagation import deep_lift, grad_cam, guided_backpropagation
+from robgrad.gradients.relevance import lrp
 from robgrad.gradients.surrogate import lime
 
 
@@ -68,5 +69,3 @@ ATTRIBUTIONS: dict[str, Attribution] = {name: forms.ranking for name, forms in _
 SIGNED: dict[str, Attribution] = {name: forms.signed for name, forms in _FORMS.items()}
 # Those that know nothing of the network, or of what it does to the image.
 CONTROLS = ("gradient_random_projection", "gradient_blurred", "noise_blurred", "edges")
-# Those that propagate through layers, and so need one of the package's networks without batch norm.
-LAYERED = ("deep_lift", "lrp", "lrp_epsilon", "lrp_z_plus", "grad_cam", "guided_backpropagation")

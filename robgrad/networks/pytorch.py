@@ -90,6 +90,8 @@ def of_torch(
         return logits[0] if logits.shape[-1] > 1 else jnp.concatenate([jnp.zeros_like(logits[0]), logits[0]])
 
     def evaluate(variables: Variables, images: Array) -> Array:
+        if len(images) == 1:
+            return of_image(variables, images[0])[None]
         return jax.vmap(functools.partial(of_image, variables))(images)
 
     def train(variables: Variables, images: Array, weights: Array) -> tuple[Array, Variables]:
