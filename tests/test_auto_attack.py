@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from jax import lax
 from scipy.optimize import linprog, minimize
+from sklearn.neural_network import MLPClassifier
 
 from robgrad import attacks
 from robgrad import data as data_sets
 from robgrad.attacks.fab import to_hyperplane
+from robgrad.attacks.norms import l1_project_within
 
 KEY = jax.random.key(0)
 SHAPE = (6, 6, 2)
@@ -37,7 +39,7 @@ def ended(search, image, label, epsilon, target=0, logits_fn=linear):
     return search.end(state)
 
 
-@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("norm", attacks.NORMS)
 def test_a_hyperplane_is_reached_by_the_least_step(norm):
     """Against scipy's solvers, in a box; and where the box does not reach so far, by all that there is."""
     generator = np.random.default_rng(3)
@@ -54,6 +56,11 @@ def test_a_hyperplane_is_reached_by_the_least_step(norm):
             above = np.hstack([np.vstack([np.eye(12), -np.eye(12)]), -np.ones((24, 1))])
             best = linprog([0] * 12 + [1], above, np.zeros(24), [[*normal, 0]], [-gap], bounds).fun
             assert np.abs(ours).max() == pytest.approx(best, abs=1e-4)
+        elif norm == "l1":
+            # z = up - down, both at least 0 and within the box.
+            bounds = [(0, most) for most in (*(1 - point), *(point + 1))]
+            best = linprog([1] * 24, A_eq=[[*normal, *-normal]], b_eq=[-gap], bounds=bounds).fun
+            assert np.abs(ours).sum() == pytest.approx(best, abs=1e-4)
         else:
             plane = {"type": "eq", "fun": lambda z, n=normal, g=gap: n @ z + g}
             bounds = list(zip(-1 - point, 1 - point, strict=True))
@@ -63,7 +70,7 @@ def test_a_hyperplane_is_reached_by_the_least_step(norm):
     np.testing.assert_allclose(far, [-1.0, 1.0, 0.0], atol=1e-5)
 
 
-@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("norm", attacks.NORMS)
 @pytest.mark.parametrize("targeted", [False, True])
 def test_fab_finds_the_least_distance_of_a_linear_network(norm, targeted, images):
     """|difference of logits| over the dual norm of the weights' difference, the nearest class or the one aimed at."""
@@ -72,7 +79,7 @@ def test_fab_finds_the_least_distance_of_a_linear_network(norm, targeted, images
         logits = WEIGHTS @ image.ravel()
         label = int(logits.argmax())
         gaps = logits - logits[label]
-        dual = np.linalg.norm(WEIGHTS - WEIGHTS[label], 2 if norm == "l2" else 1, axis=1)
+        dual = np.linalg.norm(WEIGHTS - WEIGHTS[label], {"l1": np.inf, "l2": 2, "linf": 1}[norm], axis=1)
         away = np.where(np.arange(5) == label, np.inf, -gaps / np.where(dual > 0, dual, 1))
         target = int(np.argsort(away)[1]) if targeted else int(away.argmin())
         attacked, fallen = ended(search, image, label, 100.0, target)
@@ -83,7 +90,7 @@ def test_fab_finds_the_least_distance_of_a_linear_network(norm, targeted, images
         assert away.min() * (1 - 1e-3) <= found <= away[target] * 1.02
 
 
-@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("norm", attacks.NORMS)
 @pytest.mark.parametrize("loss", ["xent", "cw"])
 def test_apgd_reaches_the_linear_optimum(norm, loss, images):
     """Of two classes that matter the margin is linear: its optimum is one step of steepest ascent."""
@@ -92,12 +99,61 @@ def test_apgd_reaches_the_linear_optimum(norm, loss, images):
     search = attacks.apgd(norm, attacks.LOSSES[loss], 100, pixel_range=(-9.0, 9.0))
     attacked, _ = ended(search, images[0], 0, 0.5, logits_fn=logits_fn)
     direction = attacks.NORMS[norm].ascent(weights[1] - weights[0])
+    if norm == "l1":
+        # Two thirds of the pixels are kept at a time, rounded up: of the last two none is left out.
+        difference = weights[1] - weights[0]
+        largest = jnp.abs(difference) >= jnp.sort(jnp.abs(difference))[-2]
+        direction = jnp.sign(difference) * largest / 2
     optimum = float((weights[1] - weights[0]) @ (images[0].ravel() + 0.5 * direction))
     assert float((weights[1] - weights[0]) @ attacked.ravel()) == pytest.approx(optimum, rel=2e-3, abs=2e-2)
 
 
+def test_the_l1_ball_and_the_box_at_once():
+    """The nearest point of both, against SciPy's solver."""
+    generator = np.random.default_rng(4)
+    for epsilon in (0.5, 2.0, 30.0):
+        wanted, room = generator.normal(size=10) * 2, generator.uniform(0, 0.6, 10)
+        found = np.asarray(l1_project_within(jnp.float32(wanted), jnp.float32(room), jnp.float32(epsilon)))
+        bounds = [(0, most) for most in room]
+        within = {"type": "ineq", "fun": lambda z, e=epsilon: e - z.sum()}
+        best = minimize(lambda z, w=wanted: np.sum((z - np.abs(w)) ** 2), room / 9, bounds=bounds, constraints=within)
+        np.testing.assert_allclose(found, np.sign(wanted) * best.x, atol=2e-3)
+        assert np.abs(found.astype(np.float64)).sum() <= epsilon
+
+
+def in_unit_range(split, count=None):
+    return np.asarray((data_sets.scale(jnp.asarray(split.images[:count])) + 1) / 2), np.asarray(split.labels[:count])
+
+
+def test_autoattack_in_l1_is_the_reference_implementations(digits):
+    """Image by image, on a small network of digits, at a radius that about half of them withstand."""
+    torch, reference = pytest.importorskip("torch"), pytest.importorskip("pyautoattack")
+    (images, classes), (some, labels) = in_unit_range(digits.train), in_unit_range(digits.test, 40)
+    network = MLPClassifier((32,), random_state=0, max_iter=60).fit(images.reshape(len(images), -1), classes)
+    layers = [*zip(network.coefs_, network.intercepts_, strict=True)]
+    tensors = [tuple(torch.tensor(part, dtype=torch.float32) for part in layer) for layer in layers]
+
+    def run(pixels, layers, maximum):
+        (first, shift), (second, other) = layers
+        return maximum(pixels @ first + shift) @ second + other
+
+    ours = attacks.robust_accuracy(
+        lambda image: run(image.ravel(), layers, jax.nn.relu),
+        *(some, labels),
+        **{"norm": "l1", "epsilon": 2.0, "pixel_range": (0.0, 1.0)},
+    )
+    model = lambda batch: run(batch.flatten(1), tensors, torch.relu)  # noqa: E731
+    theirs = reference.AutoAttack(model, norm="L1", eps=2.0, device="cpu", version="standard", seed=0)
+    batch, wanted = torch.tensor(some).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels).long()
+    attacked = theirs.run_standard_evaluation(batch, wanted, batch_size=40)[0]
+    robust = (model(attacked).argmax(1) == wanted).numpy()
+    assert 0.1 < robust.mean() < 0.9
+    assert np.sum(ours.robust == robust) >= 39
+    assert np.nanmax(ours.distance) <= 2.0
+
+
 def parts():
-    for norm in ("l2", "linf"):
+    for norm in attacks.NORMS:
         for part in attacks.ensemble("plus", norm, 5)[0]:
             if part.rank == part.restart == 0:
                 yield pytest.param(
@@ -122,7 +178,7 @@ def test_every_part_stays_in_ball_and_range_and_keeps_its_word(norm, search, ima
         fallen_at[epsilon] = int(fallen.sum())
     assert fallen_at[0.0] == 0
     assert fallen_at[1.0] >= fallen_at[0.05]
-    assert norm == "l2" or fallen_at[1.0] == 6
+    assert norm != "linf" or fallen_at[1.0] == 6
 
 
 def test_losses_are_their_formulas():
@@ -298,7 +354,7 @@ def test_bad_images_and_labels_end_in_one_line(images, labels, message):
     [
         (lambda x: jnp.stack([x.sum(), -x.sum()]), {"epsilon": -1.0}, "expected epsilon >= 0"),
         (lambda x: jnp.stack([x.sum(), -x.sum()]), {"epsilon": np.nan}, "expected epsilon >= 0"),
-        (lambda x: jnp.stack([x.sum(), -x.sum()]), {"epsilon": 1.0, "norm": "l7"}, "expected a norm of l2, linf"),
+        (lambda x: jnp.stack([x.sum(), -x.sum()]), {"epsilon": 1.0, "norm": "l7"}, "expected a norm of l1, l2, linf"),
         (lambda x: jnp.stack([x.sum(), -x.sum()]), {"epsilon": 1.0, "version": "x"}, "expected a version of standard"),
         (
             lambda x: jnp.zeros((4, 10)),

@@ -332,7 +332,7 @@ def test_recipes_have_a_name_an_equality_and_a_step(data):
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        ({"norm": "l3"}, "expected a norm of l2, linf"),
+        ({"norm": "l3"}, "expected a norm of l1, l2, linf"),
         ({"objective": "adversary"}, "expected an objective of adversarial,"),
         ({"attack": "pdg"}, "expected an attack of pgd,"),
         ({"optimizer": "adamm"}, "expected an optimizer of adam,"),

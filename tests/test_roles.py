@@ -78,7 +78,7 @@ def third_norm(monkeypatch):
         lambda key, image, epsilon: attacks.L2.random_start(key, image, epsilon / 2),
         lambda gradient: attacks.L2.ascent(gradient) / 2,
         lambda perturbation, epsilon: attacks.L2.project(perturbation, epsilon / 2),
-        attacks.L2.pace,
+        attacks.L2.least,
     )
     monkeypatch.setitem(attacks.NORMS, "half-l2", half)
 
@@ -211,7 +211,7 @@ def test_restarts_keep_the_worst():
     assert end(attacks.pgd_restarts("linf", margin, 40, restarts=1)) == once
     with pytest.raises(ValueError, match="expected at least 1 restart"):
         attacks.pgd_restarts("linf", margin, 1, restarts=0)
-    with pytest.raises(ValueError, match="expected a norm of l2, linf"):
+    with pytest.raises(ValueError, match="expected a norm of l1, l2, linf"):
         attacks.pgd("l3", margin, 1)
 
 

@@ -23,13 +23,14 @@ from robgrad.attacks.losses import (
 )
 from robgrad.attacks.named import ATTACKS
 from robgrad.attacks.nearest import Nearest, nearest
-from robgrad.attacks.norms import L2, LINF, NORMS, Norm, length, norm_named
+from robgrad.attacks.norms import L1, L2, LINF, NORMS, Norm, length, norm_named
 from robgrad.attacks.pgd import Attack, InBall, no_attack, pgd, pgd_restarts
 from robgrad.attacks.search import Goal, Search, as_attack
 from robgrad.attacks.square import square
 
 __all__ = [
     "ATTACKS",
+    "L1",
     "L2",
     "LEAST_CLASSES",
     "LINF",

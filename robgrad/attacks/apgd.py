@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from robgrad.attacks.apgd_l1 import apgd_l1
 from robgrad.attacks.losses import Loss, checked_loss, cross_entropy
-from robgrad.attacks.norms import Norm, ascent, norm_named
-from robgrad.attacks.search import Goal, Search
+from robgrad.attacks.norms import L1, Norm, ascent, norm_named
+from robgrad.attacks.search import Goal, Search, evaluated
 from robgrad.data import PIXEL_RANGE
 from robgrad.data.checks import Range, checked_count, checked_range, clipped
 
@@ -64,7 +65,8 @@ def apgd(
 
     At checkpoints, 0.22 of the steps after the start and then ever sooner, the step is halved and the search goes back
     to the best point, if fewer than 0.75 of the steps since have raised the loss, or neither the step size nor the
-    best loss has changed. A loss that is NaN counts as the lowest, and a gradient that is not finite moves nothing.
+    best loss has changed. A loss that is NaN counts as the lowest, and a gradient that is not finite moves nothing. In
+    l1 the ascent is sparse, see `apgd_l1`.
 
     Args:
       norm: norm of the ball.
@@ -80,9 +82,11 @@ def apgd(
     norm, pixel_range, loss = norm_named(norm), checked_range(pixel_range), checked_loss(loss)
     checked_count("attack step", steps)
     checked_count("sample", samples)
+    if norm is L1:
+        return apgd_l1(loss, steps, targeted=targeted, samples=samples, pixel_range=pixel_range)
     first, decrease, least = (max(int(share * steps), 1) for share in (FIRST, DECREASE, LEAST))
 
-    evaluated = partial(_evaluated, loss, targeted, samples)
+    seen_at = partial(evaluated, loss, targeted, samples)
 
     def within(goal: Goal, point: Array) -> Array:
         return clipped(goal.image + norm.project(point - goal.image, goal.epsilon), pixel_range)
@@ -91,7 +95,7 @@ def apgd(
         direction = norm.random_start(key, goal.image, jnp.ones((), goal.image.dtype))
         length = norm.length(direction)
         point = within(goal, goal.image + goal.epsilon * direction / jnp.where(length > 0, length, 1.0))
-        height, gradient, fallen = evaluated(goal, point)
+        height, gradient, fallen = seen_at(goal, point)
         zero = jnp.int32(0)
         return Ascent(
             *(point, point, gradient, point, gradient, height, point, fallen, 2.0 * goal.epsilon, height),
@@ -103,7 +107,7 @@ def apgd(
         straight = within(goal, now.point + now.step_size * ascent(norm, now.gradient))
         carried = weight * (straight - now.point) + (1 - weight) * (now.point - now.before)
         point = within(goal, now.point + carried)
-        height, gradient, reached = evaluated(goal, point)
+        height, gradient, reached = seen_at(goal, point)
         better = height > now.best_loss
         moved = now._replace(
             point=point,
@@ -127,20 +131,6 @@ def apgd(
         return jnp.where(state.fallen, state.adversarial, state.best), state.fallen
 
     return Search(start, step, steps, end, norm, pixel_range)
-
-
-def _evaluated(loss: Loss, targeted: bool, samples: int, goal: Goal, point: Array):
-    """Loss at a point, its gradient as the mean of some evaluations, and whether the point reaches the goal."""
-    label = (goal.true_label, goal.target) if targeted else goal.label
-
-    def value(point: Array):
-        logits = goal.logits_fn(point)
-        return loss(logits, label), logits
-
-    pairs = [jax.value_and_grad(value, has_aux=True)(point) for _ in range(samples)]
-    (height, logits), _ = pairs[0]
-    gradient = sum(slope for _, slope in pairs) / samples
-    return jnp.where(jnp.isnan(height), -jnp.inf, height), gradient, goal.reached(logits)
 
 
 def _checked(now: Ascent, decrease: int, least: int) -> Ascent:

@@ -23,7 +23,7 @@ from robgrad.attacks import states
 from robgrad.attacks.ensemble import Part, Version, ensemble
 from robgrad.attacks.evaluation import WRONG, Evaluation
 from robgrad.attacks.losses import cross_entropy
-from robgrad.attacks.norms import LINF, NORMS, Norm, ended, norm_named
+from robgrad.attacks.norms import L1, L2, LINF, NORMS, Norm, ended, norm_named
 from robgrad.attacks.pool import Apply, Examples, Tools, attack_all, tools_of
 from robgrad.attacks.search import targets
 from robgrad.data import PIXEL_RANGE, DataError
@@ -300,11 +300,13 @@ def _keys(seed: int, part: int, images: np.ndarray) -> Array:
 
 
 def lengths(norm: Norm, attacked: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """Lengths of perturbations `[N]`, in double precision on the host for l2 and l-inf."""
+    """Lengths of perturbations `[N]`, in double precision on the host for l1, l2 and l-inf."""
     moved = (attacked.astype(np.float64) - images).reshape(len(images), -1)
     if norm is LINF:
         return np.abs(moved).max(1)
-    if norm is norm_named("l2"):
+    if norm is L1:
+        return np.abs(moved).sum(1)
+    if norm is L2:
         return np.linalg.norm(moved, axis=1)
     return np.asarray(jax.vmap(norm.length)(jnp.asarray(moved)), np.float64)
 
@@ -356,7 +358,7 @@ def auto_attack(
       images: `[N, H, W, C]`, floating point in `pixel_range`, or bytes, which are mapped to it.
       labels: `[N]` (or `[N, 1]`), their classes.
       variables: of the network, so that networks of one architecture share what is compiled.
-      norm: `"linf"`, `"l2"`, or an `attacks.Norm` of those.
+      norm: `"linf"`, `"l2"`, `"l1"`, or an `attacks.Norm` of those.
       epsilon: radius, in pixel units; one for all, or one an image `[N]`.
       target: for a targeted evaluation the class that each image shall be taken for, one for all or one an image
         `[N]`, other than its label: an image is broken only where the network predicts that.

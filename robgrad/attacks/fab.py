@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from robgrad.attacks.losses import cw_margin
 from robgrad.attacks.norms import Norm, norm_named
@@ -15,7 +15,6 @@ from robgrad.data.checks import Range, checked_count, checked_range, clipped
 
 # The paper's constants: largest pull back to the image, overshoot, step back once across.
 PULL, OVERSHOOT, BACK = 0.1, 1.05, 0.9
-_NEWTON_STEPS = 20
 
 
 class Boundary(NamedTuple):
@@ -30,41 +29,17 @@ class Boundary(NamedTuple):
 def to_hyperplane(norm: Norm, point: Array, normal: Array, gap: Array, pixel_range: Range) -> Array:
     """The least z in a norm with normal . (point + z) = normal . point - gap and every pixel in its range.
 
-    Where the range does not reach so far, the z that comes nearest. With a_i = |normal_i|, s_i = `norm.pace(a)_i` and
-    r_i the room that pixel i has in its direction, z_i = min(t s_i, r_i) up to sign, t the root of the concave
-    sum_i a_i min(t s_i, r_i) = |gap|, found by Newton's method from 0, which reaches it from below in finitely many
-    steps (as many as there are pieces at most; 20 are taken).
+    Where the range does not reach so far, the z that comes nearest. What the pixels do is `Norm.least`'s.
     """
     # On a tie the other class, whose difference is 0, is still to be raised above the label's.
     direction = -jnp.sign(normal) * jnp.where(gap <= 0, -1.0, 1.0)
-    weights, want = jnp.abs(normal), jnp.abs(gap)
-    pace = norm.pace(weights)
     low, high = (jnp.asarray(bound, point.dtype) for bound in pixel_range)
     room = jnp.where(direction > 0, high - point, jnp.where(direction < 0, point - low, 0.0))
-    room = jnp.maximum(room, 0.0)
     # Scaled, so that a certain network's gradient, whose squares underflow, does no harm.
-    scale = jnp.max(weights)
-    weights = weights / jnp.where(scale > 0, scale, 1.0)
-    pace = pace / jnp.where(jnp.max(pace) > 0, jnp.max(pace), 1.0)
-    want = want / jnp.where(scale > 0, scale, 1.0)
-    farthest = jnp.max(jnp.where(pace > 0, room / jnp.where(pace > 0, pace, 1.0), 0.0))
-
-    def newton(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        _, time, taken = carry
-        free = time * pace < room
-        reached = jnp.sum(weights * jnp.minimum(time * pace, room))
-        slope = jnp.sum(jnp.where(free, weights * pace, 0.0))
-        further = jnp.where(slope > 0, time + (want - reached) / jnp.where(slope > 0, slope, 1.0), farthest)
-        return time, jnp.clip(further, time, farthest), taken + 1
-
-    def moving(carry: tuple[Array, Array, Array]) -> Array:
-        before, time, taken = carry
-        return (time > before) & (taken < _NEWTON_STEPS)
-
-    # Most images need three or four; where the time no longer moves it never will.
-    start = (jnp.array(-1.0, want.dtype), jnp.array(0.0, want.dtype), jnp.int32(0))
-    time = lax.while_loop(moving, newton, start)[1]
-    return direction * jnp.minimum(time * pace, room)
+    slopes = jnp.abs(normal)
+    largest = jnp.max(slopes)
+    scale = jnp.where(largest > 0, largest, 1.0)
+    return direction * norm.least(slopes / scale, jnp.maximum(room, 0.0), jnp.abs(gap) / scale)
 
 
 def boundary(norm: Norm, goal: Goal, point: Array, targeted: bool = False) -> tuple[Array, Array]:

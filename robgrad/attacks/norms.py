@@ -8,9 +8,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from robgrad.data.checks import Range, clipped
+
+_NEWTON_STEPS, _HALVINGS = 20, 30
 
 
 class Norm(NamedTuple):
@@ -21,15 +23,15 @@ class Norm(NamedTuple):
       random_start: `(key, image, epsilon)` to a perturbation uniform in the ball.
       ascent: gradient to the direction of steepest ascent, of norm 1 (0 where the gradient is 0).
       project: `(perturbation, epsilon)` to the nearest perturbation in the ball, rounded inwards.
-      pace: sizes of a hyperplane's normal to how fast each pixel of the nearest point moves as the plane does; pixels
-        stop at the end of their range.
+      least: `(slopes, room, want)` to how far each pixel moves in the least move that gains `want`, where a pixel's
+        move gains its slope times as much and goes no further than its room; all of the room, where that is too little.
     """
 
     length: Callable[[Array], Array]
     random_start: Callable[[Array, Array, Array], Array]
     ascent: Callable[[Array], Array]
     project: Callable[[Array, Array], Array]
-    pace: Callable[[Array], Array]
+    least: Callable[[Array, Array, Array], Array]
 
 
 def length(vector: Array) -> Array:
@@ -70,13 +72,114 @@ def _linf_length(perturbation: Array) -> Array:
     return jnp.max(jnp.abs(perturbation))
 
 
-def _linf_pace(sizes: Array) -> Array:
-    return (sizes > 0).astype(sizes.dtype)
+def _linf_pace(slopes: Array) -> Array:
+    return (slopes > 0).astype(slopes.dtype)
 
 
-L2 = Norm(length, _l2_random_start, _l2_ascent, _l2_project, lambda sizes: sizes)
-LINF = Norm(_linf_length, _linf_random_start, jnp.sign, _linf_project, _linf_pace)
-NORMS: dict[str, Norm] = {"l2": L2, "linf": LINF}
+def _l1_random_start(key: Array, image: Array, epsilon: Array) -> Array:
+    # The first coordinates of a point that is uniform on a simplex, with signs.
+    sizes_key, signs_key = jax.random.split(key)
+    sizes = jax.random.exponential(sizes_key, (image.size + 1,), image.dtype)
+    signs = jax.random.rademacher(signs_key, image.shape, image.dtype)
+    return epsilon * signs * (sizes[:-1] / jnp.sum(sizes)).reshape(image.shape)
+
+
+def _l1_ascent(gradient: Array) -> Array:
+    # Where several pixels are the steepest, they share.
+    sizes = jnp.abs(gradient)
+    steepest = (sizes == jnp.max(sizes)) & (sizes > 0)
+    return jnp.sign(gradient) * steepest / jnp.maximum(jnp.sum(steepest), 1)
+
+
+def _l1_length(perturbation: Array) -> Array:
+    return jnp.sum(jnp.abs(perturbation))
+
+
+def _l1_project(perturbation: Array, epsilon: Array) -> Array:
+    return l1_project_within(perturbation, jnp.full_like(perturbation, jnp.inf), epsilon)
+
+
+def l1_project_within(perturbation: Array, room: Array, epsilon: Array) -> Array:
+    """The nearest perturbation in the l1 ball whose pixels go no further than their room, rounded inwards.
+
+    It is sign(p_i) min(max(|p_i| - t, 0), room_i), t >= 0 the root of the sum's excess over epsilon (Croce and Hein,
+    2021, proposition 2.1): found by bisection, then exactly among the pixels that it moves.
+
+    Args:
+      perturbation: `[...]`, p.
+      room: of its shape, how far each pixel may go in the direction of its sign; infinity where it is free.
+      epsilon: radius.
+    """
+    sizes = jnp.abs(perturbation)
+    kept = lambda threshold: jnp.clip(sizes - threshold, 0.0, room)  # noqa: E731
+
+    def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = ends
+        middle = (low + high) / 2
+        over = jnp.sum(kept(middle)) > epsilon
+        return jnp.where(over, middle, low), jnp.where(over, high, middle)
+
+    ends = jnp.zeros((), sizes.dtype), jnp.max(sizes)
+    low, high = lax.fori_loop(0, _HALVINGS, halve, ends)
+    middle = (low + high) / 2
+    full = sizes - middle >= room
+    moved = (sizes > middle) & ~full
+    left = epsilon - jnp.sum(jnp.where(full, room, 0.0))
+    threshold = (jnp.sum(jnp.where(moved, sizes, 0.0)) - left) / jnp.maximum(jnp.sum(moved), 1)
+    threshold = jnp.where(jnp.sum(kept(0.0)) <= epsilon, 0.0, jnp.clip(threshold, low, high))
+    found = kept(threshold)
+    # Inwards by what the sum may have been rounded by.
+    least = epsilon * (1 - jnp.finfo(sizes.dtype).eps * perturbation.size**0.5)
+    return jnp.sign(perturbation) * found * jnp.minimum(1.0, least / _nonzero(jnp.sum(found)))
+
+
+def _together(pace: Callable[[Array], Array]) -> Callable[[Array, Array, Array], Array]:
+    """`Norm.least` where pixels move at once, each at its pace of the slopes, until its room ends.
+
+    With a_i the slopes, s_i the paces and r_i the room, moves are min(t s_i, r_i), t the root of the concave
+    sum_i a_i min(t s_i, r_i) = want, found by Newton's method from 0, which reaches it from below in finitely many
+    steps (as many as there are pieces at most; 20 are taken).
+    """
+
+    def least(slopes: Array, room: Array, want: Array) -> Array:
+        paces = pace(slopes)
+        paces = paces / _nonzero(jnp.max(paces))
+        farthest = jnp.max(jnp.where(paces > 0, room / _nonzero(paces), 0.0))
+
+        def newton(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            _, time, taken = carry
+            free = time * paces < room
+            reached = jnp.sum(slopes * jnp.minimum(time * paces, room))
+            slope = jnp.sum(jnp.where(free, slopes * paces, 0.0))
+            further = jnp.where(slope > 0, time + (want - reached) / _nonzero(slope), farthest)
+            return time, jnp.clip(further, time, farthest), taken + 1
+
+        def moving(carry: tuple[Array, Array, Array]) -> Array:
+            before, time, taken = carry
+            return (time > before) & (taken < _NEWTON_STEPS)
+
+        # Most images need three or four; where the time no longer moves it never will.
+        start = (jnp.array(-1.0, want.dtype), jnp.array(0.0, want.dtype), jnp.int32(0))
+        time = lax.while_loop(moving, newton, start)[1]
+        return jnp.minimum(time * paces, room)
+
+    return least
+
+
+def _in_turn(slopes: Array, room: Array, want: Array) -> Array:
+    """`Norm.least` in l1: the steepest pixel goes as far as it can, then the next."""
+    order = jnp.argsort(-jnp.ravel(slopes))
+    steep, free = jnp.ravel(slopes)[order], jnp.ravel(room)[order]
+    gains = steep * free
+    before = jnp.cumsum(gains) - gains
+    moves = jnp.clip((want - before) / _nonzero(steep), 0.0, free) * (steep > 0)
+    return jnp.zeros_like(moves).at[order].set(moves).reshape(slopes.shape)
+
+
+L1 = Norm(_l1_length, _l1_random_start, _l1_ascent, _l1_project, _in_turn)
+L2 = Norm(length, _l2_random_start, _l2_ascent, _l2_project, _together(lambda slopes: slopes))
+LINF = Norm(_linf_length, _linf_random_start, jnp.sign, _linf_project, _together(_linf_pace))
+NORMS: dict[str, Norm] = {"l1": L1, "l2": L2, "linf": LINF}
 
 
 def ascent(norm: Norm, gradient: Array) -> Array:

@@ -7,10 +7,11 @@ A `Search` is an attack cut into a start and equal steps of one image. Run to it
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from robgrad.attacks.losses import succeeded
+from robgrad.attacks.losses import Loss, succeeded
 from robgrad.attacks.norms import Norm
 from robgrad.attacks.pgd import InBall
 from robgrad.data.checks import Range
@@ -42,6 +43,23 @@ class Goal(NamedTuple):
     def reached(self, logits: Array) -> Array:
         """Whether these logits are what the attack is after."""
         return succeeded(logits, self.label)
+
+
+def evaluated(loss: Loss, targeted: bool, samples: int, goal: Goal, point: Array) -> tuple[Array, Array, Array]:
+    """Loss at a point, its gradient as the mean of some evaluations, and whether the point reaches the goal.
+
+    A loss that is NaN counts as the lowest. Where `targeted`, the loss is given `(label, Goal.target)`.
+    """
+    label = (goal.true_label, goal.target) if targeted else goal.label
+
+    def value(point: Array):
+        logits = goal.logits_fn(point)
+        return loss(logits, label), logits
+
+    pairs = [jax.value_and_grad(value, has_aux=True)(point) for _ in range(samples)]
+    (height, logits), _ = pairs[0]
+    gradient = sum((slope for _, slope in pairs[1:]), pairs[0][1]) / samples
+    return jnp.where(jnp.isnan(height), -jnp.inf, height), gradient, goal.reached(logits)
 
 
 def targets(logits: Array, label: Array) -> Array:

@@ -1,5 +1,6 @@
 """Square attack (Andriushchenko, Croce, Flammarion and Hein, 2020): random search by squares, scores alone."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 from jax import Array
 
 from robgrad.attacks.losses import cw_margin
-from robgrad.attacks.norms import L2, LINF, Norm, length, norm_named
+from robgrad.attacks.norms import L1, L2, LINF, Norm, l1_project_within, norm_named
 from robgrad.attacks.search import Goal, Search
 from robgrad.data import PIXEL_RANGE
 from robgrad.data.checks import Range, checked_count, checked_finite_range, checked_range, clipped
@@ -46,24 +47,25 @@ def square(
     l-inf: starts at vertical stripes of +-epsilon; a square of one colour of +-2 epsilon is added and clipped to the
     ball. l2: starts at 5 x 5 bumps; a window's perturbation is turned towards a random bump pair and given the length
     of another window's, which is emptied. The side of a square is the root of p pixels, p halved after 10, 50, 200,
-    500, 1000, 2000, 4000, 6000 and 8000 queries. Windows are drawn for each image by itself.
+    500, 1000, 2000, 4000, 6000 and 8000 queries. Windows are drawn for each image by itself. l1 (Croce and Hein,
+    2021): as l2, with steeper bumps and lengths in l1, projected onto the intersection of the ball and the pixel range.
 
     Args:
-      norm: l2 or l-inf.
+      norm: l1, l2 or l-inf.
       queries: steps, one evaluation of the network each.
       share: p at the start.
       pixel_range: smallest and largest value of a pixel.
 
     Raises:
-      ValueError: for another norm, no queries, or, in l2, a pixel range without an end.
+      ValueError: for another norm, no queries, or, in l1 and l2, a pixel range without an end.
     """
     norm, pixel_range = norm_named(norm), checked_range(pixel_range)
-    if norm not in (L2, LINF):
-        raise ValueError("expected the l2 or the l-inf norm: the Square attack has no others")
-    if norm is L2:
+    if norm not in (L1, L2, LINF):
+        raise ValueError("expected the l1, the l2 or the l-inf norm: the Square attack has no others")
+    if norm is not LINF:
         checked_finite_range(pixel_range)
     checked_count("query", queries)
-    begin, change = (_bumps, _move_bump) if norm is L2 else (_stripes, _add_square)
+    begin, change = (_stripes, _add_square) if norm is LINF else (partial(_bumps, norm), partial(_move_bump, norm))
 
     def radius(goal: Goal) -> Array:
         """Epsilon, or the length of the way across all pixels, beyond which no ball grows."""
@@ -71,6 +73,10 @@ def square(
         return jnp.minimum(goal.epsilon, norm.length(jnp.broadcast_to(high - low, goal.image.shape)))
 
     def within(goal: Goal, perturbation: Array) -> Array:
+        if norm is L1:
+            low, high = (jnp.asarray(bound, goal.image.dtype) for bound in pixel_range)
+            room = jnp.maximum(jnp.where(perturbation > 0, high - goal.image, goal.image - low), 0.0)
+            perturbation = l1_project_within(perturbation, room, radius(goal))
         return clipped(goal.image + norm.project(perturbation, radius(goal)), pixel_range)
 
     def seen_at(goal: Goal, point: Array) -> tuple[Array, Array]:
@@ -134,30 +140,30 @@ def _add_square(key: Array, perturbation: Array, epsilon: Array, side: Array) ->
     return perturbation + jnp.where(_inside(_window(places, shape, side), side), square, 0.0)
 
 
-def _bump(row: Array, column: Array, height: Array, width: Array, dtype: Any) -> Array:
-    """Nested squares around the middle of a rectangle, heights 1/k^2 summed from outside in; 0 outside; length 1."""
+def _bump(norm: Norm, row: Array, column: Array, height: Array, width: Array, dtype: Any) -> Array:
+    """Nested squares around the middle of a rectangle, 1/k^2 (in l1 1/k^4) summed from outside in; of length 1."""
     distance = jnp.maximum(jnp.abs(row - height // 2), jnp.abs(column - width // 2))
     most = jnp.maximum(height // 2, width // 2) + 1
-    table = np.concatenate([[0.0], np.cumsum(1 / np.arange(1.0, 66.0) ** 2)])
+    table = np.concatenate([[0.0], np.cumsum(1 / np.arange(1.0, 66.0) ** (4 if norm is L1 else 2))])
     heights = jnp.asarray(table, dtype)
     value = heights[jnp.clip(most, 0, 65)] - heights[jnp.clip(distance, 0, 65)]
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
     value = jnp.where(inside, jnp.maximum(value, 0.0), 0.0)
-    return value / jnp.maximum(length(value), 1e-12)
+    return value / jnp.maximum(norm.length(value), 1e-12)
 
 
-def _pair(key: Array, window: tuple[Array, Array], side: Array, dtype: Any) -> Array:
+def _pair(norm: Norm, key: Array, window: tuple[Array, Array], side: Array, dtype: Any) -> Array:
     """Two bumps of opposite sign, one above or beside the other, in a square window; length 1."""
     row, column = window
     row, column = (jnp.broadcast_to(one, jnp.broadcast_shapes(row.shape, column.shape)) for one in (row, column))
     turned = jax.random.bernoulli(key)
     row, column = jnp.where(turned, column, row), jnp.where(turned, row, column)
     half = side // 2
-    pair = _bump(row, column, half, side, dtype) - _bump(row - half, column, side - half, side, dtype)
-    return pair / jnp.maximum(length(pair), 1e-12)
+    pair = _bump(norm, row, column, half, side, dtype) - _bump(norm, row - half, column, side - half, side, dtype)
+    return pair / jnp.maximum(norm.length(pair), 1e-12)
 
 
-def _bumps(key: Array, image: Array, epsilon: Array) -> Array:
+def _bumps(norm: Norm, key: Array, image: Array, epsilon: Array) -> Array:
     """A 5 x 5 grid of bump pairs of random colour signs, of length epsilon."""
     shape, dtype = image.shape, image.dtype
     side = max(min(shape[:2]) // 5, 1)
@@ -167,27 +173,27 @@ def _bumps(key: Array, image: Array, epsilon: Array) -> Array:
     def tile(key: Array, index: Array) -> Array:
         turn, colour = jax.random.split(key)
         window = (rows - index // 5 * side, columns - index % 5 * side)
-        return _pair(turn, window, jnp.int32(side), dtype)[..., None] * _signs(colour, shape[-1:], dtype)
+        return _pair(norm, turn, window, jnp.int32(side), dtype)[..., None] * _signs(colour, shape[-1:], dtype)
 
     total = jax.vmap(tile)(jax.random.split(key, 25), jnp.arange(25)).sum(0)
-    return epsilon * total / jnp.maximum(length(total), 1e-12)
+    return epsilon * total / jnp.maximum(norm.length(total), 1e-12)
 
 
-def _move_bump(key: Array, perturbation: Array, epsilon: Array, side: Array) -> Array:
+def _move_bump(norm: Norm, key: Array, perturbation: Array, epsilon: Array, side: Array) -> Array:
     """Turns one window's perturbation towards a bump pair, with what length another window and the ball leave it."""
     one, two, turn, colour = jax.random.split(key, 4)
-    shape = perturbation.shape
+    shape, power = perturbation.shape, 1 if norm is L1 else 2
     channels = shape[-1]
     side = jnp.maximum(side, 3)
     side = jnp.minimum(side + (side % 2 == 0), min(shape[:2]) - (min(shape[:2]) + 1) % 2)
     here, there = _window(one, shape, side), _window(two, shape, side)
     mask, other = _inside(here, side), _inside(there, side)
     old = jnp.where(mask, perturbation, 0.0)
-    both = length(jnp.where(mask | other, perturbation, 0.0))
-    spare = jnp.maximum(epsilon**2 - length(perturbation) ** 2, 0.0) / channels
-    pair = _pair(turn, here, side, old.dtype)[..., None] * _signs(colour, (channels,), old.dtype)
-    new = pair + old / jnp.maximum(length(old), 1e-12)
-    by_channel = jnp.sqrt(jnp.sum(new**2, axis=(0, 1)))
-    new = new / jnp.maximum(by_channel, 1e-12) * jnp.sqrt(spare + both**2 / channels)
+    both = norm.length(jnp.where(mask | other, perturbation, 0.0))
+    spare = jnp.maximum(epsilon**power - norm.length(perturbation) ** power, 0.0) / channels
+    pair = _pair(norm, turn, here, side, old.dtype)[..., None] * _signs(colour, (channels,), old.dtype)
+    new = pair + old / jnp.maximum(norm.length(old), 1e-12)
+    by_channel = jnp.sum(jnp.abs(new) ** power, axis=(0, 1)) ** (1 / power)
+    new = new / jnp.maximum(by_channel, 1e-12) * (spare + both**power / channels) ** (1 / power)
     changed = jnp.where(mask, new, jnp.where(other, 0.0, perturbation))
-    return epsilon * changed / jnp.maximum(length(changed), 1e-12)
+    return epsilon * changed / jnp.maximum(norm.length(changed), 1e-12)
