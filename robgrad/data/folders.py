@@ -56,10 +56,10 @@ def load(path: Path, size: int | None = None) -> Dataset:
             digest = zlib.crc32(file.read_bytes(), digest)
             opened.append(_opened(file, size))
         found.append((opened, np.array([label for _, label in files], np.int32)))
-    _check_sizes([(file, image) for images, _ in found for file, image in images])
+    check_sizes([(file, image) for images, _ in found for file, image in images])
     grey = all(image.mode in ("L", "1") for images, _ in found for _, image in images)
-    splits = [Split(_stacked([image for _, image in images], grey), labels) for images, labels in found]
-    train, test = splits if len(splits) == 2 else _halved(splits[0])
+    splits = [Split(stacked([image for _, image in images], grey), labels) for images, labels in found]
+    train, test = splits if len(splits) == 2 else halved(splits[0])
     return Dataset(f"{path.resolve().name}-{digest:08x}", tuple(classes), train, test)
 
 
@@ -77,42 +77,62 @@ def _images(path: Path) -> list[Path]:
 def _opened(file: Path, size: int | None) -> tuple[Path, Any]:
     """An image of Pillow's, resized where that is asked for."""
     try:
-        from PIL import Image, ImageOps
+        from PIL import Image
     except ImportError as error:
         raise DataError(f"{file}: needs Pillow, from the extra 'data': pip install '.[data]'") from error
     try:
         with Image.open(file) as opened:
-            if opened.mode.startswith(("I", "F")):
-                raise DataError(f"{file}: expected an image of 8 bits a channel, got one of mode {opened.mode}")
-            upright = ImageOps.exif_transpose(opened)
-            image = upright if upright.mode in ("L", "1") else upright.convert("RGB")
-            image.load()
+            return file, prepared(file, opened, size)
     except DataError:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(f"{file}: cannot be read as an image ({reason})") from error
-    return file, image if size is None else ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
 
 
-def _check_sizes(images: list[tuple[Path, Any]]) -> None:
+def prepared(name: Any, image: Any, size: int | None) -> Any:
+    """An image of Pillow's, grey or in colour, upright, and resized where that is asked for.
+
+    Raises:
+      DataError: if it has more than 8 bits a channel.
+    """
+    from PIL import Image, ImageOps
+
+    if image.mode.startswith(("I", "F")):
+        raise DataError(f"{name}: expected an image of 8 bits a channel, got one of mode {image.mode}")
+    upright = ImageOps.exif_transpose(image)
+    image = upright if upright.mode in ("L", "1") else upright.convert("RGB")
+    image.load()
+    return image if size is None else ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+
+
+def check_sizes(images: list[tuple[Any, Any]]) -> None:
+    """That all images are of one size, each given with its name.
+
+    Raises:
+      DataError: if they are not.
+    """
     first, one = images[0]
-    for file, image in images:
+    for name, image in images:
         if image.size != one.size:
             raise DataError(
-                f"{file}: expected images of one size, {one.width}x{one.height} as {first.name}, got "
+                f"{name}: expected images of one size, {one.width}x{one.height} as {Path(first).name}, got "
                 f"{image.width}x{image.height}; give a size to resize them to (--image_size=32)"
             )
 
 
-def _stacked(images: list[Any], grey: bool) -> np.ndarray:
-    """Bytes `[N, H, W, C]`."""
+def stacked(images: list[Any], grey: bool) -> np.ndarray:
+    """Images of Pillow's as bytes `[N, H, W, C]`, of one channel where they are to be grey."""
     array = np.stack([np.asarray(image.convert("L" if grey else "RGB"), np.uint8) for image in images])
     return array[..., None] if grey else array
 
 
-def _halved(split: Split) -> tuple[Split, Split]:
-    """Training and test split, a share of each class in the second."""
+def halved(split: Split) -> tuple[Split, Split]:
+    """Training and test split, a share of each class in the second.
+
+    Raises:
+      DataError: if a class has a single image.
+    """
     generator, test = np.random.default_rng(0), np.zeros(len(split.labels), bool)
     for label in np.unique(split.labels):
         places = generator.permutation(np.flatnonzero(split.labels == label))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from robgrad.data import folders, tfds
+from robgrad.data import folders, hugging_face, tfds
 from robgrad.data.calls import mask_of
 from robgrad.data.checks import check, checked_count
 from robgrad.data.images import DataError, Dataset, Split
@@ -26,8 +26,8 @@ def load(name: str, data_dir: str | os.PathLike | None = None, size: int | None 
         standard network; or a path that ends in `.npz`, a file of the arrays `train_images`, `train_labels`,
         `test_images`, `test_labels` and, where wanted, `classes` (names) and `test_masks` (which pixels of each
         test image matter to an expert); files in the layout of MedMNIST will do; or a folder, with a `/` in its name,
-        that holds those arrays as `.npy` files, or a folder of images for each class, see `folders.load`; or the TFDS
-        name of any image
+        that holds those arrays as `.npy` files, or a folder of images for each class, see `folders.load`, or what
+        `save_to_disk` of Hugging Face's `datasets` has written, see `hugging_face.load`; or the TFDS name of any image
         classification set with splits `train` and `test`. Its images are decoded once and cached as a
         plain `.npz` beside the data, or in the user's cache directory where the data are read-only.
       data_dir: TFDS data directory; default `$TFDS_DATA_DIR`, then `~/tensorflow_datasets`.
@@ -56,7 +56,8 @@ def load(name: str, data_dir: str | os.PathLike | None = None, size: int | None 
         path = Path(name).expanduser()
         if not path.is_dir():
             raise DataError(f"{name}: expected a folder of images or arrays, found none")
-        dataset = _from_file(path) if folders.has_arrays(path) else folders.load(path, size)
+        reader = hugging_face.load if hugging_face.is_saved(path) else folders.load
+        dataset = _from_file(path) if folders.has_arrays(path) else reader(path, size)
     else:
         dataset = tfds.load(name, _data_dir(data_dir), near=_near(name, _data_dir(data_dir)))
     for part, split in (("train", dataset.train), ("test", dataset.test)):
