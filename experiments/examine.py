@@ -6,6 +6,7 @@ set or of a folder of class folders. Nothing of the network is trained; the mani
     python -m experiments.examine --network=net.py:build --weights=net.pt --dataset=./photos --image_size=32
     python -m experiments.examine --network=net.py:logits --dataset=digits --auto_attack=short   # a first look
     python -m experiments.examine --network=runs/manifold_distance-digits-quick:standard,net.py:logits
+    python -m experiments.examine --network=net.py:logits --dataset=digits --retrain=15  # ROAR, too: a minute more
     python -m experiments.examine --network=net.py:logits --dry_run                      # what it would take here
 
 `net.py:build` is a function without parameters that returns an `nn.Module`, whose state is `net.pt`; `net.py:logits` is
@@ -16,6 +17,7 @@ Expected: a page that says of each network what its numbers mean and what they a
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -37,11 +39,11 @@ from experiments.harness import (
 from experiments.harness.analysed import AnalysisConfig
 from experiments.harness.config import AutoAttackConfig, ConfigError, Presets, setting, subsets
 from experiments.harness.options import Options
-from experiments.harness.progress import counted, notes
+from experiments.harness.progress import counted, notes, progress
 from experiments.harness.subjects import Subject
 from experiments.harness.tables import Row
 from experiments.harness.trained import Run
-from robgrad import attacks, data, gradients, manifolds, networks, runs, stacking
+from robgrad import attacks, data, faithfulness, gradients, manifolds, networks, runs, stacking
 
 # Images that fall first, which are shown.
 SHOWN = 8
@@ -83,6 +85,14 @@ class ExamineConfig(AnalysisConfig, AutoAttackConfig):
     )
     measured_examples: int = setting("Test images of the measures of attributions, the first ones.", 50)
     sensitivity_samples: int = setting("Moved images of the sensitivity.", 3)
+    retrain: int = setting("Epochs of ROAR's retrainings; 0 leaves ROAR out.", 0, zero=True)
+    retrained: str = setting(
+        "Network that ROAR retrains, anew for each share of pixels.", "paper", choices=lambda: tuple(networks.NETWORKS)
+    )
+    retraining_seeds: int = setting("Retrainings of each attribution and share of pixels.", 3)
+    percentiles: tuple[float, ...] = setting(
+        "Shares of pixels that ROAR removes, in percent.", (30.0, 60.0), most=100.0
+    )
     # Of the networks' files, so that a changed network is another run.
     checksums: tuple[str, ...] = ()
 
@@ -131,7 +141,9 @@ _DIGITS: dict[str, Any] = {
     "chunk": 50,
     "evaluated": {"linf": (0.1, 0.2), "l2": (0.5, 1.0)},
 }
+# The paper's networks of these sizes are too large for stacks of retrainings.
 _MNIST = _DIGITS | {
+    "retrained": "wide-resnet-10-1",
     "train_examples": 5000,
     "vae_gan_epochs": 16,
     "analysis_epsilon": 12.0,
@@ -197,8 +209,8 @@ def measure(run: Run) -> experiment.Arrays:
         own = run._replace(workdir=run.workdir / "analysis" / one.name)
         stack = stacking.stack([one.variables])
         analyses.append(analysed.measured(own, one.network, stack, arrays, train, test, keys[1]))
-    found |= _beside(analyses)
-    return found | scores_of(run, every, test, keys[2])
+    found |= _beside(analyses) | scores_of(run, every, test, keys[2])
+    return found | (retrained_of(run, every, train, test) if config.retrain else {})
 
 
 def predicted(run: Run, subject: Subject, images: np.ndarray) -> np.ndarray:
@@ -284,6 +296,37 @@ def scores_of(run: Run, every: Sequence[Subject], test: data.Split, key: jax.Arr
     return found
 
 
+def retrained_of(run: Run, every: Sequence[Subject], train: data.Split, test: data.Split) -> experiment.Arrays:
+    """ROAR of each network's attributions: `roar/score` with its interval `[network, attribution]`, and curves."""
+    config = run.config
+    classes = len(run.dataset.classes)
+    model = networks.network_named(config.retrained, run.image_shape, classes)
+    parts = []
+    for subject in every:
+        path = run.workdir / "analysis" / f"roar-{subject.name}.npz"
+        part = runs.read_arrays(path)
+        if part is None:
+            with progress(f"{subject.name}, ROAR") as report:
+                curves = faithfulness.roar(
+                    subject.logits_fn,
+                    {name: gradients.ATTRIBUTIONS[name] for name in config.attributions},
+                    *(train, test),
+                    classes=classes,
+                    model=model,
+                    percentiles=config.percentiles,
+                    seeds=config.retraining_seeds,
+                    epochs=config.retrain,
+                    batch_size=min(100, len(train.labels)),
+                    key=trained.key_of(config.seed, "roar"),
+                    progress=partial(_trained_only, report),
+                )
+            fields = ("score", "low", "high", "mean", "std", "random")
+            part = {name: np.stack([getattr(one, name) for one in curves.values()]) for name in fields}
+            runs.write_arrays(path, part)
+        parts.append(part)
+    return {f"roar/{name}": np.stack([part[name] for part in parts]) for name in parts[0]}
+
+
 def estimated(config: ExamineConfig, dataset: data.Dataset, options: Options, others: Sequence[Any]) -> Iterator[Row]:
     """AutoAttack in each norm, manifolds that are trained, and the measures of attributions, for the first network."""
     del others
@@ -306,6 +349,33 @@ def estimated(config: ExamineConfig, dataset: data.Dataset, options: Options, ot
         dataset.name, f"{len(config.attributions)} attributions of {config.measured_examples} images"
     )
     yield named | {"networks": len(every), "compile_seconds": cold, "minutes": minutes}
+    if config.retrain:
+        yield retraining_row(config, dataset, options, len(every))
+
+
+def _trained_only(report: Callable[[Any], None], said: Any) -> None:
+    """Reports how far the retrainings are; not the line that names the network."""
+    if not isinstance(said, str):
+        report(said)
+
+
+def retraining_row(config: ExamineConfig, dataset: data.Dataset, options: Options, count: int) -> Row:
+    """What ROAR would take of so many networks, by made-up rankings."""
+    train, shape, methods = subsets(config, dataset)[0], dataset.train.images.shape[1:], tuple(config.attributions)
+    model = networks.network_named(config.retrained, shape, len(dataset.classes))
+    names = (*methods, faithfulness.RANDOM)
+    part = faithfulness.grid(names, config.percentiles, config.retraining_seeds, (faithfulness.ROAR,))
+    pixels, maps = shape[0] * shape[1], len(methods) + config.retraining_seeds
+    ranks = np.zeros((len(train.labels), maps, *shape[:2]), np.uint8 if pixels <= 256 else np.uint16)
+    plan = trained.Plan(
+        "ROAR", faithfulness.retraining_step(model, faithfulness.mean_colour(train.images)),
+        faithfulness.initial_states(model, shape, part, jax.random.key(0)),
+        faithfulness.numbers_of(part, methods, pixels), [str(one) for one in part],
+        min(100, len(train.labels)), config.retrain, True, networks.intensity(model, shape, 0),
+    )  # fmt: skip
+    examples = faithfulness.Examples(train.images, train.labels, ranks)
+    row = estimate.row_of(dataset.name, plan, examples, options, count)
+    return row | {"retrainings": len(part) * count}
 
 
 EXPERIMENT = experiment.Experiment(
@@ -352,10 +422,10 @@ EXPERIMENT = experiment.Experiment(
             ),
         ),
         "attributed": (
-            "Attributions and controls, by measures without retraining",
+            "Attributions and controls, by measures without retraining, and by ROAR",
             (
                 *("network", "attribution", "road", "deletion", "insertion", "infidelity", "sensitivity"),
-                *("randomisation", "smoothness"),
+                *("randomisation", "smoothness", "roar", "roar_low", "roar_high"),
             ),
         ),
         "by_class": (
@@ -379,6 +449,8 @@ EXPERIMENT = experiment.Experiment(
         "attacked.svg": "Test images after the analysis attack, whose radius is large: robust networks' look like "
         "other classes.",
         "attributions.svg": "The first test image, and what each attribution says of it.",
+        "roar.svg": "Accuracy of networks retrained without the pixels that an attribution ranks highest: the farther "
+        "below that without random pixels, the more faithful; bars are deviations over retrainings.",
     },
     estimate=estimated,
     takes="a minute on digits, fifteen on 32x32",

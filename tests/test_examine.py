@@ -16,6 +16,7 @@ SMALL = [
     *("--auto_attack=short", "--attacked_examples=40", "--test_examples=40", "--measured_examples=6"),
     *("--attributions=gradient,noise_blurred", "--linf_evaluated=0.1,0.3", "--norms=linf", "--manifold=local-pca"),
     *("--neighbours=20", "--pca_dimensions=5", "--analysis_steps=3", "--sensitivity_samples=1"),
+    *("--retrain=1", "--retraining_seeds=2", "--percentiles=50"),
 ]
 CODE = """
 import torch
@@ -92,6 +93,8 @@ def test_a_network_of_pytorch_from_a_folder_of_images(brought, tmp_path, run):
     clean = (module(pixels).argmax(1).numpy() == np.asarray(images.labels[:40])).mean()
     assert results["rows"][0]["test_accuracy"] == pytest.approx(clean)
     assert clean > 0.8
+    assert "By ROAR, 2 retrainings for each share" in " ".join(printed.split())
+    assert (workdir / "roar.svg").exists()
     kept = runs.read_arrays(workdir / "adversarial" / "Net-linf.npz")
     assert kept is not None
     moved = torch.tensor((kept["adversarial"] + 1) / 2, dtype=torch.float32).permute(0, 3, 1, 2)
@@ -110,6 +113,7 @@ def test_a_network_of_pytorch_from_a_folder_of_images(brought, tmp_path, run):
     assert "finished already" in again
     dry, _ = run("examine", *asked, f"--dataset={root}/photos", f"--workdir={tmp_path}/dry", *SMALL, "--dry_run")
     assert "images in linf, at most" in dry
+    assert "ROAR" in dry
     assert not (tmp_path / "dry").exists()
     torch.save({name: 2 * value for name, value in module.state_dict().items()}, root / "net.pt")
     _, said = run("examine", *asked, f"--dataset={root}/photos", f"--workdir={workdir}", *SMALL, status=1)

@@ -85,9 +85,11 @@ def aligned_rows(config: Any, arrays: Arrays) -> list[Row]:
 def attributed_rows(arrays: Arrays) -> list[Row]:
     """A row for each network and attribution: the mean of each measure over images."""
     known = [name for name in measures.MEASURES if f"measure/{name}" in arrays]
+    ends = {"roar": "score", "roar_low": "low", "roar_high": "high"} if "roar/score" in arrays else {}
     return [
         {"network": name, "attribution": attribution.replace("_", " ")}
         | {one: _nanmean(arrays[f"measure/{one}"][place, at]) for one in known}
+        | {column: float(arrays[f"roar/{one}"][place, at]) for column, one in ends.items()}
         for place, name in enumerate(arrays["names"].tolist())
         for at, attribution in enumerate(arrays["attributions"].tolist())
     ]
@@ -175,6 +177,15 @@ def words_of(config: Any, name: str, tables: Tables, rows: Sequence[Row]) -> Ite
             control = max(nothing, key=nothing.__getitem__)
             said += f"; of {len(nothing)} controls that know nothing of the network {control} ({nothing[control]:.2f})"
         yield f"{said}."
+    mine_of = [one for one in tables["attributed"] if one["network"] == name and "roar" in one]
+    if mine_of:
+        ordered = sorted(mine_of, key=lambda one: -one["roar"])
+        best, last = ordered[0], ordered[-1]
+        yield (
+            f"By ROAR, {config.retraining_seeds} retrainings for each share of pixels, the highest is "
+            f"{best['attribution']} ({best['roar']:.3f}, 95% from {best['roar_low']:.3f} to {best['roar_high']:.3f}; 0 "
+            f"is that of random pixels), the lowest {last['attribution']} ({last['roar']:.3f})."
+        )
 
 
 def claim(config: Any, arrays: Arrays, tables: Tables) -> Iterator[Row]:
@@ -241,6 +252,18 @@ def draw(workdir: Path, config: Any, arrays: Arrays, tables: Tables) -> None:
             grid |= {f"{name}: test image": arrays[f"{norm}/shown_clean"][place]}
             grid |= {f"{name}: adversarial": arrays[f"{norm}/shown"][place]}
         figures.image_grid(workdir / f"fallen_{norm}.svg", grid)
+    if "roar/mean" in arrays:
+        known = [one.replace("_", " ") for one in arrays["attributions"].tolist()]
+        draws = {
+            name: {
+                attribution: (config.percentiles, arrays["roar/mean"][place, at], arrays["roar/std"][place, at])
+                for at, attribution in enumerate(known)
+            }
+            | {"random": (config.percentiles, arrays["roar/random"][place, 0], np.zeros(len(config.percentiles)))}
+            for place, name in enumerate(names)
+        }
+        colours_of = figures.distinct([*known, "random"])
+        figures.curve_figure(workdir / "roar.svg", draws, "% of pixels removed", "test accuracy", colours_of)
     maps = arrays["shown/maps"].astype(np.float32)
     mapped = {name: maps[place, :, 0, :, :, None] for place, name in enumerate(names)}
     headings = [name.replace("_", " ") for name in arrays["attributions"].tolist()]

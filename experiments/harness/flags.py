@@ -142,8 +142,8 @@ class Flags:
     def _define_dataset(self, default: str) -> None:
         text = (
             "'digits' (embedded), 'shapes' (rendered; 'shapes-16', 'shapes-32x3'), 'generated:RUN' (by the VAE-GAN of "
-            "a run's directory), the TFDS name of an image set, the path of an .npz file, or a folder of class folders "
-            "of images, as './photos'."
+            "a run's directory), the TFDS name of an image set, the path of an .npz file, or a folder, as './photos', "
+            "of class folders of images, or a set that Hugging Face's datasets has saved."
         )
         self.add("run", "string", "dataset", default, text)
         text = "TFDS data directory. Default: $TFDS_DATA_DIR, then ~/tensorflow_datasets."

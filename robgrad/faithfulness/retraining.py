@@ -9,7 +9,7 @@ images exist only inside the step, and memory does not grow with the percentiles
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from robgrad.data.checks import checked_count, checked_split
 from robgrad.data.images import DataError
 from robgrad.faithfulness.occlusion import Occlusion, fill_of, occlude, rank_maps
 from robgrad.faithfulness.perturbation import checked_share
-from robgrad.faithfulness.scores import KAR, PERCENTILES, RANDOM, ROAR, Curve, checked_benchmark, curve
+from robgrad.faithfulness.scores import KAR, PERCENTILES, RANDOM, ROAR, checked_benchmark, curve
 from robgrad.gradients import Attribution
 from robgrad.networks import LogitsFn, Network, classifier_for, intensity, logits_fn, predicted
 from robgrad.training.optimizers import checked_rates
@@ -123,7 +123,7 @@ def initial_states(
 
 def roar(
     network: LogitsFn,
-    attribution: Attribution,
+    attribution: Attribution | Mapping[str, Attribution],
     train: Split,
     test: Split,
     *,
@@ -138,12 +138,13 @@ def roar(
     key: Array | None = None,
     progress: Callable[[Any], None] = lambda said: None,
     benchmark: str = ROAR,
-) -> Curve:
-    """Remove and retrain on a network, images and an attribution of one's own.
+) -> Any:
+    """Remove and retrain on a network, images and an attribution of one's own, or several by name.
 
     Args:
       network: the network attributed, a function of one image `[H, W, C]` in [-1, 1] to logits, or of a batch.
-      attribution: `(key, logits_fn, image) -> [H, W]`, for instance `gradients.gradient`.
+      attribution: `(key, logits_fn, image) -> [H, W]`, for instance `gradients.gradient`; or several by name, which
+        share the retrainings on pixels drawn at random.
       train, test: images (bytes, or in [-1, 1]) and labels.
       classes: number of classes.
       model: the network retrained, of batches of images; where None the paper's for this size of image, which need
@@ -156,6 +157,9 @@ def roar(
       progress: called with a line that says which network is retrained, and every 20 seconds or so with the
         `training.Progress` of the retrainings; `print` shows both.
       benchmark: `"roar"`, or `"kar"` to keep what is removed otherwise.
+
+    Returns:
+      A `Curve`; of several attributions a dict of them by name.
 
     Raises:
       DataError: if images or labels are not what `data.check` wants, for instance labels beyond `classes`; if the
@@ -178,6 +182,9 @@ def roar(
         raise ValueError(f"expected a list of percentiles between 0 and 100, got {percentiles}")
     if not all(0 < share < 100 for share in percentiles):
         raise ValueError(f"expected percentiles between 0 and 100, got {', '.join(map(str, percentiles))}")
+    methods = dict(attribution) if isinstance(attribution, Mapping) else {"own": attribution}
+    if not methods or RANDOM in methods:
+        raise ValueError(f"expected attributions by names other than '{RANDOM}', got {', '.join(methods) or 'none'}")
     checked_benchmark(benchmark)
     checked_rates(learning_rate, None)
     for name, count in (("seed", seeds), ("epoch", epochs), ("example in a batch", batch_size)):
@@ -197,17 +204,17 @@ def roar(
     shape = train.images.shape[1:]
     model = classifier_for(shape, classes) if model is None else model
     colour = fill_of(fill, train.images)
-    retrainings = grid(("own", RANDOM), percentiles, seeds, (benchmark,))
+    retrainings = grid((*methods, RANDOM), percentiles, seeds, (benchmark,))
     mesh = stacking.device_mesh(len(retrainings), batch_size, intensity=intensity(model, shape, 0))
     heavy = stacking.intensity(network, jax.ShapeDtypeStruct(shape, jnp.float32))
     on = stacking.device_mesh(1, 100, intensity=heavy)
-    maps = rank_maps(lambda _: network, {"own": attribution}, on, randoms=seeds)
+    maps = rank_maps(lambda _: network, methods, on, randoms=seeds)
     start_key, *keys = jax.random.split(key, 3)
     examples = [
         Examples(split.images, split.labels, maps(jnp.zeros(()), split.images, one))
         for split, one in zip((train, test), keys, strict=True)
     ]
-    numbers = numbers_of(retrainings, ("own",), shape[0] * shape[1], learning_rate)
+    numbers = numbers_of(retrainings, tuple(methods), shape[0] * shape[1], learning_rate)
     progress(f"retraining {len(retrainings)} networks, each anew: {_said(model)}")
     states = training.fit(
         retraining_step(model, colour),
@@ -221,8 +228,9 @@ def roar(
         progress=progress,
     )
     hits = np.asarray(evaluate(model, colour, mesh)(states.variables, numbers, examples[1]))
-    own, random = hits.reshape(2, len(percentiles), seeds, -1)
-    return curve(benchmark, percentiles, own, random)
+    *own, random = hits.reshape(len(methods) + 1, len(percentiles), seeds, -1)
+    curves = {name: curve(benchmark, percentiles, one, random) for name, one in zip(methods, own, strict=True)}
+    return curves if isinstance(attribution, Mapping) else curves["own"]
 
 
 def _said(model: nn.Module | Network) -> str:
