@@ -3,7 +3,7 @@ r"""The result tables of the documentation, written from what is committed in `e
     python -m experiments.document            # writes them
     python -m experiments.document --check    # says whether they are as they should be
     python -m experiments.document --figures  # draws every record's figures, too
-    python -m experiments.document --site=site  # a web page of each record, and an index
+    python -m experiments.document --site=site  # a web page of each record and notebook, the API, and an index
 
 A record is a directory of a run: `results.json`, and `measurements.npz` from which every table and verdict in it is
 computed anew. Two records from before measurements were kept have none: their tables are shown, and nothing is judged
@@ -19,13 +19,14 @@ from typing import Any
 from absl import flags as absl_flags
 
 from experiments.benchmark import suites
-from experiments.harness import experiment, findings, html, launch, records, tables
+from experiments.harness import config, experiment, findings, html, launch, records, tables
 from experiments.harness.flags import Flags
 from experiments.harness.tables import Row
 from robgrad import runs
 
 ROOT = Path(__file__).parent
 README, SPEED = ROOT.parent / "README.md", ROOT / "benchmark" / "README.md"
+NOTEBOOKS = ROOT / "notebooks"
 
 
 def failures(most: int) -> str:
@@ -105,8 +106,49 @@ def _of_processor(environment: Mapping[str, str]) -> str:
     return f" ({environment['processor']})" if "processor" in environment else ""
 
 
+def notebook_links(directory: Path) -> list[html.Part]:
+    """Writes a page of each notebook with its outputs; links to them, each with its first picture.
+
+    Raises:
+      ConfigError: if nbconvert is not installed.
+    """
+    try:
+        import nbconvert
+    except ImportError as error:
+        raise config.ConfigError("--site: needs the extra 'docs': pip install '.[docs]'") from error
+    exporter = nbconvert.HTMLExporter(template_name="basic", exclude_anchor_links=True)
+    links: list[html.Part] = []
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+        cells = json.loads(path.read_text())["cells"]
+        title, _, about = "".join(cells[0]["source"]).removeprefix("# ").partition("\n\n")
+        body, _ = exporter.from_filename(str(path))
+        page = html.document(title, [html.Section("", [html.Written(re.sub(r"<h1.*?</h1>", "", body, count=1))])])
+        runs.write(directory / "notebooks" / f"{path.stem}.html", page)
+        links.append(html.Link(f"notebooks/{path.stem}.html", title, " ".join(about.split("\n\n")[0].split())))
+        outputs = [output.get("data", {}) for cell in cells for output in cell.get("outputs", ())]
+        for picture in [data["image/png"] for data in outputs if "image/png" in data][:1]:
+            source = f"data:image/png;base64,{''.join(picture).strip()}"
+            links.append(html.Written(f'<img src="{source}" alt="A picture of {title}">'))
+    return links
+
+
+def write_reference(directory: Path) -> None:
+    """Writes a page of each module of the library, from its docstrings.
+
+    Raises:
+      ConfigError: if pdoc is not installed.
+    """
+    try:
+        import pdoc
+    except ImportError as error:
+        raise config.ConfigError("--site: needs the extra 'docs': pip install '.[docs]'") from error
+    pdoc.pdoc("robgrad", output_directory=directory / "api")
+
+
 def write_site(directory: Path) -> Path:
-    """A static site of all records: a page each, and an index; nothing in it is fetched from elsewhere."""
+    """A static site: a page of each record and notebook, the API, and an index; nothing is fetched from elsewhere."""
+    notebooks = notebook_links(directory)
+    write_reference(directory)
     lines = []
     for path in records.records():
         one, results, recomputed = records.judged(path)
@@ -115,8 +157,14 @@ def write_site(directory: Path) -> Path:
         lines.append(html.Link(f"{path.name}.html", path.name, records.about(one, results, recomputed)))
     said = re.sub(r"\*\*|<!--.*?-->", "", findings.answers(results_of)).split("\n")
     found = [line.removeprefix("- ") for line in said if line]
-    body = [html.Section("What it found", found), html.Section("The records", lines)]
-    runs.write(directory / "index.html", html.document("robgrad: recorded results", body))
+    reference = html.Link("api/robgrad.html", "The API", "every public name, with formula, shapes and units.")
+    body = [
+        html.Section("What it found", found),
+        html.Section("Notebooks", notebooks),
+        html.Section("The library", [reference]),
+        html.Section("The records", lines),
+    ]
+    runs.write(directory / "index.html", html.document("robgrad", body))
     return directory / "index.html"
 
 
@@ -141,7 +189,7 @@ def program_flags() -> Flags:
     """The program's flags."""
     given = Flags(__doc__ or "")
     given.add("run", "bool", "check", False, "Write nothing; fail if something differs.")
-    text = "Also write all records as web pages into this directory."
+    text = "Also write records, notebooks and the API as web pages into this directory."
     given.add("run", "string", "site", None, text)
     given.add("run", "bool", "figures", False, "Draw the figures of every record with measurements anew.")
     return given

@@ -204,7 +204,8 @@ def claim(config: ManifoldConfig, arrays: experiment.Arrays, tables: experiment.
             }
             columns = np.stack([*kept.values(), clean], axis=2)
             theirs = "standard > ... > test data" if name == "vae-gan" else "-"
-            yield claims.ordered(of(text=texts_of(name)[0], published=theirs), columns, intervals.median)
+            one = of(text=texts_of(name)[0], published=theirs)
+            yield claims.ordered(one, columns, intervals.median, last="clean test images")
             fractions = np.stack([fields["tangent_fraction"][places[kind]] for kind in kinds], axis=2)
             yield claims.ordered(of(text=texts_of(name)[1], published="-"), fractions, intervals.mean, rises=True)
             if (name, norm, train_loss, loss) == ("vae-gan", "l2", "xent", "xent"):

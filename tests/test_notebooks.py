@@ -41,5 +41,5 @@ def test_a_notebook_keeps_its_outputs(path):
     assert not any(output["output_type"] == "error" for output in printed)
 
 
-def test_there_are_four():
-    assert len(NOTEBOOKS) == 4
+def test_there_are_five():
+    assert len(NOTEBOOKS) == 5

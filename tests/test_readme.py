@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments.harness import findings, flags, records, registry
+from robgrad import runs
 from robgrad.faithfulness import retraining
 from robgrad.gradients import alignment
 from robgrad.networks import equinox
@@ -108,9 +109,18 @@ def test_a_site_has_a_page_for_each_record(tmp_path, monkeypatch):
     some = [path for path in records.records() if path.name in ("boundary_tilting", "roar_kar-fashion_mnist")]
     monkeypatch.setattr(records, "records", lambda: some)
     monkeypatch.setattr(findings, "answers", lambda results_of: "- One **answer**.")
-    index = importlib.import_module("experiments.document").write_site(tmp_path / "site")
+    document = importlib.import_module("experiments.document")
+    # The API's pages are built by a test of their own.
+    monkeypatch.setattr(document, "write_reference", lambda directory: runs.write(directory / "api/robgrad.html", ""))
+    index = document.write_site(tmp_path / "site")
     text = index.read_text()
     assert "One answer." in text
     for target in re.findall(r'href="([^"]+\.html)"', text):
-        assert "<table>" in (index.parent / target).read_text()
+        page = (index.parent / target).read_text()
+        assert "<table>" in page or "/" in target
     assert len(list(index.parent.glob("*.html"))) == 3
+    notebooks = {path.stem: path.read_text() for path in (index.parent / "notebooks").glob("*.html")}
+    assert {*notebooks} == {path.stem for path in document.NOTEBOOKS.glob("*.ipynb")}
+    assert "data:image/png;base64" in notebooks["own_network"]
+    assert "robust at l2 0.5" in notebooks["own_network"]
+    assert not re.search(r"<(?:img|script|link)[^>]+https?:", "".join(notebooks.values()))

@@ -193,15 +193,22 @@ def worst(found: Sequence[str]) -> str:
     return next(mark for mark in _FAILURES_FIRST if mark in found)
 
 
-def order(claim: Claim, values: Sequence[float], steps, rises: bool = False) -> Row:
-    """The claim that values fall, or rise, by the bounds `(low, high)` of the steps between neighbours, claimed > 0."""
+def order(claim: Claim, values: Sequence[float], steps, rises: bool = False, last: str = "") -> Row:
+    """The claim that values fall, or rise, by the bounds `(low, high)` of the steps between neighbours, claimed > 0.
+
+    Where the last value is of something else than the others, `last` says of what.
+    """
     low, high = (np.atleast_1d(bound) for bound in steps)
-    ours = ", ".join(f"{value:.3g}" for value in values) + f"; smallest {'rise' if rises else 'fall'}"
+    said = [f"{value:.3g}" for value in values]
+    said = [", ".join(said[:-1]), f"{last} {said[-1]}"] if last else [", ".join(said)]
+    ours = "; ".join([*said, f"smallest {'rise' if rises else 'fall'}"])
     least = int(np.argmin(low))
     return row(claim, ours, float(low[least]), float(high[least]), Steps(low, high))
 
 
-def ordered(claim: Claim, values: np.ndarray, statistic: Callable[[np.ndarray], Any], rises: bool = False) -> Row:
+def ordered(
+    claim: Claim, values: np.ndarray, statistic: Callable[[np.ndarray], Any], rises: bool = False, last: str = ""
+) -> Row:
     """The claim that a statistic of `[examples, networks]`, one value a network, falls, or rises, over networks.
 
     Args:
@@ -209,6 +216,7 @@ def ordered(claim: Claim, values: np.ndarray, statistic: Callable[[np.ndarray], 
       values: `[seeds, examples, networks]`, examples paired.
       statistic: of one seed's `[examples, ...]`, over the first axis, whatever axes follow.
       rises: what is claimed.
+      last: what the last value is of, where not of a network.
     """
     if not np.isfinite(values).any(axis=1).all():
         return untested(claim)
@@ -217,7 +225,7 @@ def ordered(claim: Claim, values: np.ndarray, statistic: Callable[[np.ndarray], 
     _, *steps = intervals.of_seeds_and_rows(values, lambda draw: sign * np.diff(statistic(draw)))
     if values.shape[1] < LEAST_IMAGES:
         steps = [np.full_like(bound, math.nan) for bound in steps]
-    return order(claim, averages, steps, rises)
+    return order(claim, averages, steps, rises, last)
 
 
 def number(published: float, neighbours: Sequence[float], low: float, high: float, full: bool) -> str:

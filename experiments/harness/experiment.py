@@ -346,7 +346,8 @@ def answers(results: Mapping[str, Any]) -> list[str]:
         families.setdefault(row["claim"], []).append(row)
     found = [f"{row['network']}: {row['in_words']}" for row in results.get("words", ())]
     for text, groups in families.items():
-        numbers = str(groups[0]["ours"]).split(";")[0]
+        # Not the words that say what a row's interval is of.
+        numbers = "; ".join(part for part in str(groups[0]["ours"]).split("; ") if not part.startswith("smallest"))
         of = f"{groups[0]['group']}: " if len(groups) > 1 else ""
         verdicts = claims.summed([row["verdict"] for row in groups])
         found.append(f"{verdicts}: {text} ({of}{numbers})")

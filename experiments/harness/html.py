@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jinja2
+import markupsafe
 
 from experiments.harness.tables import Row, cell, headings_of
 
@@ -64,14 +65,20 @@ class Link(NamedTuple):
     about: str
 
 
+class Written(NamedTuple):
+    """Something that is HTML already, such as a notebook, from a source that is trusted."""
+
+    markup: str
+
+
 class Section(NamedTuple):
-    """A headline and what is below it; a string is a paragraph."""
+    """A headline, if there is any, and what is below it; a string is a paragraph."""
 
     title: str
     parts: Sequence["Part"]
 
 
-Part = str | Figure | Table | Fold | Code | Link
+Part = str | Figure | Table | Fold | Code | Link | Written
 
 
 def document(title: str, sections: Sequence[Section]) -> str:
@@ -86,6 +93,8 @@ def _part(part: Part) -> Any:
             return {"type": "figure", "data": base64.b64encode(svg).decode(), "caption": caption}
         case Code(text, summary):
             return {"type": "code", "text": text, "summary": summary}
+        case Written(markup):
+            return {"type": "written", "markup": markupsafe.Markup(markup)}
         case Link(target, text, about):
             return {"type": "link", "target": target, "text": text, "about": about}
         case Fold(line, verdict, mark, table):
