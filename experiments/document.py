@@ -116,7 +116,10 @@ def notebook_links(directory: Path) -> list[html.Part]:
         import nbconvert
     except ImportError as error:
         raise config.ConfigError("--site: needs the extra 'docs': pip install '.[docs]'") from error
-    exporter = nbconvert.HTMLExporter(template_name="basic", exclude_anchor_links=True)
+    exporter = nbconvert.HTMLExporter(
+        template_name="basic", exclude_anchor_links=True, exclude_input_prompt=True, exclude_output_prompt=True
+    )
+    exporter.log.setLevel("ERROR")  # Not that pictures have no text of their own.
     links: list[html.Part] = []
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         cells = json.loads(path.read_text())["cells"]
@@ -124,7 +127,9 @@ def notebook_links(directory: Path) -> list[html.Part]:
         body, _ = exporter.from_filename(str(path))
         page = html.document(title, [html.Section("", [html.Written(re.sub(r"<h1.*?</h1>", "", body, count=1))])])
         runs.write(directory / "notebooks" / f"{path.stem}.html", page)
-        links.append(html.Link(f"notebooks/{path.stem}.html", title, " ".join(about.split("\n\n")[0].split())))
+        links.append(
+            html.Link(f"notebooks/{path.stem}.html", title, " ".join(about.split("\n\n")[0].replace("`", "").split()))
+        )
         outputs = [output.get("data", {}) for cell in cells for output in cell.get("outputs", ())]
         for picture in [data["image/png"] for data in outputs if "image/png" in data][:1]:
             source = f"data:image/png;base64,{''.join(picture).strip()}"
