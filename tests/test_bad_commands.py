@@ -51,7 +51,7 @@ PAPERS = "--preset=paper: expected --dataset to be one of"
         ("manifold_distance", ["--train_examples=5000"], "--train_examples=5000: expected at most 1437"),
         ("manifold_distance", ["--batch_size=300", "--train_examples=200"], "--batch_size=300: expected at most 200"),
         # Names of what was built.
-        ("manifold_distance", ["--norms=l2,l7"], "expected some of l2, linf"),
+        ("manifold_distance", ["--norms=l2,l7"], "expected some of l1, l2, linf"),
         ("manifold_distance", ["--train_losses=hinge"], "expected some of xent, cw"),
         ("manifold_distance", ["--network=vgg"], "value should be one of <paper|preact-resnet-18"),
         ("manifold_distance", ["--objective=luck"], "value should be one of <adversarial|single-step|trades"),

@@ -20,7 +20,10 @@ COLUMNS = {
     "digits-quick, generated": "images made from digits, five seeds",
     "fashion_mnist-quick": "Fashion-MNIST, small (2.1: five seeds, else one)",
     "mnist-quick": "MNIST, small, one seed",
+    "cifar10-quick": "CIFAR-10 (photographs of a JPEG copy), small, three seeds",
 }
+# Sets that are recorded of a copy which is not exact.
+COPIES = {"cifar10": "cifar10, photographs of a JPEG copy"}
 _POWER = "Which steps {} seeds tell with a chance of {:.0%}, and how many seeds the smallest step seen would take"
 # Columns of a record's main table that its page shows; all are in `results.json`.
 SHOWN = 8
@@ -158,7 +161,8 @@ def about(one: experiment.Experiment, results: Mapping[str, Any], recomputed: bo
     settings = results["config"]
     seeds = settings.get("network_seeds", 1)
     counted = f", {seeds} seed{'s' if seeds > 1 else ''} of each network" if "network_seeds" in settings else ""
-    of = f"{one.title}; {settings['dataset']}{counted}" if "dataset" in settings else one.title
+    name = settings.get("dataset", "")
+    of = f"{one.title}; {COPIES.get(name, name)}{counted}" if name else one.title
     return of if recomputed else f"{of}. From before measurements were kept: nothing is judged by it"
 
 
