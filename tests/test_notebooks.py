@@ -16,7 +16,7 @@ def cells(path):
     return [("".join(cell["source"]), cell["outputs"]) for cell in every if cell["cell_type"] == "code"]
 
 
-LEAST = {"EPOCHS": 1, "RETRAINING_EPOCHS": 1, "TRAINED": 200, "IMAGES": 10, "SEEDS": 2}
+LEAST = {"EPOCHS": 1, "RETRAINING_EPOCHS": 1, "TRAINED": 200, "IMAGES": 10, "SEEDS": 2, "RADII": (0.0, 1.0)}
 
 
 def least(sizes):
