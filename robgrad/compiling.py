@@ -80,6 +80,8 @@ def convolutions() -> Literal["oneDNN", "XLA"]:
 def _right_by_onednn() -> bool:
     images = jnp.sin(jnp.arange(2 * 8 * 8 * 16, dtype=jnp.float32)).reshape(2, 8, 8, 16)
     kernels = jnp.cos(jnp.arange(2 * 3 * 3 * 16 * 16, dtype=jnp.float32)).reshape(2, 3, 3, 16, 16) / 12
+    # What holds oneDNN's convolutions cannot be written to JAX's cache, which warns each time.
+    warnings.filterwarnings("ignore", message="Error writing persistent compilation cache entry.*std::bad_alloc")
     gradients = jax.grad(_loss, argnums=(0, 1))
     try:
         fast = jax.jit(barred(gradients), compiler_options={_ONEDNN: True}).lower(images, kernels).compile()
@@ -90,8 +92,6 @@ def _right_by_onednn() -> bool:
         off = max(float(jnp.abs(found - wanted).max() / jnp.abs(wanted).max()) for found, wanted in pairs)
     except Exception:  # Another release of JAX may know neither the option nor these forms: XLA's own do as well.
         return False
-    # What holds oneDNN's convolutions cannot be written to JAX's cache, which warns each time.
-    warnings.filterwarnings("ignore", message="Error writing persistent compilation cache entry.*std::bad_alloc")
     return off < 1e-4
 
 
