@@ -17,7 +17,6 @@ Expected: a page that says of each network what its numbers mean and what they a
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,6 +31,7 @@ from experiments.harness import (
     evaluated,
     experiment,
     measures,
+    removal,
     subjects,
     surfaces,
     trained,
@@ -39,11 +39,11 @@ from experiments.harness import (
 from experiments.harness.analysed import AnalysisConfig
 from experiments.harness.config import AutoAttackConfig, ConfigError, Presets, setting, subsets
 from experiments.harness.options import Options
-from experiments.harness.progress import counted, notes, progress
+from experiments.harness.progress import counted, notes
 from experiments.harness.subjects import Subject
 from experiments.harness.tables import Row
 from experiments.harness.trained import Run
-from robgrad import attacks, data, faithfulness, gradients, manifolds, networks, runs, stacking
+from robgrad import attacks, data, gradients, manifolds, networks, runs, stacking
 
 # Images that fall first, which are shown.
 SHOWN = 8
@@ -210,7 +210,7 @@ def measure(run: Run) -> experiment.Arrays:
         stack = stacking.stack([one.variables])
         analyses.append(analysed.measured(own, one.network, stack, arrays, train, test, keys[1]))
     found |= _beside(analyses) | scores_of(run, every, test, keys[2])
-    return found | (retrained_of(run, every, train, test) if config.retrain else {})
+    return found | (removal.measured(run, every, train, test) if config.retrain else {})
 
 
 def predicted(run: Run, subject: Subject, images: np.ndarray) -> np.ndarray:
@@ -296,37 +296,6 @@ def scores_of(run: Run, every: Sequence[Subject], test: data.Split, key: jax.Arr
     return found
 
 
-def retrained_of(run: Run, every: Sequence[Subject], train: data.Split, test: data.Split) -> experiment.Arrays:
-    """ROAR of each network's attributions: `roar/score` with its interval `[network, attribution]`, and curves."""
-    config = run.config
-    classes = len(run.dataset.classes)
-    model = networks.network_named(config.retrained, run.image_shape, classes)
-    parts = []
-    for subject in every:
-        path = run.workdir / "analysis" / f"roar-{subject.name}.npz"
-        part = runs.read_arrays(path)
-        if part is None:
-            with progress(f"{subject.name}, ROAR") as report:
-                curves = faithfulness.roar(
-                    subject.logits_fn,
-                    {name: gradients.ATTRIBUTIONS[name] for name in config.attributions},
-                    *(train, test),
-                    classes=classes,
-                    model=model,
-                    percentiles=config.percentiles,
-                    seeds=config.retraining_seeds,
-                    epochs=config.retrain,
-                    batch_size=min(100, len(train.labels)),
-                    key=trained.key_of(config.seed, "roar"),
-                    progress=partial(_trained_only, report),
-                )
-            fields = ("score", "low", "high", "mean", "std", "random")
-            part = {name: np.stack([getattr(one, name) for one in curves.values()]) for name in fields}
-            runs.write_arrays(path, part)
-        parts.append(part)
-    return {f"roar/{name}": np.stack([part[name] for part in parts]) for name in parts[0]}
-
-
 def estimated(config: ExamineConfig, dataset: data.Dataset, options: Options, others: Sequence[Any]) -> Iterator[Row]:
     """AutoAttack in each norm, manifolds that are trained, and the measures of attributions, for the first network."""
     del others
@@ -350,32 +319,7 @@ def estimated(config: ExamineConfig, dataset: data.Dataset, options: Options, ot
     )
     yield named | {"networks": len(every), "compile_seconds": cold, "minutes": minutes}
     if config.retrain:
-        yield retraining_row(config, dataset, options, len(every))
-
-
-def _trained_only(report: Callable[[Any], None], said: Any) -> None:
-    """Reports how far the retrainings are; not the line that names the network."""
-    if not isinstance(said, str):
-        report(said)
-
-
-def retraining_row(config: ExamineConfig, dataset: data.Dataset, options: Options, count: int) -> Row:
-    """What ROAR would take of so many networks, by made-up rankings."""
-    train, shape, methods = subsets(config, dataset)[0], dataset.train.images.shape[1:], tuple(config.attributions)
-    model = networks.network_named(config.retrained, shape, len(dataset.classes))
-    names = (*methods, faithfulness.RANDOM)
-    part = faithfulness.grid(names, config.percentiles, config.retraining_seeds, (faithfulness.ROAR,))
-    pixels, maps = shape[0] * shape[1], len(methods) + config.retraining_seeds
-    ranks = np.zeros((len(train.labels), maps, *shape[:2]), np.uint8 if pixels <= 256 else np.uint16)
-    plan = trained.Plan(
-        "ROAR", faithfulness.retraining_step(model, faithfulness.mean_colour(train.images)),
-        faithfulness.initial_states(model, shape, part, jax.random.key(0)),
-        faithfulness.numbers_of(part, methods, pixels), [str(one) for one in part],
-        min(100, len(train.labels)), config.retrain, True, networks.intensity(model, shape, 0),
-    )  # fmt: skip
-    examples = faithfulness.Examples(train.images, train.labels, ranks)
-    row = estimate.row_of(dataset.name, plan, examples, options, count)
-    return row | {"retrainings": len(part) * count}
+        yield removal.row_of(config, dataset, options, len(every))
 
 
 EXPERIMENT = experiment.Experiment(
