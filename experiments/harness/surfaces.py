@@ -1,6 +1,7 @@
 """The manifolds of a run: fitted, drawn, and judged by how far they lie from what is no image of the set."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -34,11 +35,14 @@ def pictures(run: Run, arrays: Mapping[str, Any], test: data.Split, key) -> Arra
     images, shape = data.scale(jnp.asarray(test.images[:SHOWN])), run.image_shape
     shown = {"shown/test": images}
     for name in run.config.manifold:
-        project = surface_of(run.config, name, shape, arrays[name]).project
-        shown[f"shown/{name}/projected"] = jax.jit(jax.vmap(project))(images)
+        # Its arrays are arguments: as constants, a set's images take the compiler longer than all else.
+        def project(arrays: Any, image: jax.Array, name: str = name) -> jax.Array:
+            return surface_of(run.config, name, shape, arrays).project(image)
+
+        shown[f"shown/{name}/projected"] = jax.jit(jax.vmap(project, (None, 0)))(arrays[name], images)
         if sample := manifolds.KINDS[name].sample:
             keys = jax.random.split(key, 2 * SHOWN)
-            shown[f"shown/{name}/samples"] = jax.jit(lambda keys, at=name: sample(shape, arrays[at], keys))(keys)
+            shown[f"shown/{name}/samples"] = jax.jit(partial(sample, shape))(arrays[name], keys)
     return {name: np.asarray(values, np.float16) for name, values in shown.items()}
 
 
@@ -68,9 +72,12 @@ def qualities(run: Run, arrays: Mapping[str, Any], train: data.Split, test: data
     sets = {"noise": noise, "strange": jnp.broadcast_to(strange, (count, *shape))}
     found = {"class_distance": _between_classes(train, test)}
     for name in run.config.manifold:
-        surface = surface_of(run.config, name, shape, arrays[name])
-        away = jax.jit(jax.vmap(lambda image, surface=surface: manifolds.distance(surface, image)))
-        found |= {f"{name}/{kind}_distance": np.asarray(away(images)) for kind, images in sets.items()}
+
+        def distance(arrays: Any, image: jax.Array, name: str = name) -> jax.Array:
+            return manifolds.distance(surface_of(run.config, name, shape, arrays), image)
+
+        away = jax.jit(jax.vmap(distance, (None, 0)))
+        found |= {f"{name}/{kind}_distance": np.asarray(away(arrays[name], images)) for kind, images in sets.items()}
     return found
 
 

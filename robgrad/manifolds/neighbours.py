@@ -11,11 +11,16 @@ from robgrad.manifolds.eigen import symmetric_eigen
 from robgrad.manifolds.geometry import Manifold, TangentSpace
 
 
-def nearest(images: Array, image: Array, count: int) -> Array:
-    """Indices of the images `[N, ...]` nearest to an image in l2, nearest first."""
+def nearest(images: Array, image: Array, count: int, squares: Array | None = None) -> Array:
+    """Indices of the images `[N, ...]` nearest to an image in l2, nearest first; `squares` `[N]` of their lengths."""
     flat = images.reshape(len(images), -1)
     # Without the image's own square, which is the same for all.
-    return lax.top_k(2 * flat @ jnp.ravel(image) - jnp.sum(flat**2, axis=1), count)[1]
+    return lax.top_k(2 * flat @ jnp.ravel(image) - (squares_of(images) if squares is None else squares), count)[1]
+
+
+def squares_of(images: Array) -> Array:
+    """Squared lengths `[N]` of images `[N, ...]`."""
+    return jnp.sum(images.reshape(len(images), -1) ** 2, axis=1)
 
 
 def principal_directions(spread: Array, count: int) -> Array:
@@ -57,9 +62,11 @@ def local_pca(images: Array, neighbours: int = 50, dimensions: int = 10) -> Mani
         labels = np.zeros(len(images), np.int32)
         images = jnp.asarray(checked_split(Split(np.asarray(images), labels), None, "images", as_images=False).images)
     pixels = scale(jnp.asarray(images))
+    # Here, since a program that holds the images as constants would have its compiler do this, for seconds.
+    squares = squares_of(pixels)
 
     def plane(image: Array) -> tuple[Array, Array]:
-        near = pixels[nearest(pixels, image, neighbours)].reshape(neighbours, -1)
+        near = pixels[nearest(pixels, image, neighbours, squares)].reshape(neighbours, -1)
         mean = near.mean(0)
         spread = near - mean
         return mean, principal_directions(spread, dimensions)
