@@ -14,8 +14,8 @@ from robgrad import runs
 
 RECORDS = power.RECORDS
 COLUMNS = {
-    "": "digits (2.1 and robustness: ten seeds, else one), the toy",
-    "digits-quick": "digits (2.1 and robustness: ten seeds, else one), the toy",
+    "": "digits (2.1 and robustness: ten seeds, else three), the toy",
+    "digits-quick": "digits (2.1 and robustness: ten seeds, else three), the toy",
     "shapes-16-quick": "rendered shapes (2.1: five seeds, else one)",
     "digits-quick, generated": "images made from digits, five seeds",
     "fashion_mnist-quick": "Fashion-MNIST, small (2.1: five seeds, else one)",
