@@ -371,8 +371,8 @@ EXPERIMENT = experiment.Experiment(
         "attributed": (
             "Attributions and controls, by measures without retraining, and by ROAR",
             (
-                *("network", "attribution", "road", "deletion", "insertion", "infidelity", "sensitivity"),
-                *("randomisation", "smoothness", "roar", "roar_low", "roar_high"),
+                *("network", "attribution", "road", "roar", "roar_low", "roar_high", "deletion", "insertion"),
+                *("infidelity", "sensitivity", "randomisation", "smoothness"),
             ),
         ),
         "by_class": (

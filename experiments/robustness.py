@@ -127,16 +127,13 @@ def draw(workdir: Path, config: RobustnessConfig, arrays: experiment.Arrays, tab
     del arrays
     panels: dict[str, Any] = {}
     for norm, radii in config.evaluated.items():
-        curves: dict[str, tuple] = {}
+        of: dict[str, list[Row]] = {}
         for row in tables["rows"]:
             if row["norm"] == norm and row["train_norm"] in (None, norm) and row["train_loss"] in (None, "xent"):
-                x, y, spread = curves.setdefault(row["network"], ([0.0], [row["clean_accuracy"]], [0.0]))
-                x.append(row["epsilon"])
-                y.append(row["robust_accuracy"])
-                half = (row["robust_accuracy_high"] - row["robust_accuracy_low"]) / 2
-                spread.append(half if np.isfinite(half) else 0.0)
+                of.setdefault(row["network"], []).append(row)
+        assert all(len(rows) == len(radii) for rows in of.values())
+        curves = {name: figures.along_radii(rows) for name, rows in of.items()}
         panels[f"{norm}, AutoAttack {config.auto_attack}"] = curves
-        assert all(len(x) == len(radii) + 1 for x, _, _ in curves.values())
     colours = figures.palette([*trained.kinds_of(trained.specs_of(config))])
     figures.curve_figure(workdir / "robust_accuracy.svg", panels, "radius, pixel range 2", "accuracy", colours)
 

@@ -227,9 +227,7 @@ def draw(workdir: Path, config: Any, arrays: Arrays, tables: Tables) -> None:
         curves = {}
         for name in names:
             mine = [row for row in tables["robust"] if (row["network"], row["norm"]) == (name, norm)]
-            halves = [(row["robust_accuracy_high"] - row["robust_accuracy_low"]) / 2 for row in mine]
-            x, y = [row["epsilon"] for row in mine], [row["robust_accuracy"] for row in mine]
-            curves[name] = ([0.0, *x], [mine[0]["clean_accuracy"], *y], [0.0, *np.nan_to_num(halves)])
+            curves[name] = figures.along_radii(mine)
         panels[f"{norm}, AutoAttack {config.auto_attack}"] = curves
     figures.curve_figure(workdir / "robust_accuracy.svg", panels, "radius, pixel range 2", "accuracy", colours)
     groups: dict[str, dict[str, list[figures.Interval]]] = {}

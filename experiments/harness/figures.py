@@ -3,6 +3,7 @@
 import io
 import itertools
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.harness.densities import density
-from experiments.harness.tables import in_words
+from experiments.harness.tables import Row, in_words
 from robgrad.runs import write
 
 Colours = Mapping[str, Any]
@@ -147,6 +148,15 @@ def intervals_figure(
     _save(figure, path)
 
 
+def along_radii(rows: Sequence[Row]) -> tuple[list[float], list[float], np.ndarray]:
+    """A curve of `curve_figure`: a network's accuracy at radius 0 and, with its interval, at the radius of each row."""
+    value, low, high = (np.array([row[f"robust_accuracy{end}"] for row in rows]) for end in ("", "_low", "_high"))
+    # Where there is no interval, there is no bar.
+    bars = np.nan_to_num(np.stack([value - low, high - value]))
+    radii, accuracies = [0.0, *(row["epsilon"] for row in rows)], [rows[0]["clean_accuracy"], *value]
+    return radii, accuracies, np.concatenate([np.zeros((2, 1)), bars], axis=1)
+
+
 def curve_figure(
     path: Path,
     panels: Mapping[str, Mapping[str, tuple]],
@@ -155,7 +165,10 @@ def curve_figure(
     colours: Colours,
     scale: str = "linear",
 ) -> None:
-    """One panel for each title, one line with error bars for each label: `(x, y, deviation)`; from five on in pairs."""
+    """One panel for each title, one line with error bars for each label: `(x, y, deviation)`; from five on in pairs.
+
+    Deviations are one for each point, or `[2, points]` down and up.
+    """
     from matplotlib.ticker import LogLocator
 
     columns = len(panels) if len(panels) < 5 else 2
@@ -274,7 +287,7 @@ def image_grid(
     rows = [(name, values, False) for name, values in images.items()]
     rows += [(name, values, True) for name, values in (gradients or {}).items()]
     count = max(len(values) for _, values, _ in rows)
-    figure, axes = _figure(len(rows), count + 1, 0.62, 0.66)
+    figure, axes = _figure(len(rows), count + 1, 0.9 if headings else 0.62, 0.9 if headings else 0.66)
     for line, (name, values, signed) in zip(axes, rows, strict=True):
         extents = []
         for axis, image in zip(line, values, strict=False):
@@ -294,7 +307,7 @@ def image_grid(
         scale = ("" if headings else f"±{np.median(extents):.2g}") if extents else "-1 to 1"
         line[-1].text(0.0, 0.5, scale, transform=line[-1].transAxes, fontsize=7, va="center")
     for axis, heading in zip(axes[len(images)] if headings else (), headings, strict=False):
-        axis.set_title(in_words(heading), fontsize=7, rotation=45, ha="left")
+        axis.set_title(textwrap.fill(in_words(heading), 12), fontsize=7)
     _save(figure, path)
 
 
