@@ -175,6 +175,17 @@ def test_deep_lift_is_complete_whatever_the_activation(name):
         assert float(values.sum()) == pytest.approx(float(after[label] - before[label]), rel=1e-3, abs=1e-4)
 
 
+@pytest.mark.parametrize("name", ["where", "leaky relu by hand", "hard swish", "silu by hand", "relu", "gelu"])
+def test_activations_that_are_written_out_are_one_function_of_a_number(name):
+    """Each pixel has its activation as relevance; a gradient against all of them is cut by guided backpropagation."""
+    activation, image = ACTIVATIONS[name], jnp.asarray(images()[0])
+    summed = lambda image: jnp.stack([jnp.sum(activation(image)), jnp.float32(-1e3)])  # noqa: E731
+    relevance = gradients.lrp("epsilon", pixels=outputs.by_channel)(KEY, summed, image)
+    np.testing.assert_allclose(relevance, activation(image), rtol=1e-4, atol=1e-5)
+    against = lambda image: jnp.stack([-jnp.sum(activation(image)), jnp.float32(-1e3)])  # noqa: E731
+    np.testing.assert_array_equal(gradients.guided_backpropagation()(KEY, against, image), 0.0)
+
+
 class Attending(nn.Module):
     """Attention over patches."""
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from robgrad.attacks.losses import Loss
-from robgrad.attacks.norms import L1, l1_project_within
+from robgrad.attacks.norms import L1, l1_within
 from robgrad.attacks.search import Goal, Search, evaluated
-from robgrad.data.checks import Range
+from robgrad.data.checks import Range, clipped
 
 # The paper's constants: balls of the three phases in units of epsilon, and the first two phases' shares of the steps;
 # share of steps between checkpoints; by what the number of pixels and the step shrink, and what counts as fewer pixels;
@@ -61,10 +61,7 @@ def apgd_l1(loss: Loss, steps: int, *, targeted: bool, samples: int, pixel_range
     seen_at = partial(evaluated, loss, targeted, samples)
 
     def within(goal: Goal, point: Array, radius: Array) -> Array:
-        low, high = (jnp.asarray(bound, point.dtype) for bound in pixel_range)
-        moved = point - goal.image
-        room = jnp.maximum(jnp.where(moved > 0, high - goal.image, goal.image - low), 0.0)
-        return jnp.clip(goal.image + l1_project_within(moved, room, radius), low, high)
+        return clipped(goal.image + l1_within(goal.image, point - goal.image, radius, pixel_range), pixel_range)
 
     def pixels_of(goal: Goal, point: Array) -> Array:
         return jnp.sum(point != goal.image).astype(point.dtype)

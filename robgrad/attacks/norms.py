@@ -133,6 +133,13 @@ def l1_project_within(perturbation: Array, room: Array, epsilon: Array) -> Array
     return jnp.sign(perturbation) * found * jnp.minimum(1.0, least / _nonzero(jnp.sum(found)))
 
 
+def l1_within(image: Array, perturbation: Array, epsilon: Array, pixel_range: Range) -> Array:
+    """The nearest perturbation of an image in the l1 ball and the pixel range at once; see `l1_project_within`."""
+    low, high = (jnp.asarray(bound, image.dtype) for bound in pixel_range)
+    room = jnp.where(perturbation > 0, high - image, image - low)
+    return l1_project_within(perturbation, jnp.maximum(room, 0.0), epsilon)
+
+
 def _together(pace: Callable[[Array], Array]) -> Callable[[Array, Array, Array], Array]:
     """`Norm.least` where pixels move at once, each at its pace of the slopes, until its room ends.
 

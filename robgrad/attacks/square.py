@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 
 from robgrad.attacks.losses import cw_margin
-from robgrad.attacks.norms import L1, L2, LINF, Norm, l1_project_within, norm_named
+from robgrad.attacks.norms import L1, L2, LINF, Norm, l1_within, norm_named
 from robgrad.attacks.search import Goal, Search
 from robgrad.data import PIXEL_RANGE
 from robgrad.data.checks import Range, checked_count, checked_finite_range, checked_range, clipped
@@ -74,9 +74,7 @@ def square(
 
     def within(goal: Goal, perturbation: Array) -> Array:
         if norm is L1:
-            low, high = (jnp.asarray(bound, goal.image.dtype) for bound in pixel_range)
-            room = jnp.maximum(jnp.where(perturbation > 0, high - goal.image, goal.image - low), 0.0)
-            perturbation = l1_project_within(perturbation, room, radius(goal))
+            perturbation = l1_within(goal.image, perturbation, radius(goal), pixel_range)
         return clipped(goal.image + norm.project(perturbation, radius(goal)), pixel_range)
 
     def seen_at(goal: Goal, point: Array) -> tuple[Array, Array]:
