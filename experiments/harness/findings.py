@@ -64,7 +64,7 @@ def correlated(benchmark: str, results: Results, rows: Sequence[Row]) -> str:
     """What the groups' correlations are, and the scores that they are of."""
     of = [row for row in results["rows"] if row["benchmark"] == benchmark and row["attribution"] != RANDOM]
     scores = [row["score"] for row in of]
-    return f"{spans('correlations', results, rows)}; scores {min(scores):.2f} to {max(scores):.2f}, random pixels 0"
+    return f"{spans('rank correlations', results, rows)}; scores {min(scores):.2f} to {max(scores):.2f}, random 0"
 
 
 def first(results: Results, rows: Sequence[Row]) -> str:
@@ -111,13 +111,13 @@ FINDINGS = (
         first,
     ),
     Finding(
-        "Gradients become more faithful by ROAR, remove and retrain (digits; rank correlation with strength)",
+        "Gradients become more faithful with strength by ROAR, remove and retrain (digits)",
         "roar_kar-digits",
         ("ROAR score rises",),
         partial(correlated, ROAR),
     ),
     Finding(
-        "By KAR, keep and retrain, they change as published (digits; rank correlation with strength)",
+        "By KAR, keep and retrain, they change as published (digits)",
         "roar_kar-digits",
         ("KAR score rises with training strength", "KAR score falls with training strength"),
         partial(correlated, KAR),
