@@ -57,7 +57,8 @@ class ExamineConfig(AnalysisConfig, AutoAttackConfig):
 
     network: tuple[str, ...] = setting(
         "Networks: FILE.py:NAME (a module, a function that builds it, or a function of one image), the state of a wide "
-        "ResNet or PreActResNet (.pt, .safetensors), a run's directory, or RUN:NETWORK; separated by commas.",
+        "ResNet or PreActResNet (FILE.pt, .pth or .safetensors; FILE.pt:FAMILY where names do not tell which form), "
+        "a run's directory, or RUN:NETWORK; separated by commas.",
         (),
     )
     weights: tuple[str, ...] = setting(

@@ -196,7 +196,7 @@ REFUSED = {
     "--network={root}/net.py:three": "expected 10 logits",
     "--network={root}/net.py:broken": "expected a network, a pair",
     "--network={root}/nowhere:standard": "expected FILE.py:NAME, a file of weights, a run's directory",
-    "--network={root}/net.pt": "expected the state of a wide ResNet or PreActResNet",
+    "--network={root}/net.pt": "expected the state of a wide-resnet or preact-resnet or",
     "--network={root}/net.py:Net": "expected a module that torch.export takes for images [1, 1, 8, 8]",
     "--network={root}/net.py:untrained --weights={root}/net.npy": "a function with a parameter 'weights'",
     "--network={root}/net.py:loads --weights={root}/none.npy": "expected a file that is there",

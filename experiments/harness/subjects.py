@@ -60,7 +60,7 @@ def checksums(sources: Sequence[str], weights: Sequence[str]) -> tuple[str, ...]
       ConfigError: if one of them is not there.
     """
     files = [Path(one.rpartition(":")[0]).expanduser() for one in sources if _is_file(one)]
-    files += [Path(one).expanduser() for one in sources if one.endswith(STATES)]
+    files += [Path(state[0]).expanduser() for one in sources if (state := _state(one))]
     found = []
     for flag, path in [
         *(("network", one) for one in files),
@@ -78,8 +78,8 @@ def loaded(
     """The networks of `--network`, each under a name of its own.
 
     Args:
-      sources: `FILE.py:NAME`; the file of a state of PyTorch's, of a family that `networks.of_state` knows; a run's
-        directory for all its networks, or `RUN:NETWORK` for one of them.
+      sources: `FILE.py:NAME`; the file of a state of PyTorch's, of a family that `networks.of_state` knows, alone or as
+        `FILE.pt:FAMILY`; a run's directory for all its networks, or `RUN:NETWORK` for one of them.
       weights: of the networks from files, in their order; or none.
       pixels: what those take.
       image_shape: `[H, W, C]` of the data set.
@@ -98,7 +98,7 @@ def loaded(
     for source in sources:
         if _is_file(source):
             found.append(_of_file(source, next(states), pixels, tuple(image_shape)))
-        elif source.endswith(STATES):
+        elif _state(source):
             found.append(_of_state(source, pixels))
         else:
             found += _of_run(source)
@@ -115,15 +115,24 @@ def loaded(
 def _of_state(source: str, pixels: Pixels) -> Subject:
     """A residual network that a file of PyTorch's holds the state of."""
     input_range = (0.0, 1.0) if pixels.low is None or pixels.high is None else (pixels.low, pixels.high)
+    file, family = _state(source) or (source, None)
     try:
-        own = networks.of_state(source, input_range=input_range, mean=pixels.mean, std=pixels.std)
+        own = networks.of_state(file, family=family, input_range=input_range, mean=pixels.mean, std=pixels.std)
     except ValueError as error:
         raise ConfigError(f"--network={source}: {error}") from error
-    return Subject(Path(source).stem, own.network, own.variables)
+    return Subject(Path(file).stem, own.network, own.variables)
 
 
 def _is_file(source: str) -> bool:
     return source.rpartition(":")[0].endswith(".py")
+
+
+def _state(source: str) -> tuple[str, str | None] | None:
+    """File and family of a state of PyTorch's; None for other sources."""
+    file, _, family = source.rpartition(":")
+    if file.endswith(STATES):
+        return file, family
+    return (source, None) if source.endswith(STATES) else None
 
 
 def _of_run(source: str) -> Iterator[Subject]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,25 +34,55 @@ _WEIGHTS = {"weight": ("params", "kernel"), "bias": ("params", "bias")}
 
 
 class Family(NamedTuple):
-    """Names of one family of residual networks in PyTorch.
+    """Names and forms of one family of residual networks in PyTorch.
 
     Attributes:
-      block: of an array of a block: its group from 1, its place in the group from 0, its layer and its field.
+      block: of an array of a block: its group, its place in the group from 0, its layer and its field.
+      first_group: the number of the first group.
+      norms, convolutions: the block's layers, in their order.
       shortcut: the block's layer that is its shortcut.
-      last: the batch norm before the mean over pixels; a network may be without.
-      dense: the last layer.
+      ends: the first convolution, the batch norm before the mean over pixels, which a network may be without, and the
+        last layer.
+      form: what `PreActResNet` is told beside sizes.
     """
 
     block: str
+    first_group: int
+    norms: tuple[str, str]
+    convolutions: tuple[str, str]
     shortcut: str
-    last: str
-    dense: str
+    ends: tuple[str, str, str]
+    form: Mapping[str, Any]
 
 
 _LAYERS = "bn1|bn2|conv1|conv2"
+_NUMBERED = (("bn1", "bn2"), ("conv1", "conv2"))
+_PREACT = Family(
+    rf"layer(\d+)\.(\d+)\.({_LAYERS}|shortcut\.0)\.(\w+)", 1, *_NUMBERED, "shortcut.0", ("conv1", "bn", "linear"), {}
+)
+# DeepMind's; padded by hand behind the image alone, as "SAME" is for even sizes.
+_DEEPMIND = Family(
+    r"layer\.(\d+)\.block\.(\d+)\.(batchnorm_0|batchnorm_1|conv_0|conv_1|shortcut)\.(\w+)",
+    0,
+    ("batchnorm_0", "batchnorm_1"),
+    ("conv_0", "conv_1"),
+    "shortcut",
+    ("init_conv", "batchnorm", "logits"),
+    {"padding": "SAME"},
+)
 FAMILIES = {
-    "wide ResNet": Family(rf"block(\d+)\.layer\.(\d+)\.({_LAYERS}|convShortcut)\.(\w+)", "convShortcut", "bn1", "fc"),
-    "PreActResNet": Family(rf"layer(\d+)\.(\d+)\.({_LAYERS}|shortcut\.0)\.(\w+)", "shortcut.0", "bn", "linear"),
+    "wide-resnet": Family(
+        rf"block(\d+)\.layer\.(\d+)\.({_LAYERS}|convShortcut)\.(\w+)",
+        1,
+        *_NUMBERED,
+        "convShortcut",
+        ("conv1", "bn1", "fc"),
+        {},
+    ),
+    "preact-resnet": _PREACT,
+    "preact-resnet-raw": _PREACT._replace(form={"raw_shortcut": True}),
+    "dm-wide-resnet-silu": _DEEPMIND._replace(form={"padding": "SAME", "activation": nn.silu}),
+    "dm-wide-resnet-relu": _DEEPMIND,
 }
 # What states hold beside what a network computes with: counters, and a block that the authors of TRADES left unused.
 _UNUSED = re.compile(r"(.*\.num_batches_tracked|sub_block1\..*)")
@@ -95,24 +126,31 @@ def read_state(path: str | os.PathLike) -> dict[str, np.ndarray]:
 def of_state(
     state: Mapping[str, Any] | str | os.PathLike,
     *,
+    family: str | None = None,
     pixel_range: tuple[float, float] = PIXEL_RANGE,
     input_range: tuple[float, float] = (0.0, 1.0),
     mean: Sequence[float] | float = 0.0,
     std: Sequence[float] | float = 1.0,
 ) -> OfOne:
-    """A wide ResNet or PreActResNet from its state in PyTorch, as a function of one image.
+    """A residual network of one of the `FAMILIES` from its state in PyTorch, as a function of one image.
 
     Depth, width and classes are read off the shapes; PyTorch itself is needed for its own files alone. Pixels are as
     for `of_torch`.
 
     Args:
-      state: arrays by PyTorch's names, or a file of them; see `read_state`.
+      state: arrays by PyTorch's names, or a file of them; see `read_state`. Where it holds `mu` and `sigma`, as some of
+        RobustBench's do, they are the normalisation.
+      family: of `FAMILIES`, where names do not tell: PreActResNets whose shortcuts see a block's input activated
+        (`preact-resnet`: He et al., 2016; `PreActBlockV2` in RobustBench) or as it is (`preact-resnet-raw`;
+        `PreActBlock` there); DeepMind's wide ResNets by activation (`dm-wide-resnet-silu`, as in RobustBench, or
+        `dm-wide-resnet-relu`), for images of an even number of pixels a side at every stride.
       pixel_range: of the images that the function is given.
       input_range: of the pixels that the network, or the normalisation before it, expects.
       mean, std: of the normalisation, numbers or one for each channel.
 
     Raises:
-      ValueError: if the names are those of neither family, or arrays are missing or of other shapes.
+      ValueError: if the names are those of no family, or of several and none is given; if arrays are missing or of
+        other shapes; and for a normalisation beside the state's own.
 
     Example:
       `logits_fn = networks.of_state("wrn-28-10.safetensors")`
@@ -122,15 +160,14 @@ def of_state(
         for name, value in (read_state(state) if isinstance(state, str | os.PathLike) else state).items()
         if not _UNUSED.fullmatch(name)
     }
-    family = next((one for one in FAMILIES.values() if any(re.fullmatch(one.block, name) for name in arrays)), None)
-    if family is None or "conv1.weight" not in arrays or f"{family.dense}.weight" not in arrays:
-        raise ValueError(
-            f"expected the state of a {' or '.join(FAMILIES)}, got the names {', '.join([*arrays][:4])}, ...; give "
-            "of_torch the module itself"
-        )
-    module = _architecture(family, arrays)
-    variables = _variables(family, arrays, module)
-    shown = normalised(arrays["conv1.weight"].shape[1], pixel_range, input_range, mean, std)
+    if "mu" in arrays and "sigma" in arrays:
+        if np.any(np.asarray(mean) != 0) or np.any(np.asarray(std) != 1):
+            raise ValueError(f"expected no mean and std beside the state's own mu and sigma, got {mean} and {std}")
+        mean, std = arrays.pop("mu").ravel().tolist(), arrays.pop("sigma").ravel().tolist()
+    names = _family(arrays, family)
+    module = _architecture(names, arrays)
+    variables = _variables(names, arrays, module)
+    shown = normalised(arrays[f"{names.ends[0]}.weight"].shape[1], pixel_range, input_range, mean, std)
     whole = of_module(module)
 
     def evaluate(variables: Variables, images: Array) -> Array:
@@ -142,23 +179,48 @@ def of_state(
     return OfOne(Network(whole.init, evaluate, train), variables)
 
 
+def _family(arrays: Mapping[str, np.ndarray], wanted: str | None) -> Family:
+    """The family that the names are of, the one that is wanted where they are of several."""
+    known = [
+        name
+        for name, family in FAMILIES.items()
+        if any(re.fullmatch(family.block, array) for array in arrays)
+        and {f"{family.ends[0]}.weight", f"{family.ends[2]}.weight"} <= arrays.keys()
+    ]
+    if not known or wanted not in (None, *known):
+        raise ValueError(
+            f"expected the state of a {wanted or ' or '.join(FAMILIES)}, got "
+            + (f"that of a {' or '.join(known)}" if known else f"the names {', '.join([*arrays][:4])}, ...")
+            + "; give of_torch the module itself"
+        )
+    if wanted is None and len(known) > 1:
+        raise ValueError(
+            f"expected a family, since a {' and a '.join(known)} have the same names: family=NAME, or FILE:NAME"
+        )
+    return FAMILIES[wanted or known[0]]
+
+
 def _architecture(family: Family, arrays: Mapping[str, np.ndarray]) -> PreActResNet:
     """The network that the names and shapes are of."""
     blocks = [re.fullmatch(family.block, name) for name in arrays]
-    places = {(int(found[1]), int(found[2])) for found in blocks if found}
-    groups, most = max(group for group, _ in places), max(place for _, place in places) + 1
-    if places != {(group, place) for group in range(1, groups + 1) for place in range(most)}:
+    places = {(int(found[1]) - family.first_group, int(found[2])) for found in blocks if found}
+    groups, most = max(group for group, _ in places) + 1, max(place for _, place in places) + 1
+    if places != {(group, place) for group in range(groups) for place in range(most)}:
         raise ValueError(f"expected as many blocks in each group, got {sorted(places)}")
-    first = family.block.replace(r"(\d+)", "{}").replace("\\", "").split("(")[0]
-    features = [arrays[f"{first.format(group, 0)}conv1.weight"].shape[0] for group in range(1, groups + 1)]
-    stem, classes = arrays["conv1.weight"].shape[0], arrays[f"{family.dense}.weight"].shape[0]
-    return PreActResNet(stem, tuple(features), most, classes, f"{family.last}.weight" in arrays)
+    features = [0] * groups
+    for found in blocks:
+        if found and (found[3], found[4]) == (family.convolutions[1], "weight"):
+            features[int(found[1]) - family.first_group] = arrays[found[0]].shape[0]
+    stem, last, dense = family.ends
+    sizes = arrays[f"{stem}.weight"].shape[0], tuple(features), most, arrays[f"{dense}.weight"].shape[0]
+    return PreActResNet(*sizes, f"{last}.weight" in arrays, **family.form)
 
 
 def _variables(family: Family, arrays: Mapping[str, np.ndarray], module: PreActResNet) -> Variables:
     """The arrays by our names, checked against the network's own shapes."""
     found: Variables = {"params": {}, "batch_stats": {}}
-    shapes = jax.eval_shape(lambda: of_module(module).init(jax.random.key(0), (8, 8, arrays["conv1.weight"].shape[1])))
+    channels = arrays[f"{family.ends[0]}.weight"].shape[1]
+    shapes = jax.eval_shape(lambda: of_module(module).init(jax.random.key(0), (8, 8, channels)))
     for name, value in arrays.items():
         path, (collection, field) = _place(family, name, arrays, module.blocks)
         # Kernels are [out, in, height, width] there and [height, width, in, out] here.
@@ -184,19 +246,19 @@ def _place(
 ) -> tuple[tuple[str, ...], tuple[str, str]]:
     """Where an array is among the variables: the modules that lead to it, and its collection and field."""
     if found := re.fullmatch(family.block, name):
-        group, place, layer, field = int(found[1]), int(found[2]), found[3], found[4]
-        within = f"PreActBlock_{(group - 1) * blocks + place}"
-        if layer.startswith("bn"):
-            return (within, f"BatchNorm_{int(layer[2]) - 1}"), _STATISTICS[field]
-        shortcut = name.replace(f".{layer}.", f".{family.shortcut}.") in arrays
-        index = 0 if layer == family.shortcut else int(layer[4]) - 1 + shortcut
-        return (within, f"Conv_{index}"), _WEIGHTS[field]
-    layer, _, field = name.rpartition(".")
-    known = {
-        "conv1": ("Conv_0", _WEIGHTS),
-        family.last: ("BatchNorm_0", _STATISTICS),
-        family.dense: ("Dense_0", _WEIGHTS),
-    }
-    if layer not in known or field not in known[layer][1]:
-        raise ValueError(f"expected names of {family.block}, conv1, {family.last} and {family.dense}, got {name}")
-    return (known[layer][0],), known[layer][1][field]
+        group, layer, field = int(found[1]) - family.first_group, found[3], found[4]
+        within = f"PreActBlock_{group * blocks + int(found[2])}"
+        if layer in family.norms:
+            path: tuple[str, ...] = (within, f"BatchNorm_{family.norms.index(layer)}")
+            fields = _STATISTICS
+        else:
+            shortcut = name.replace(f".{layer}.", f".{family.shortcut}.") in arrays
+            index = 0 if layer == family.shortcut else family.convolutions.index(layer) + shortcut
+            path, fields = (within, f"Conv_{index}"), _WEIGHTS
+    else:
+        layer, _, field = name.rpartition(".")
+        ends = [(("Conv_0",), _WEIGHTS), (("BatchNorm_0",), _STATISTICS), (("Dense_0",), _WEIGHTS)]
+        path, fields = dict(zip(family.ends, ends, strict=True)).get(layer, ((), {}))
+    if field not in fields:
+        raise ValueError(f"expected names of {family.block}, {', '.join(family.ends)}, got {name}")
+    return path, fields[field]
