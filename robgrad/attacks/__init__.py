@@ -4,10 +4,11 @@
 """
 
 from robgrad.attacks.apgd import apgd
-from robgrad.attacks.auto_attack import WRONG, Evaluation, auto_attack, robust_accuracy
+from robgrad.attacks.auto_attack import auto_attack, robust_accuracy
 from robgrad.attacks.carlini_wagner import carlini_wagner
 from robgrad.attacks.deepfool import deepfool
 from robgrad.attacks.ensemble import VERSIONS, ensemble
+from robgrad.attacks.evaluation import WRONG, Evaluation
 from robgrad.attacks.fab import fab
 from robgrad.attacks.losses import (
     LEAST_CLASSES,
