@@ -50,6 +50,7 @@ def readme() -> str:
         "answers": findings.answers(results_of),
         "findings": findings.table(results_of),
         "failures": failures(6),
+        "speed": speed_in_short(results_at(records.RECORDS / "benchmark")),
     }
     for name, block in made.items():
         block = f"<!-- {name} -->\n{block}\n<!-- /{name} -->"
@@ -58,9 +59,30 @@ def readme() -> str:
     return text
 
 
+def results_at(record: Path) -> dict[str, Any]:
+    """A benchmark's results, as they were written."""
+    return json.loads((record / "results.json").read_text())
+
+
+def speed_in_short(results: dict[str, Any]) -> str:
+    """A sentence: in how many tasks robgrad is faster than the fastest float32 peer, and where it is not."""
+    best = results["against_the_best"]
+    ahead = [row for row in best if row["ratio"] > 1]
+    behind: dict[str, dict[str, None]] = {}
+    for row in best:
+        if row["ratio"] <= 1:
+            behind.setdefault(row["network"], {})[row["suite"]] = None
+    where = ", ".join(f"{network} ({', '.join(tasks)})" for network, tasks in behind.items())
+    return (
+        f"Speed (JAX {results['environment']['jax']}, two cores): robgrad is faster than the fastest peer in "
+        f"{len(ahead)} of {len(best)} tasks; [behind](experiments/benchmark/README.md): "
+        f"{where or 'nowhere'}."
+    )
+
+
 def speed() -> str:
     """`experiments/benchmark/README.md` with the tables of each recorded run of the benchmark."""
-    recorded = [json.loads(path.read_text()) for path in sorted(records.RECORDS.glob("benchmark*/results.json"))]
+    recorded = map(results_at, sorted(records.RECORDS.glob("benchmark*")))
     block = "\n\n".join(["<!-- speed -->", *map(_of_benchmark, recorded), "<!-- /speed -->"])
     return re.sub(r"<!-- speed -->.*<!-- /speed -->", lambda _: block, SPEED.read_text(), flags=re.DOTALL)
 

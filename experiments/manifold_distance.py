@@ -353,7 +353,8 @@ EXPERIMENT = experiment.Experiment(
     others={"manifolds": surfaces.MANIFOLDS, "notes": evaluated.NOTES},
     captions={
         "loss_gradients.svg": "Test images, and gradients of the negative loss at the predicted label, from blue to "
-        "red; with growing epsilon noise should give way to shapes.",
+        "red; with growing epsilon noise should give way to shapes, as Fashion-MNIST's does. In digits' 8x8 pixels "
+        "little of that is to be seen: there the shares along the manifold tell.",
         "densities_*.svg": "Distance of attacked images to the manifold, where clean images span 0 to 1, or as it is "
         "where they lie on the manifold ({} analysis); "
         "the stronger a network's training, the farther left its curve should lie.",

@@ -30,27 +30,32 @@ class Finding(NamedTuple):
     number: Callable[[Results, Sequence[Row]], str]
 
 
-def strongest(results: Results) -> tuple[Row, list[Row]]:
-    """The row of the standard network, and those of the most strongly trained one of each norm and loss."""
-    rows = results["rows"]
-    first = {name: rows[0].get(name) for name in ("manifold", "analysis_loss")}
-    rows = [row for row in rows if all(row.get(name) == value for name, value in first.items())]
+def strongest(results: Results) -> tuple[list[Row], list[Row]]:
+    """Rows by the first manifold, of each analysis: the standard network's, and those of the most strongly trained one
+    of each norm and loss.
+    """
     of: dict[tuple, Row] = {}
-    for row in rows:
-        pair = (row["train_norm"], row["train_loss"])
-        of[pair] = max(of.get(pair, row), row, key=lambda one: one["train_epsilon"])
-    standard = of.pop((None, None))
-    return standard, [*of.values()]
+    for row in results["rows"]:
+        if row.get("manifold") == results["rows"][0].get("manifold"):
+            kind = (row["train_norm"], row["train_loss"], row.get("analysis_loss"))
+            of[kind] = max(of.get(kind, row), row, key=lambda one: one["train_epsilon"])
+    standard = [row for (norm, *_), row in of.items() if norm is None]
+    return standard, [row for (norm, *_), row in of.items() if norm is not None]
 
 
 def change(column: str, results: Results, rows: Sequence[Row] = (), beside: Mapping[str, str] = {}) -> str:
     """A column from the standard network to the strongest ones, and what else the standard one's row has to compare."""
     del rows
     standard, others = strongest(results)
-    low, high = min(one[column] for one in others), max(one[column] for one in others)
-    known = {name: standard[field] for name, field in beside.items() if standard.get(field) is not None}
-    compared = "".join(f"; {name} {value:.2f}" for name, value in known.items())
-    return f"standard {standard[column]:.2f}, strongest {low:.2f} to {high:.2f}{compared}"
+    known = {name: field for name, field in beside.items() if standard[0].get(field) is not None}
+    compared = "".join(f"; {name} {_range(standard, field)}" for name, field in known.items())
+    return f"standard {_range(standard, column)}, strongest {_range(others, column)}{compared}"
+
+
+def _range(rows: Sequence[Row], column: str) -> str:
+    """The smallest and the largest number of a column."""
+    ends = [f"{end(row[column] for row in rows):.2f}" for end in (min, max)]
+    return " to ".join(dict.fromkeys(ends))
 
 
 def spans(what: str, results: Results, rows: Sequence[Row]) -> str:
@@ -93,19 +98,19 @@ FINDINGS = (
         partial(change, "tangent_fraction", beside=_CHANCE),
     ),
     Finding(
-        "The same where the manifold is known exactly (rendered shapes)",
+        "This share where the manifold is known exactly (rendered shapes)",
         "known_manifold-shapes",
         _RISES,
         partial(change, "tangent_fraction", beside=_TRUE_CHANCE),
     ),
     Finding(
-        "The same on images that a VAE-GAN has made from digits",
+        "This share on images that a VAE-GAN has made from digits",
         "known_manifold-digits",
         _RISES,
         partial(change, "tangent_fraction", beside=_TRUE_CHANCE),
     ),
     Finding(
-        "In a plane, the decision boundary's normal turns towards the data (degrees)",
+        "In a plane, stronger training turns the boundary's normal towards the data (degrees)",
         "boundary_tilting",
         ("the boundary's normal turns",),
         first,
@@ -117,13 +122,13 @@ FINDINGS = (
         partial(correlated, ROAR),
     ),
     Finding(
-        "By KAR, keep and retrain, they change as published (digits)",
+        "By KAR, keep and retrain, scores change as published (digits)",
         "roar_kar-digits",
         ("KAR score rises with training strength", "KAR score falls with training strength"),
         partial(correlated, KAR),
     ),
     Finding(
-        "Networks are more robust than the standard one where they were trained to be (digits, AutoAttack)",
+        "Networks are more robust than the standard one at their training radius (digits, AutoAttack)",
         "robustness-digits",
         ("a network is more robust than the standard one",),
         partial(spans, "gains in accuracy"),
@@ -135,7 +140,7 @@ FINDINGS = (
         partial(spans, "differences of scores"),
     ),
     Finding(
-        "A later way to train is more robust than PGD training at equal clean accuracy (digits)",
+        "A later training method is more robust than PGD training at equal clean accuracy (digits)",
         "ways_to_train-digits",
         ("a way to train is more robust",),
         partial(spans, "gains in accuracy"),
@@ -170,18 +175,19 @@ def answers(results_of: Callable[[str], Results]) -> str:
     )
     shapes, faithful = results_of("known_manifold-shapes"), results_of("faithfulness-digits")
     standard, others = strongest(digits)
+    before = np.mean([one["robust_accuracy"] for one in standard])
     (far, near), (along, more) = (_ends(digits, column) for column in ("median_distance", "tangent_fraction"))
     (farther, nearer), (less, most_along) = (
         _ends(clothes, column) for column in ("median_distance", "tangent_fraction")
     )
-    true, truer = strongest(shapes)
-    truest = np.mean([one["tangent_fraction"] for one in truer])
+    true, truest = _ends(shapes, "tangent_fraction")
+    spread_there = strongest(shapes)[0][0]["covariance_chance"]
     elsewhere = chosen(FINDINGS[8], faithful["claims"])
     against = sum(float(row["ours"]) < 0 for row in elsewhere)
     radius = digits["config"]["robust_epsilon"]
     least, most = (end(one["robust_accuracy"] for one in others) for end in (min, max))
     elsewhere_before, elsewhere_after = _ends(digits, "fraction_same_class")
-    spread = strongest(clothes)[0]["tangent_fraction_covariance"]
+    spread = strongest(clothes)[0][0]["tangent_fraction_covariance"]
     untold = [_verdict(one, rendered, mnist) for one in FINDINGS[:2]]
     said = (
         f"The paper's claim: attacked images of adversarially trained networks lie nearer to the manifold. On digits "
@@ -189,24 +195,23 @@ def answers(results_of: Callable[[str], Results]) -> str:
         f"{farther:.1f} to {nearer:.1f} ({_verdict(FINDINGS[0], digits, clothes)}).",
         f"Its explanation: more of such a network's gradient lies along the manifold, {more:.2f} of its squared "
         f"length against {along:.2f}, on Fashion-MNIST {most_along:.2f} against {less:.2f} "
-        f"({_verdict(FINDINGS[1], digits, clothes)}); on shapes, whose manifold is known, "
-        f"{truest:.2f} against {true['tangent_fraction']:.2f} ({_verdict(FINDINGS[2], shapes)}).",
-        f"What speaks against it: on rendered shapes and MNIST distances are {untold[0]}, shares {untold[1]}. Along "
+        f"({_verdict(FINDINGS[1], digits, clothes)}); on shapes (manifold known) "
+        f"{truest:.2f} against {true:.2f} ({_verdict(FINDINGS[2], shapes)}).",
+        f"What limits it: on rendered shapes and MNIST distances are {untold[0]}, shares {untold[1]}. Along "
         f"the tangent space of another image of its class the share rises, too (digits {elsewhere_before:.2f} to "
         f"{elsewhere_after:.2f}). A direction with the data's covariance has {spread:.2f} on Fashion-MNIST, the "
-        f"strongest networks {most_along:.2f}; on shapes {true['covariance_chance']:.2f} and {truest:.2f}. "
-        f"The strongest training makes digits' networks no more robust at l2 {radius:g} (accuracy {least:.2f} to "
-        f"{most:.2f}, standard {standard['robust_accuracy']:.2f}). In {against} of {len(elsewhere)} comparisons the "
-        f"gradient of another image scores higher as an attribution than the image's own "
-        f"({_verdict(FINDINGS[8], faithful)}).",
+        f"strongest networks {most_along:.2f}; on shapes {spread_there:.2f} and {truest:.2f}. "
+        f"Digits' strongest networks are no more robust at l2 {radius:g} (accuracy {least:.2f} to {most:.2f}, standard "
+        f"{before:.2f}). As an attribution an image's own gradient scores lower than another image's in {against} of "
+        f"{len(elsewhere)} comparisons (that it scores higher: {_verdict(FINDINGS[8], faithful)}).",
     )
     return "\n".join(f"- {sentence}" for sentence in said)
 
 
 def _ends(results: Results, column: str) -> tuple[float, float]:
-    """A column of the standard network, and its mean over the most strongly trained ones."""
-    standard, others = strongest(results)
-    return standard[column], float(np.mean([one[column] for one in others]))
+    """Means of a column over analyses: of the standard network, and of the most strongly trained ones."""
+    standard, others = (float(np.mean([one[column] for one in rows])) for rows in strongest(results))
+    return standard, others
 
 
 def _verdict(finding: Finding, *records: Results) -> str:
