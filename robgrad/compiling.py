@@ -105,10 +105,17 @@ def _loss(images: Array, kernels: Array) -> Array:
 def in_force() -> str:
     """Whose convolutions `compiled` uses, and the flags of XLA, in a line; starts JAX."""
     where = jax.default_backend()
-    own = f"{convolutions()}'s convolutions" if where == "cpu" else "XLA's choice of convolutions"
+    return f"{where}, jaxlib {jax.lib.__version__}: {whose()}, XLA_FLAGS='{backend.flags()}'"
+
+
+def whose() -> str:
+    """Whose convolutions `compiled` uses, in words; starts JAX."""
+    if jax.default_backend() != "cpu":
+        return "XLA's choice of convolutions"
+    own = f"{convolutions()}'s convolutions"
     if own.startswith("oneDNN") and _kept_on_disk() and _ONEDNN not in backend.flags():
         own += " in programs that last, XLA's in others, which JAX's cache keeps"
-    return f"{where}, jaxlib {jax.lib.__version__}: {own}, XLA_FLAGS='{backend.flags()}'"
+    return own
 
 
 def barred(function: Callable, static: int | Sequence[int] = ()) -> Callable:

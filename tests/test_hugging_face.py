@@ -73,6 +73,14 @@ def test_what_is_no_set_of_labelled_images(tmp_path, monkeypatch):
     assert "expected images of one size, 8x9" in refused(several, tmp_path / "d")
     words = datasets.Dataset.from_dict({"image": [*PIXELS], "label": ["x"] * 12}).cast_column("image", datasets.Image())
     assert "expected whole numbers in the column 'label'" in refused(words, tmp_path / "e")
+    halves = datasets.Dataset.from_dict({"image": [*PIXELS], "label": [0.0, 0.5] * 6})
+    assert "expected whole numbers in the column 'label'" in refused(
+        halves.cast_column("image", datasets.Image()), tmp_path / "g"
+    )
+    gap = split(labels=[0, 2] * 6, names=None)
+    assert "expected training images of each class 0..2, got none of class 1" in refused(gap, tmp_path / "h")
+    empty = datasets.DatasetDict({"train": split(), "test": split().select([])})
+    assert "cannot be read" in refused(empty, tmp_path / "i")
     unlabelled = split(labels=[-1] * 12, names=None)
     assert "expected labels" in refused(unlabelled, tmp_path / "f")
     (tmp_path / "a" / "dataset_dict.json").write_text("{")

@@ -21,20 +21,19 @@ LEAST_SEEDS, CHANCE = 3, 0.025
 # Images below which an interval over them would be too narrow.
 LEAST_IMAGES = 30
 RULE = (
-    "How verdicts are given. A claim is tested in several groups of networks; all groups of one claim are a family. "
-    "An order 'holds' in a group if every step between neighbours goes the claimed way, and it 'does not hold' if one "
-    "step goes the other way. A sign holds if the difference or correlation is on the claimed side of zero; where a "
-    "claim grants so many points, zero is moved by them. Both words pay for the number of tests by Holm's method: if "
-    "nothing at all is true, a family has a wrong 'holds' in at most 2.5% of runs, and a wrong 'does not hold' in at "
-    "most 2.5%. Both are about trainings, so they need at least three, and errors are taken as those of Student's t "
-    "with one degree of freedom less than trainings. With fewer trainings the word is 'seen once', by the 95% interval "
-    "over test images alone, or 'the reverse seen once': another training may differ. Everything else is 'not told': "
-    "too few images, networks or trainings, or under 30 images. The interval shown is the 95% interval of the one "
-    "smallest step, without Holm's correction. A published number is judged at the paper's own sizes alone: it 'does "
-    "not hold' if it lies outside our 95% interval by more than can be misread off a figure (0.02); it 'holds' if it "
-    "lies within, and interval and misreading together are narrower than what separates it from its neighbours; it "
-    "'cannot be told' otherwise. What is promised of three or more trainings assumes that differences between networks "
-    "scatter evenly to both sides, as differences of equally trained ones do."
+    "A claim is tested in several groups of networks; all groups of one claim are a family. A claim of an order "
+    "'holds' in a group if each step to the next network goes the claimed way by more than chance, and 'does not "
+    "hold' if one step goes the other way by more than chance. A claim of a sign compares a difference or a "
+    "correlation with zero, or with a margin where the claim names one. Both verdicts are corrected for the number of "
+    "tests by Holm's method: if nothing is true, at most 2.5% of families have a wrong 'holds', and at most 2.5% a "
+    "wrong 'does not hold'. They are about trainings, so they need at least three, and use Student's t with one "
+    "degree of freedom less than trainings. With fewer trainings the verdict is 'seen once' or 'the reverse seen "
+    "once', by the 95% interval over test images alone: another training may differ. Everything else is 'not told': "
+    "too few images (under 30), networks or trainings. The interval shown is the 95% interval of the smallest step, "
+    "without Holm's correction. A published number is judged only at the paper's own sizes: it 'does not hold' if it "
+    "lies outside our 95% interval by more than can be misread off a figure (0.02); it 'holds' if it lies within, and "
+    "interval and misreading together are narrower than its distance from neighbouring numbers; else it 'cannot be "
+    "told'. The error rates assume that differences between networks scatter symmetrically over trainings."
 )
 COLUMNS = {
     "section": "section",

@@ -159,6 +159,7 @@ def environment() -> dict[str, str]:
     import jax
 
     import robgrad
+    from robgrad import compiling
 
     versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
     devices = jax.devices()
@@ -175,6 +176,7 @@ def environment() -> dict[str, str]:
         "processor": processor(),
         "devices": f"{len(devices)} x {devices[0].device_kind}",
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "convolutions": compiling.whose(),
         "commit": commit,
     }
 

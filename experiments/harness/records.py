@@ -14,8 +14,8 @@ from robgrad import runs
 
 RECORDS = power.RECORDS
 COLUMNS = {
-    "": "digits (2.1 and robustness: ten seeds, else three), the toy",
-    "digits-quick": "digits (2.1 and robustness: ten seeds, else three), the toy",
+    "": "digits (2.1 and robustness: ten seeds, else three), 2.2's plane",
+    "digits-quick": "digits (2.1 and robustness: ten seeds, else three), 2.2's plane",
     "shapes-16-quick": "rendered shapes (2.1: five seeds, else one)",
     "digits-quick, generated": "images made from digits, five seeds",
     "fashion_mnist-quick": "Fashion-MNIST, small (2.1: five seeds, else one)",
@@ -24,7 +24,9 @@ COLUMNS = {
 }
 # Sets that are recorded of a copy which is not exact.
 COPIES = {"cifar10": "cifar10, photographs of a JPEG copy"}
-_POWER = "Which steps {} seeds tell with a chance of {:.0%}, and how many seeds the smallest step seen would take"
+_POWER = (
+    "Power: the step that {} seeds tell with a chance of {:.0%}, and the seeds that the smallest observed step needs"
+)
 # Columns of a record's main table that its page shows; all are in `results.json`.
 SHOWN = 8
 INDEX = """# Recorded results
@@ -191,9 +193,10 @@ def record_page(path: Path) -> str:
             parts.append(f"<details><summary>{caption}</summary>\n\n{markdown(rows, columns)}\n\n</details>\n")
     pictures = sorted(file.name for file in path.glob("*.svg") if file.name != one.picture)
     parts += [f"Other figures: {', '.join(f'[{name}]({name})' for name in pictures)}.\n"] if pictures else []
+    whose = f", {place['convolutions']}" if "convolutions" in place else ""
     parts.append(
-        f"Preset {settings.get('preset', 'quick')}, seed {settings['seed']}. {place['devices']}, JAX {place['jax']}, "
-        f"commit {place['commit']}{_origin(place)}. Every column and setting is in `results.json`.\n"
+        f"Preset {settings.get('preset', 'quick')}, seed {settings['seed']}. {place['devices']}, JAX {place['jax']}"
+        f"{whose}, commit {place['commit']}{_origin(place)}. Every column and setting is in `results.json`.\n"
     )
     return "\n".join(parts)
 

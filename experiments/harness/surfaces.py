@@ -107,8 +107,8 @@ def rows_of_manifolds(config: Any, arrays: Arrays) -> list[Row]:
 MANIFOLDS = (
     "The manifolds: mean dimensions of their tangent spaces; median distance of test images, of images of another "
     "set, of noise; the analysis attack's radius beside half the median distance between an image and the nearest of "
-    "another class. The radius is the paper's choice, or its like: beyond that half, so that the attack reaches the "
-    "end of its ball wherever that is, and one asks how far from all images it has arrived",
+    "another class. As in the paper the radius exceeds that half, so that attacks leave the original class and end "
+    "at the edge of their ball",
     (
         "manifold",
         "dimensions",

@@ -127,6 +127,27 @@ def stacked(images: list[Any], grey: bool) -> np.ndarray:
     return array[..., None] if grey else array
 
 
+def numbered(path: Path, labels: np.ndarray, *others: np.ndarray) -> tuple[str, ...]:
+    """Names of classes that have none: their numbers.
+
+    Args:
+      path: of the data set.
+      labels: of the training images, or of all.
+      others: of test images.
+
+    Raises:
+      DataError: if a number between 0 and the greatest has no training image. Negative labels are told by `check`.
+    """
+    top = max(int(one.max(initial=0)) for one in (labels, *others))
+    absent = sorted({*range(top + 1)} - {*labels.tolist()})
+    if absent and labels.size and labels.min() >= 0:
+        raise DataError(
+            f"{path}: expected training images of each class 0..{top}, got none of class {absent[0]}; number the "
+            "classes from 0 without a gap, or name them"
+        )
+    return tuple(map(str, range(top + 1)))
+
+
 def halved(split: Split) -> tuple[Split, Split]:
     """Training and test split, a share of each class in the second.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from robgrad.data.folders import check_sizes, halved, prepared, stacked
+from robgrad.data.folders import check_sizes, halved, numbered, prepared, stacked
 from robgrad.data.images import DataError, Dataset, Split
 
 # What such a folder holds: of several splits, or of one.
@@ -36,7 +36,8 @@ def load(path: Path, size: int | None = None) -> Dataset:
 
     Raises:
       DataError: if `datasets` is not installed, the folder cannot be read, has no training split, or no columns of
-        images and of classes; and for images of several sizes without a `size`.
+        images and of classes; if labels are no whole numbers, or a class without a name has no image; and for images
+        of several sizes without a `size`.
     """
     try:
         import datasets
@@ -56,13 +57,12 @@ def load(path: Path, size: int | None = None) -> Dataset:
     read = [([_image(path, one, size) for one in part[images]], part[labels]) for part in parts]
     check_sizes([(f"{path}, image {index}", one) for some, _ in read for index, one in enumerate(some)])
     grey = all(one.mode in ("L", "1") for some, _ in read for one in some)
-    try:
-        splits = [Split(stacked(some, grey), np.array(numbers, np.int32)) for some, numbers in read]
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{path}: expected whole numbers in the column '{labels}', got {kind}") from error
+    numbers = [np.asarray(given) for _, given in read]
+    if any(of.dtype.kind not in "iub" for of in numbers if of.size):
+        raise DataError(f"{path}: expected whole numbers in the column '{labels}', got {kind}")
+    splits = [Split(stacked(some, grey), of.astype(np.int32)) for (some, _), of in zip(read, numbers, strict=True)]
+    classes = classes or numbered(path, *(split.labels for split in splits))
     train, test = splits if len(splits) == 2 else halved(splits[0])
-    most = max(int(split.labels.max(initial=0)) for split in (train, test))
-    classes = classes or tuple(str(label) for label in range(most + 1))
     digest = 0
     for leaf in (*train, *test):
         digest = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), digest)

@@ -130,14 +130,7 @@ def _from_file(path: Path) -> Dataset:
     for one in (labels, test_labels):
         if not np.issubdtype(one.dtype, np.integer):
             raise DataError(f"{path}: expected integer labels, got {one.dtype}; number the classes from 0")
-    top = max(int(one.max(initial=0)) for one in (labels, test_labels))
-    absent = sorted({*range(top + 1)} - {*labels.tolist()})
-    if absent and labels.size and "classes" not in arrays and labels.min() >= 0:
-        raise DataError(
-            f"{path}: expected training images of each class 0..{top}, got none of class {absent[0]}; number the "
-            "classes from 0 without a gap, or name them in an array classes"
-        )
-    classes = tuple(map(str, arrays["classes"] if "classes" in arrays else range(top + 1)))
+    classes = tuple(map(str, arrays["classes"])) if "classes" in arrays else folders.numbered(path, labels, test_labels)
     train, test = Split(images, labels.astype(np.int32)), Split(test_images, test_labels.astype(np.int32))
     masks = _masks(path, arrays["test_masks"], test_images) if "test_masks" in arrays else None
     return Dataset(f"{path.stem}-{digest:08x}", classes, train, test, test_masks=masks)
