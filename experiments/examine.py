@@ -313,7 +313,7 @@ def estimated(config: ExamineConfig, dataset: data.Dataset, options: Options, ot
     for name in config.manifold:
         if manifolds.KINDS[name].fitting is not None:
             yield estimate.row_of(dataset.name, trained.manifold_plan(config, name, shape), train, options, 1)
-    some = data.Split(*(leaf[: min(config.chunk, config.measured_examples)] for leaf in test))
+    some = test.take(min(config.chunk, config.measured_examples))
     score = score_of(run, one)
     keys = jax.random.split(jax.random.key(0), len(some.labels))
     warm, cold = estimate.warm_and_cold(lambda: score(one.variables, keys, some))

@@ -78,7 +78,7 @@ def measure(run: Run) -> experiment.Arrays:
     pointed = masks.any(axis=(1, 2))
     if not pointed.any():
         raise ConfigError(f"--dataset={run.dataset.name}: expected masks with pixels, got none in the test images used")
-    masks, test = masks[pointed], data.Split(*(leaf[pointed] for leaf in test))
+    masks, test = masks[pointed], test.take(pointed)
     specs, network = trained.specs_of(config), trained.network_of(config, run.dataset)
     variables = trained.train_networks(run, specs, train)
     methods = methods_of(config)

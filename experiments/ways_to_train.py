@@ -86,7 +86,7 @@ def measure(run: Run) -> experiment.Arrays:
     """Hits on images held out and on test images of all networks; of those chosen what attacks and gradients say."""
     config = run.config
     train, test = subsets(config, run.dataset)
-    held = data.Split(*(leaf[: config.held_out] for leaf in run.dataset.train))
+    held = run.dataset.train.take(config.held_out)
     network = trained.network_of(config, run.dataset)
     variables = stacking.concatenate([trained_way(run, way, train) for way in config.ways])
     mesh = stacking.device_mesh(1, config.chunk, intensity=networks.intensity(network, run.image_shape))
@@ -138,7 +138,7 @@ def gradients_of(
 ) -> experiment.Arrays:
     """Of each chosen network and image: tangent fractions, and ROAD of the gradient there and at another image."""
     config, shape = run.config, run.image_shape
-    some = data.Split(*(leaf[: config.measured_examples] for leaf in test))
+    some = test.take(config.measured_examples)
     planes = {"pca": manifolds.pca(manifolds.fit_pca(train.images, config.pca_dimensions))}
     if run.dataset.truth is not None:
         kind, settings = manifolds.KINDS["exact"], {"dataset": run.dataset.name}

@@ -13,10 +13,14 @@ from jax import lax
 from scipy.optimize import linprog, minimize
 from sklearn.neural_network import MLPClassifier
 
-from robgrad import attacks
+from robgrad import attacks, stacking
 from robgrad import data as data_sets
+from robgrad.attacks import pool
+from robgrad.attacks.attacker import Asked, Attacker, slots, together
+from robgrad.attacks.ensemble import ensemble
 from robgrad.attacks.fab import to_hyperplane
 from robgrad.attacks.norms import l1_project_within
+from robgrad.attacks.search import Search
 
 KEY = jax.random.key(0)
 SHAPE = (6, 6, 2)
@@ -190,6 +194,77 @@ def test_losses_are_their_formulas():
     assert got == pytest.approx((others - logits[y]) / (ordered[0] - ordered[2]), rel=1e-4)
     got = attacks.targeted_dlr(jnp.asarray(logits), (y, t))
     assert got == pytest.approx((logits[t] - logits[y]) / (ordered[0] - (ordered[2] + ordered[3]) / 2), rel=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 3, 8, 40])
+def test_turns_that_share_a_batch_find_what_one_after_another_finds(size):
+    """A search that falls after as many steps as the pixel of its class says, if it has so many; from a turn on."""
+    turns, count, steps = 4, 9, 20
+    images = np.random.default_rng(0).integers(1, 45, (count, 1, 1, turns)).astype(np.float32)
+    search = Search(
+        lambda key, goal: (jnp.int32(0), goal.image, goal.target),
+        lambda goal, state: (state[0] + 1, *state[1:]),
+        steps,
+        lambda state: (state[1] + 100 * state[2], state[0] >= state[1].ravel()[state[2]]),
+        attacks.L2,
+        (0.0, 1.0),
+    )
+    tools = pool.tools_of(lambda variables, image: image.ravel(), search, 5, stacking.device_mesh(1, 1))
+    aims = np.tile(np.arange(turns)[:, None], count).astype(np.int32)
+    keys, since, told = jax.random.split(KEY, turns * count), np.arange(count) % 3, []
+    examples = pool.Examples(images, np.zeros(count, np.int32), aims, np.ones(count, np.float32), keys)
+    found, fell = pool.attack_all(tools, size, (), examples, since, told.append)
+    falls = (images[:, 0, 0] <= steps) & (np.arange(turns) >= since[:, None])
+    first = np.where(falls.any(1), falls.argmax(1), turns)
+    assert 0 < (first == turns).sum() < count
+    np.testing.assert_array_equal(fell, first)
+    np.testing.assert_array_equal(found[:, 0, 0, 0], images[:, 0, 0, 0] + 100 * np.minimum(first, turns - 1))
+    assert told[0] == count
+    assert len(told) <= turns
+
+
+def test_what_falls_but_is_not_right_goes_on_with_the_next_class(images):
+    """As rounding may have it: an end that is not within the ball in double precision does not count."""
+    outside = Search(
+        lambda key, goal: (goal.image, goal.target),
+        lambda goal, state: state,
+        1,
+        lambda state: (state[0] + jnp.where(state[1] % 2, 0.25, 0.75), jnp.array(True)),
+        attacks.LINF,
+        (-1.0, 1.0),
+    )
+    attacker = Attacker(lambda variables, image: linear(image), attacks.LINF, "standard", (-1.0, 1.0), 4, False)
+    attacker.ended = lambda image, point, radius: point
+    attacker.logits_of = lambda variables, images: np.zeros((len(images), 5), np.float32)
+    some = Asked(images - 0.05, np.full(len(images), 3), np.full(len(images), 0.5), 0)
+    aims = np.array([[0] * len(images), [2] * len(images), [1] * len(images)], np.int32)
+    found, fallen = attacker.attack((), some, aims, jax.random.split(KEY, aims.size), outside, lambda still: None)
+    assert fallen.all()
+    np.testing.assert_allclose(found, some.images + 0.25, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("count", "devices", "fine", "wanted"),
+    [
+        (3, 1, True, 8),
+        (34, 1, True, 40),
+        (34, 1, False, 64),
+        (306, 2, True, 80),
+        (306, 2, False, 100),
+        (100, 1, True, 100),
+        (9, 4, True, 12),
+    ],
+)
+def test_slots_fit_the_attacks(count, devices, fine, wanted):
+    assert slots(count, 100, devices, fine) == wanted
+
+
+def test_few_images_have_their_targets_together():
+    """34 of 100 slots at 9 classes: all at once; a thousand images: one class after another, and never two searches."""
+    parts, _ = ensemble("standard", "linf", 10)
+    assert [part.rank for part in together(parts[1:], 34, 400)] == [*range(9)]
+    assert [part.rank for part in together(parts[1:], 1000, 400)] == [0]
+    assert [part.name for part in together(parts, 10, 400)] == ["apgd-ce"]
 
 
 def test_an_images_fate_does_not_depend_on_its_batch(images):

@@ -154,7 +154,7 @@ def measured(run: Run, network, variables, arrays: Mapping[str, Any], train: dat
     parts: dict[str, list] = {name: [] for name in ("", *compiled)}
     every = list(blocks(len(test.labels), 5 * config.chunk))
     for block, rows in counted(every, f"analysing {len(test.labels)} images, {stacking.size(variables)} networks"):
-        images, tangents = data.Split(*(leaf[rows] for leaf in test)), None
+        images, tangents = test.take(rows), None
         for name in ("", *compiled):
             path = run.workdir / "analysis" / f"{name or 'images'}-{block}.npz"
             part = runs.read_arrays(path)
@@ -239,7 +239,7 @@ def _costs_of_a_chunk(run: Run, train: data.Split, test: data.Split, arrays: Arr
     loss = next(iter(losses_of_analysis(config).values()))
     place = places(config, shape)
     analyse = analyser(config, network, shape, loss, stacking.device_mesh(1, config.chunk))
-    images = data.Split(*(leaf[: config.chunk] for leaf in test))
+    images = test.take(config.chunk)
     keys = jax.random.split(jax.random.key(0), len(images.labels))
     given = ((spread_of(train), arrays), keys, images.images)
     once, compiling_places = estimate.warm_and_cold(lambda: place(*given))

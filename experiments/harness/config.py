@@ -352,8 +352,8 @@ def label(dataset: str) -> str:
 def subsets(config: DataConfig, dataset: data.Dataset) -> tuple[data.Split, data.Split]:
     """The training and test images that a run uses."""
     rows = slice(config.held_out, config.held_out + config.train_examples)
-    train = data.Split(*(leaf[rows] for leaf in dataset.train))
-    return train, data.Split(*(leaf[: config.test_examples] for leaf in dataset.test))
+    train = dataset.train.take(rows)
+    return train, dataset.test.take(config.test_examples)
 
 
 def losses_of(config: DataConfig, bound: float) -> dict[str, attacks.Loss]:

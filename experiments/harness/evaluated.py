@@ -31,7 +31,7 @@ class Named(Protocol):
 
 def attacked_of(config: AutoAttackConfig, test: data.Split) -> data.Split:
     """The test images that AutoAttack is run on: the first ones."""
-    return data.Split(*(leaf[: config.attacked_examples] for leaf in test))
+    return test.take(config.attacked_examples)
 
 
 def auto_attacked(

@@ -130,7 +130,7 @@ def of_networks(
       key: of all that is random.
       measure: of `of_images`, or by a network's place.
     """
-    some = data.Split(*(leaf[: run.config.measured_examples] for leaf in test))
+    some = test.take(run.config.measured_examples)
     keys = jax.random.split(key, len(some.labels))
     parts = []
     what = f"measuring {len(run.config.attributions)} attributions of {len(specs)} networks"

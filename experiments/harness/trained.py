@@ -255,7 +255,7 @@ def score_of(config: FittedConfig, dataset: data.Dataset, recipe: training.Recip
     """What the best epoch is found by: accuracy on images held out, under ten steps of PGD; None to keep the last."""
     if config.keep == "last":
         return None
-    held = data.Split(*(leaf[: config.held_out] for leaf in dataset.train))
+    held = dataset.train.take(config.held_out)
     attack = attacks.pgd(recipe.norm, attacks.cross_entropy, 10) if recipe.norm else attacks.no_attack
     network = network_of(config, dataset)
     mesh = stacking.device_mesh(stacking.size(numbers.epsilon), config.chunk)
@@ -315,7 +315,7 @@ def fit_manifold(run: Run, name: str, train: data.Split) -> Any:
 def used(run: Run, train: data.Split) -> data.Dataset:
     """What a run uses of its data set, for manifolds that are not trained."""
     config, truth = run.config, run.dataset.truth
-    test = data.Split(*(leaf[: config.test_examples] for leaf in run.dataset.test))
+    test = run.dataset.test.take(config.test_examples)
     if truth is not None:
         codes = truth.train_codes[config.held_out :][: len(train.labels)], truth.test_codes[: len(test.labels)]
         truth = truth._replace(train_codes=codes[0], test_codes=codes[1])

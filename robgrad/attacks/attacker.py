@@ -1,8 +1,9 @@
 """AutoAttack's ensemble for one architecture: its attacks in turn, each on what those before it left standing."""
 
+import itertools
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from robgrad.attacks.evaluation import WRONG, Evaluation
 from robgrad.attacks.losses import cross_entropy
 from robgrad.attacks.norms import L1, L2, LINF, NORMS, Norm, ended
 from robgrad.attacks.pool import Apply, Examples, Tools, attack_all, tools_of
-from robgrad.attacks.search import targets
+from robgrad.attacks.search import Search, targets
 from robgrad.data.calls import rounded_down
 from robgrad.data.checks import Range
 
@@ -105,7 +106,6 @@ class Attacker:
         images, labels = asked.images, asked.labels
         logits = self.logits(variables, images)
         parts, notes = self.ensemble(logits.shape[1])
-        mesh = self.mesh(variables, images)
         right = doubts.predictions(logits) == labels
         broken_by = np.where(right, STANDING, WRONG).astype("U32")
         adversarial, first = images.copy(), 0
@@ -120,34 +120,27 @@ class Attacker:
             notes = restored["notes"].tolist()
             standing = dict(zip(restored["names"].tolist(), restored["standing"].tolist(), strict=True))
         every = np.asarray(jax.vmap(targets)(jnp.asarray(logits), jnp.asarray(labels)))
-        for index, part in enumerate(parts):
+        index = first
+        while index < len(parts):
             left = np.flatnonzero(broken_by == STANDING)
-            if index < first or not len(left):
-                standing.setdefault(part.name, len(left))
+            turns, name = together(parts[index:], len(left), 4 * self.batch), parts[index].name
+            begins, index = index, index + len(turns)
+            if not len(left):
+                standing.setdefault(name, 0)
                 continue
-            progress(f"{part.name}: {len(left)} of {len(images)} images left")
             some = asked.rows(left)
-            aims = (some.goals[1] if self.targeted else every[left, part.rank]).astype(np.int32)
-            if id(part.search) not in self.compiled:
-                stride = 100 if part.search.steps > 1000 else 10
-                lasting = math.prod(images.shape[1:-1]) > compiling.LARGE
-                self.compiled[id(part.search)] = tools_of(self.apply, part.search, stride, mesh, lasting)
-            tools = self.compiled[id(part.search)]
-            size = min(self.batch, max(8, 1 << (len(left) - 1).bit_length()))
-            size += -size % mesh.size
-            examples = Examples(
-                some.images, some.goals, aims, rounded_down(some.radii, images.dtype), _keys(asked.seed, index, left)
-            )
-            found, fallen = attack_all(tools, size, variables, examples)
-            if part.name == "apgd-ce" and some.radii.max() > 0 and not fallen.all():
+            aims = [some.goals[1] if self.targeted else every[left, part.rank] for part in turns]
+            keys = jnp.concatenate([_keys(asked.seed, begins + turn, left) for turn in range(len(turns))])
+            told = lambda still, name=name: progress(f"{name}: {still} of {len(images)} images left")  # noqa: E731
+            found, fallen = self.attack(variables, some, np.array(aims, np.int32), keys, turns[0].search, told)
+            if name == "apgd-ce" and some.radii.max() > 0 and not fallen.all():
                 after, of = self.logits(variables, found[~fallen]), some.goals[1] if self.targeted else some.goals
                 notes = [*notes, *doubts.not_risen(logits[left][~fallen], after, of[~fallen], self.targeted)]
-            found, fallen = self.verified(variables, some, found, fallen)
-            adversarial[left[fallen]], broken_by[left[fallen]] = found[fallen], part.name
-            standing[part.name] = int((broken_by == STANDING).sum())
+            adversarial[left[fallen]], broken_by[left[fallen]] = found[fallen], name
+            standing[name] = int((broken_by == STANDING).sum())
             if save is not None:
                 names, counts = np.array(list(standing)), np.array(list(standing.values()))
-                kept = {"broken_by": broken_by, "adversarial": adversarial, "parts": np.array(index + 1)}
+                kept = {"broken_by": broken_by, "adversarial": adversarial, "parts": np.array(index)}
                 kept |= {"names": names, "standing": counts, "notes": np.array(notes, str), "identity": identity}
                 kept |= {"clean_logits": logits}
                 save(kept)
@@ -158,6 +151,26 @@ class Attacker:
         if found.any():
             noticed += doubts.not_finite(self.logits(variables, adversarial[found]), "adversarial images")
         return Evaluation(robust, broken_by, adversarial, distance, standing, (*notes, *noticed))
+
+    def attack(self, variables, some: Asked, aims, keys, search: Search, told) -> tuple[np.ndarray, np.ndarray]:
+        """One search, at all its turns, of images that stand: the points that it ends at, and whether they are right.
+
+        What falls in the turn of one class but does not stand up to `verified` goes on with the turns after it.
+        """
+        mesh, large = self.mesh(variables, some.images), math.prod(some.images.shape[1:-1]) > compiling.LARGE
+        if id(search) not in self.compiled:
+            self.compiled[id(search)] = tools_of(self.apply, search, 100 if search.steps > 1000 else 10, mesh, large)
+        tools, size = self.compiled[id(search)], slots(aims.size, self.batch, mesh.size, fine=large)
+        radii, turns = rounded_down(some.radii, some.images.dtype), len(aims)
+        examples, since = Examples(some.images, some.goals, aims, radii, keys), np.zeros(len(some.images), int)
+        found, fallen = some.images.copy(), np.zeros(len(some.images), bool)
+        while (since < turns).any():
+            points, fell = attack_all(tools, size, variables, examples, since, told)
+            inside, right = self.verified(variables, some, points, fell < turns)
+            rows = since < turns
+            found[rows], fallen = np.where(right[:, *[None] * 3], inside, points)[rows], fallen | right
+            since = np.where((fell < turns) & ~right, fell + 1, turns)
+        return found, fallen
 
     def identity(self, asked: Asked) -> np.ndarray:
         """What an evaluation is of, a line each."""
@@ -199,6 +212,27 @@ def _named(version: Version) -> str:
     if isinstance(version, str):
         return version
     return ", ".join(one if isinstance(one, str) else f"own attack {states.named(one)}" for one in version)
+
+
+def together(parts: Sequence[Part], count: int, wanted: int) -> list[Part]:
+    """The first part, and as many after it of the same search as keep batches full: `wanted` attacks of `count` images.
+
+    Few images that stand would leave most of a batch empty for each class that is aimed at.
+    """
+    most = max(1, -(-wanted // max(count, 1)))
+    return [*itertools.takewhile(lambda part: part.search is parts[0].search, parts[:most])]
+
+
+def slots(count: int, batch: int, devices: int, fine: bool) -> int:
+    """Slots of a batch for so many attacks, at most `batch`, that divide among the devices.
+
+    As many as fill each turn of the batch alike, rounded up: to a power of two, so that few programs are compiled, or
+    `fine` by a quarter at most, where empty slots cost more than compiling.
+    """
+    least = max(8, -(-count // -(-count // batch)))
+    unit = 1 << max(0, least.bit_length() - 3) if fine else 1 << (least - 1).bit_length()
+    size = min(batch, -(-least // unit) * unit)
+    return size + -size % devices
 
 
 def _check_identity(restored: Mapping[str, np.ndarray], identity: np.ndarray) -> None:

@@ -4,6 +4,7 @@ The batch keeps its shape; after every few steps images that have fallen, or who
 others that wait.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,7 +23,9 @@ Apply = Callable[[Any, Array], Array]
 
 
 class Examples(NamedTuple):
-    """Images `[N, H, W, C]`, labels or goals `(labels, targets)`, classes aimed at, radii, and random keys."""
+    """Images `[N, H, W, C]`, labels or goals `(labels, targets)`, classes aimed at in each turn `[T, N]`, radii `[N]`,
+    and random keys `[T * N]`, turn by turn.
+    """
 
     images: np.ndarray
     labels: Any
@@ -73,34 +76,58 @@ def tools_of(apply: Apply, search: Search, wanted: int, mesh: Mesh, lasting: boo
     return Tools(compiling.compiled(begun, mesh), advanced, stride, search.steps)
 
 
-def attack_all(tools: Tools, size: int, variables, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
-    """Runs one search on images that are all still right; returns the best images found, and which have fallen.
+def attack_all(
+    tools: Tools, size: int, variables, examples: Examples, since: np.ndarray, told: Callable[[int], None]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Runs one search on images that are all still right, turn by turn: aiming at one class after another, say.
+
+    Turns overlap, so that the batch stays full. An image that falls in one is not attacked in later ones; where it does
+    in several, the first counts, so that what is found does not depend on the batch.
 
     Args:
       tools: of the search.
       size: slots, a multiple of the devices.
       variables: of the network.
-      examples: images, labels, classes aimed at, radii and random keys.
+      examples: images, their classes aimed at and keys in each turn.
+      since: the first turn of each image `[N]`; the number of turns for none.
+      told: called with the number of images that stand as each turn begins.
+
+    Returns:
+      Points `[N, H, W, C]`, where an image fell or else where its last turn ended; and the turn in which it fell `[N]`,
+      the number of turns for none.
     """
     images, labels, aims, radii, keys = examples
-    waiting, found, fallen = list(range(len(images)))[::-1], images.copy(), np.zeros(len(images), bool)
+    (turns, count), aims = aims.shape, aims.ravel()
+    waiting = deque(item for item in range(aims.size) if item // count >= since[item % count])
+    found, fell, begun = images.copy(), np.full(count, turns), -1
     slots, taken, states = np.full(size, -1), np.zeros(size, int), None
 
-    def held(rows: np.ndarray) -> Any:
-        return jax.tree.map(lambda leaf: leaf[rows], (images, labels, aims, radii))
+    def held(items: np.ndarray) -> Any:
+        of_images = jax.tree.map(lambda leaf: leaf[items % count], (images, labels, radii))
+        return *of_images[:2], aims[items], of_images[2]
 
     while waiting or (slots >= 0).any():
         free = np.flatnonzero(slots < 0)
         if waiting and (len(free) >= max(1, size // 4) or len(free) == size):
             fresh = free[: len(waiting)]
-            slots[fresh], taken[fresh] = [waiting.pop() for _ in fresh], 0
-            rows, mask = np.maximum(slots, 0), np.isin(np.arange(size), fresh)
-            states = tools.start(variables, mask, keys[rows], *held(rows), states)
+            slots[fresh], taken[fresh] = [waiting.popleft() for _ in fresh], 0
+            if slots.max() // count > begun:
+                begun = slots.max() // count
+                told(int((fell == turns).sum()))
+            items, mask = np.maximum(slots, 0), np.isin(np.arange(size), fresh)
+            states = tools.start(variables, mask, keys[items], *held(items), states)
         states, (points, down) = tools.advance(variables, *held(np.maximum(slots, 0)), states)
         taken += tools.stride
         down = np.asarray(down) & (slots >= 0)
         over = down | ((taken >= tools.steps) & (slots >= 0))
         if over.any():
-            found[slots[over]], fallen[slots[over]] = np.asarray(points)[over], down[over]
+            points = np.asarray(points)
+        for slot in np.flatnonzero(over)[np.argsort(slots[over])]:
+            turn, row = divmod(slots[slot], count)
+            if turn < fell[row] if down[slot] else fell[row] == turns:
+                found[row], fell[row] = points[slot], turn if down[slot] else turns
         slots[over] = -1
-    return found, fallen
+        if down.any():
+            slots[(slots >= 0) & (slots // count > fell[slots % count])] = -1
+            waiting = deque(item for item in waiting if item // count < fell[item % count])
+    return found, fell

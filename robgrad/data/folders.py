@@ -160,4 +160,4 @@ def halved(split: Split) -> tuple[Split, Split]:
         if len(places) < 2:
             raise DataError(f"class {label}: expected two images or more, of which one is held out for the test split")
         test[places[: max(1, round(HELD_OUT * len(places)))]] = True
-    return Split(*(leaf[~test] for leaf in split)), Split(*(leaf[test] for leaf in split))
+    return split.take(~test), split.take(test)

@@ -22,6 +22,11 @@ class Split(NamedTuple):
     images: np.ndarray
     labels: np.ndarray
 
+    def take(self, rows: Any) -> "Split":
+        """Some of them: the first so many, a slice, a mask `[N]` or places."""
+        rows = slice(rows) if isinstance(rows, int) else rows
+        return Split(self.images[rows], self.labels[rows])
+
 
 class Truth(NamedTuple):
     """What is known of a data set that was generated from codes: its image manifold.

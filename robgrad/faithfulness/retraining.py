@@ -171,7 +171,7 @@ def roar(
     Example:
       >>> from robgrad import data, faithfulness, gradients
       >>> digits = data.load("digits")
-      >>> some = [data.Split(*(leaf[:200] for leaf in split)) for split in (digits.train, digits.test)]
+      >>> some = [split.take(200) for split in (digits.train, digits.test)]
       >>> network = lambda image: image[:5, :2].ravel()
       >>> curve = faithfulness.roar(
       ...     network, gradients.gradient, *some, classes=10, percentiles=[50.0], seeds=1, epochs=1)
