@@ -281,7 +281,9 @@ def score_of(run: Run, subject: Subject) -> Callable[[Any, jax.Array, data.Split
     rankings = {name: gradients.ATTRIBUTIONS[name] for name in config.attributions}
     signed = {name: gradients.SIGNED[name] for name in config.attributions}
     fresh = subjects.randomised(trained.key_of(config.seed, "randomised"), subject.variables)
-    return measures.of_images(subject.network, fresh, rankings, signed, config.sensitivity_samples, config.chunk)
+    # Few images at a time: an attribution has tens of gradients of each, some paths ten times those of others.
+    chunk = max(1, config.chunk // 5)
+    return measures.of_images(subject.network, fresh, rankings, signed, config.sensitivity_samples, chunk)
 
 
 def scores_of(run: Run, every: Sequence[Subject], test: data.Split, key: jax.Array) -> experiment.Arrays:
