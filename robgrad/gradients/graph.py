@@ -182,7 +182,7 @@ class _Tracer:
             reads = [place_of(atom) for atom in operation.invars]
             name = operation.primitive.name
             if inner is not None and _function_name(inner) == "_dense_conv":
-                written = self.listed("conv", core.jaxpr_as_fun(_closed(inner)), reads, operation.outvars, (0, 1, 2, 3))
+                written = self.listed("conv", _alone(operation, inner), reads, operation.outvars, (0, 1, 2, 3))
             elif inner is not None:
                 closed = _closed(inner)
                 written = self.inlined(closed.jaxpr, closed.consts, reads)
@@ -288,6 +288,12 @@ def _applied(operation: Any) -> Callable[..., Sequence[Array]]:
         return found if operation.primitive.multiple_results else [found]
 
     return apply
+
+
+def _alone(operation: Any, inner: Any) -> Callable[..., Sequence[Array]]:
+    """An operation that calls a program, with derivatives of its own; those of the program itself may be slow."""
+    ends = {"invars": operation.invars, "outvars": operation.outvars}
+    return core.jaxpr_as_fun(_closed(_closed(inner).jaxpr.replace(constvars=[], eqns=[operation], **ends)))
 
 
 def _called(operation: Any) -> Any:
