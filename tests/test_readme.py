@@ -87,6 +87,31 @@ def test_the_tables_are_what_the_records_say(run):
     run("document", "--check")
 
 
+# What a stranger asks, and where a minute's reading answers it: a page that the front page leads to, and words there. A
+# reader who had seen nothing else was asked them; what had no answer then (pixels, speed, versions) has one since.
+QUESTIONS = {
+    "What does it find?": ("README.md", "- The paper's claim"),
+    "How do I run it, and how long does that take?": ("README.md", "three to five minutes"),
+    "How do I judge a PyTorch network of mine?": ("README.md", "experiments.examine --network=net.py:build --weights"),
+    "In which range are pixels and radii?": ("README.md", "Pixels and radii: [-1, 1]"),
+    "What fails?": ("README.md", "Fails most:"),
+    "What do the verdicts mean?": ("README.md", "else it is 'not told'"),
+    "What has a direction that knows nothing?": ("README.md", "a random direction 0."),
+    "On which sets, with how many seeds?": ("experiments/results/README.md", "ten seeds"),
+    "Is it faster than PyTorch, and where is it not?": ("README.md", "faster than the fastest peer in"),
+    "How do I train with another optimizer?": ("README.md", "training.Recipe(optimizer="),
+    "Which attacks is robust accuracy by, and is it right?": ("README.md", "(published: 82.93%)"),
+    "On which Python, JAX and devices was it tried?": ("experiments/README.md", "Tried: Python"),
+}
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_what_a_stranger_asks_is_answered(question):
+    page, words = QUESTIONS[question]
+    assert words in (ROOT / page).read_text()
+    assert page == "README.md" or f"]({page})" in (ROOT / "README.md").read_text()
+
+
 def test_the_front_page_is_short():
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= 120
