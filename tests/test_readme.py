@@ -94,7 +94,7 @@ QUESTIONS = {
     "How do I run it, and how long does that take?": ("README.md", "three to five minutes"),
     "How do I judge a PyTorch network of mine?": ("README.md", "experiments.examine --network=net.py:build --weights"),
     "In which range are pixels and radii?": ("README.md", "Pixels and radii: [-1, 1]"),
-    "What fails?": ("README.md", "Fails most:"),
+    "What fails?": ("README.md", "What fails most:"),
     "What do the verdicts mean?": ("README.md", "else it is 'not told'"),
     "What has a direction that knows nothing?": ("README.md", "a random direction 0."),
     "On which sets, with how many seeds?": ("experiments/results/README.md", "ten seeds"),

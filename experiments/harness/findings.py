@@ -89,7 +89,7 @@ FINDINGS = (
         "Attacked images of adversarially trained networks lie nearer to the image manifold (digits)",
         "manifold_distance-digits",
         ("median distance to the manifold falls",),
-        partial(change, "median_distance"),
+        partial(change, "median_distance", beside={"clean images": "clean_median_distance"}),
     ),
     Finding(
         "More of their loss gradient lies along the manifold (digits; share of its squared length)",
@@ -128,7 +128,7 @@ FINDINGS = (
         partial(correlated, KAR),
     ),
     Finding(
-        "Networks are more robust than the standard one at their training radius (digits, AutoAttack)",
+        "Networks are more robust than the standard one at their training radius (digits, short AutoAttack)",
         "robustness-digits",
         ("a network is more robust than the standard one",),
         partial(spans, "gains in accuracy"),
@@ -199,9 +199,9 @@ def answers(results_of: Callable[[str], Results]) -> str:
         f"{truest:.2f} against {true:.2f} ({_verdict(FINDINGS[2], shapes)}).",
         f"What limits it: on rendered shapes and MNIST distances are {untold[0]}, shares {untold[1]}. Along "
         f"the tangent space of another image of its class the share rises, too (digits {elsewhere_before:.2f} to "
-        f"{elsewhere_after:.2f}). A direction with the data's covariance has {spread:.2f} on Fashion-MNIST, the "
-        f"strongest networks {most_along:.2f}; on shapes {spread_there:.2f} and {truest:.2f}. "
-        f"Digits' strongest networks are no more robust at l2 {radius:g} (accuracy {least:.2f} to {most:.2f}, standard "
+        f"{elsewhere_after:.2f}). A direction with the data's covariance has {spread:.2f} on Fashion-MNIST "
+        f"(strongest networks {most_along:.2f}), on shapes {spread_there:.2f} ({truest:.2f}). Digits' strongest "
+        f"networks are no more robust at l2 {radius:g} (short AutoAttack: {least:.2f} to {most:.2f}, standard "
         f"{before:.2f}). As an attribution an image's own gradient scores lower than another image's in {against} of "
         f"{len(elsewhere)} comparisons (that it scores higher: {_verdict(FINDINGS[8], faithful)}).",
     )
