@@ -210,7 +210,6 @@ EXPERIMENT = experiment.Experiment(
     question="Why do the gradients of robust networks lie along the data? In the plane one can see it: adversarial "
     "training takes away the tilt of the decision boundary along the direction in which the data hardly vary.",
     config=ToyConfig,
-    presets={"quick": {}, "modern": {}, "paper": {}},
     measure=measure,
     tabulate=tabulate,
     claim=claim,

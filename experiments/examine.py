@@ -37,7 +37,7 @@ from experiments.harness import (
     trained,
 )
 from experiments.harness.analysed import AnalysisConfig
-from experiments.harness.config import AutoAttackConfig, ConfigError, Presets, setting, subsets
+from experiments.harness.config import AutoAttackConfig, ConfigError, setting, subsets
 from experiments.harness.options import Options
 from experiments.harness.progress import counted, notes
 from experiments.harness.subjects import Subject
@@ -125,55 +125,6 @@ def pixels_of(config: ExamineConfig) -> subjects.Pixels:
     if min(std) <= 0:
         raise ConfigError(f"--std={','.join(config.std)}: expected numbers above 0")
     return subjects.Pixels(low, high, mean, std)
-
-
-_DIGITS: dict[str, Any] = {
-    "held_out": 0,
-    "train_examples": 1437,
-    "test_examples": 200,
-    "attacked_examples": 200,
-    "manifold": ("local-pca", "pca"),
-    "vae_gan_epochs": 80,
-    "vae_gan_batch_size": 50,
-    "reconstruction_weight": 5e-3,
-    "analysis_epsilon": 6.0,
-    "analysis_losses": ("xent",),
-    "analysis_steps": 20,
-    "chunk": 50,
-    "evaluated": {"linf": (0.1, 0.2), "l2": (0.5, 1.0)},
-}
-# The paper's networks of these sizes are too large for stacks of retrainings.
-_MNIST = _DIGITS | {
-    "retrained": "wide-resnet-10-1",
-    "train_examples": 5000,
-    "vae_gan_epochs": 16,
-    "analysis_epsilon": 12.0,
-    "evaluated": {"linf": (0.2, 0.6), "l2": (1.0, 2.0)},
-}
-_PHOTOGRAPHS = _MNIST | {
-    "train_examples": 4000,
-    "vae_gan_epochs": 1,
-    # One norm and few images for attributions, so that a small network takes minutes.
-    "norms": ("linf",),
-    "measured_examples": 20,
-    "evaluated": {"linf": (4 / 255, 16 / 255), "l2": (0.25, 1.0)},
-    "chunk": 10,
-}
-PRESETS: Presets = {
-    "quick": {
-        "digits": _DIGITS,
-        "shapes-16": _DIGITS | {"train_examples": 3000, "analysis_epsilon": 3.0},
-        "shapes": _MNIST,
-        "mnist": _MNIST,
-        "fashion_mnist": _MNIST | {"evaluated": {"linf": (0.1, 0.2), "l2": (1.0, 2.0)}},
-        "cifar10": _PHOTOGRAPHS,
-    },
-    "paper": {
-        "mnist": _MNIST | {"train_examples": 55000, "test_examples": 10000, "attacked_examples": 1000},
-        "fashion_mnist": _MNIST | {"train_examples": 55000, "test_examples": 10000, "attacked_examples": 1000},
-        "cifar10": _PHOTOGRAPHS | {"train_examples": 50000, "test_examples": 10000, "attacked_examples": 1000},
-    },
-}
 
 
 def subjects_of(run: Run) -> list[Subject]:
@@ -334,7 +285,6 @@ EXPERIMENT = experiment.Experiment(
     question="How robust is it, how much of its gradient lies along the image manifold, and how faithful are its "
     "attributions?",
     config=ExamineConfig,
-    presets=PRESETS,
     measure=measure,
     tabulate=dossier.tabulate,
     claim=dossier.claim,

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import claims, estimate, experiment, figures, presets, trained
+from experiments.harness import claims, estimate, experiment, figures, trained
 from experiments.harness.config import ConfigError, TrainingConfig, setting, subsets
 from experiments.harness.options import Options
 from experiments.harness.tables import Row
@@ -47,20 +47,6 @@ class ExpertConfig(TrainingConfig):
         PUBLISHED,
         choices=lambda: tuple(gradients.ATTRIBUTIONS),
     )
-
-
-_SETTINGS = {"network_seeds": 3, "train_losses": ("xent",)}
-PRESETS = presets.extended(
-    {
-        "paper": {},
-        "quick": {
-            **{name: _SETTINGS for name in presets.TRAINING["quick"]},
-            "shapes-16": _SETTINGS
-            | {"train_examples": 2500, "test_examples": 200, "epochs": 10, "standard_epochs": 10, "attack_steps": 3}
-            | {"radii": {"l2": (0.125, 0.25), "linf": (0.0125, 0.025)}, "step_sizes": {"l2": 0.15, "linf": 0.015}},
-        },
-    }
-)
 
 
 def methods_of(config: ExpertConfig) -> dict[str, gradients.Attribution]:
@@ -181,7 +167,6 @@ EXPERIMENT = experiment.Experiment(
     question="Do explanations of robust networks point more at what matters, the object, than those of standard ones? "
     "And more than the image's own edges do?",
     config=ExpertConfig,
-    presets=PRESETS,
     measure=measure,
     tabulate=tabulate,
     claim=claim,

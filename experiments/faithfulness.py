@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import roar_kar
-from experiments.harness import claims, evaluated, experiment, figures, measures, presets, retrained, trained
+from experiments.harness import claims, evaluated, experiment, figures, measures, retrained, trained
 from experiments.harness.config import setting, subsets
 from experiments.harness.measures import MEASURES
 from experiments.harness.tables import Row
@@ -52,22 +52,6 @@ class FaithfulnessConfig(RetrainingConfig):
     )
     measured_examples: int = setting("Test images of the measures without retraining, the first ones.", 200)
     sensitivity_samples: int = setting("Moved images of the sensitivity.", 5)
-
-
-_QUICK = {"epsilons": 1, "percentiles": (10.0, 50.0, 90.0), "retraining_seeds": 2, "train_losses": ("xent",)}
-_BIG = {"measured_examples": 50, "sensitivity_samples": 2, "retraining_seeds": 1}
-PRESETS = presets.extended(
-    presets.AUTO_ATTACK,
-    presets.EVALUATION,
-    {
-        "paper": {name: {"retraining_epochs": 20} for name in presets.TRAINING["paper"]},
-        "quick": {
-            "digits": _QUICK | {"retraining_epochs": 12},
-            "shapes-16": _QUICK | {"retraining_epochs": 4, "percentiles": (50.0,), "attacked_examples": 100},
-            **{name: _QUICK | _BIG | {"retraining_epochs": 2} for name in ("mnist", "fashion_mnist", "cifar10")},
-        },
-    },
-)
 
 
 def methods_of(run: Run, train: data.Split, test: data.Split, signed: bool = False) -> dict[str, gradients.Attribution]:
@@ -338,7 +322,6 @@ EXPERIMENT = experiment.Experiment(
     question="Do attributions beat controls that know nothing? Do others than the paper's do better on robust "
     "networks, and does l-inf training keep its gain? A measure is worth believing if the truth scores best by it.",
     config=FaithfulnessConfig,
-    presets=PRESETS,
     measure=measure,
     tabulate=tabulate,
     claim=claim,

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from scipy import stats
 
-from experiments.harness import analysed, claims, estimate, experiment, figures, presets, surfaces, trained
+from experiments.harness import analysed, claims, estimate, experiment, figures, surfaces, trained
 from experiments.harness.analysed import AnalysedConfig, fields_of
 from experiments.harness.config import setting, subsets
 from experiments.harness.options import Options
@@ -39,24 +39,6 @@ class KnownConfig(AnalysedConfig):
 
     sensitivity_radius: float = setting("Length of the noise along and across the manifold, in pixel units.", 0.5)
     sensitivity_samples: int = setting("Draws of that noise, of each.", 20)
-
-
-# One training loss, one analysis loss and a short attack: what is asked is not about them.
-_ALL = {
-    **{"manifold": ("all",), "train_losses": ("xent",), "analysis_losses": ("xent",), "analysis_steps": 10},
-    **{"vae_gan_epochs": 30, "reconstruction_weight": 5e-3},
-}
-_SMALL = _ALL | {"vae_gan_epochs": 10, "vae_gan_batch_size": 50}
-PRESETS = presets.extended(
-    {
-        "paper": {name: _ALL for name in presets.TRAINING["paper"]},
-        "quick": {name: _SMALL for name in presets.TRAINING["quick"]}
-        | {
-            "digits": _SMALL | {"vae_gan_epochs": 80, "analysis_epsilon": 3.0},
-            "shapes-16": _SMALL | {"vae_gan_epochs": 20, "analysis_epsilon": 2.0, "denoiser_epochs": 20},
-        },
-    },
-)
 
 
 def known(run: Run) -> Run:
@@ -302,7 +284,6 @@ EXPERIMENT = experiment.Experiment(
     question="On images made from codes the manifold is known. Does adversarial training raise the true share of the "
     "loss gradient along it, and which estimate of the manifold would have told?",
     config=KnownConfig,
-    presets=PRESETS,
     measure=measure,
     tabulate=tabulate,
     claim=claim,

@@ -23,7 +23,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -36,7 +35,6 @@ from experiments.harness import (
     evaluated,
     experiment,
     figures,
-    presets,
     surfaces,
     trained,
 )
@@ -61,40 +59,6 @@ PUBLISHED_MODES = {
 @dataclass(frozen=True, kw_only=True)
 class ManifoldConfig(AnalysedConfig, EvaluatedConfig):
     """Section 2.1: manifolds, the analysis attack, and accuracies."""
-
-
-_MNIST: dict[str, Any] = {"vae_gan_epochs": 30, "reconstruction_weight": 5e-3}
-_FASHION: dict[str, Any] = {"vae_gan_epochs": 60, "reconstruction_weight": 5e-4}
-_CIFAR: dict[str, Any] = {
-    "vae_gan_epochs": 150,
-    "vae_gan_learning_rate": 2e-4,
-    "reconstruction_weight": 1e-2,
-    "discriminator_steps": 5,
-    # The decoder's Jacobian has 128 columns an image: fewer images at a time.
-    "chunk": 10,
-}
-_QUICK: dict[str, Any] = {"vae_gan_epochs": 10, "vae_gan_batch_size": 50, "analysis_steps": 20}
-PRESETS = presets.extended(
-    presets.AUTO_ATTACK,
-    presets.EVALUATION,
-    {
-        "paper": {"mnist": _MNIST, "fashion_mnist": _FASHION, "cifar10": _CIFAR},
-        "quick": {
-            "digits": _QUICK | {"vae_gan_epochs": 80, "reconstruction_weight": 5e-3, "analysis_epsilon": 6.0},
-            # MNIST needs more training than Fashion-MNIST before few examples show the order, and wider strengths.
-            "mnist": _MNIST
-            | _QUICK
-            | {
-                "radii": {"l2": (0.5, 2.0, 4.0), "linf": (0.1, 0.2, 0.4)},
-                "step_sizes": {"l2": 2.0, "linf": 0.2},
-                "epochs": 4,
-                "vae_gan_epochs": 16,
-            },
-            "fashion_mnist": _FASHION | _QUICK,
-            "cifar10": _CIFAR | _QUICK | {"vae_gan_epochs": 1, "discriminator_steps": 1},
-        },
-    },
-)
 
 
 def measure(run: Run) -> experiment.Arrays:
@@ -227,7 +191,7 @@ def texts_of(manifold: str) -> tuple[str, str]:
 
 def _modes(config: ManifoldConfig, clean: np.ndarray, kept: Mapping[str, np.ndarray]) -> Iterator[Row]:
     """The published modes of the rescaled distances, where the radii are the paper's."""
-    paper = PRESETS["paper"].get(config.dataset, {})
+    paper = EXPERIMENT.presets["paper"].get(config.dataset, {})
     if config.dataset not in PUBLISHED_MODES or config.radii["l2"] != paper["radii"]["l2"]:
         return
     modes, text = PUBLISHED_MODES[config.dataset], "mode of the rescaled distance"
@@ -254,7 +218,7 @@ def _mode(values: np.ndarray) -> np.ndarray:
 
 def is_paper_size(config: ManifoldConfig) -> bool:
     """Whether a run has the paper's numbers throughout, whatever its seed, groups of networks and quirks."""
-    paper = PRESETS["paper"].get(config.dataset)
+    paper = EXPERIMENT.presets["paper"].get(config.dataset)
     if paper is None:
         return False
     free = {"dataset", "preset", "seed", "matmul_precision", "chunk", "norms", "train_losses", "analysis_losses"}
@@ -327,7 +291,6 @@ EXPERIMENT = experiment.Experiment(
     question="Does adversarial training confine a network's loss gradient to the image manifold? If so, its "
     "adversarial examples lie nearer to their projection onto the manifold, and more of its gradient lies along it.",
     config=ManifoldConfig,
-    presets=PRESETS,
     measure=measure,
     tabulate=tabulate,
     claim=claim,

@@ -21,12 +21,11 @@ from typing import Any, ClassVar, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import claims, estimate, evaluated, experiment, figures, launch, presets, trained
+from experiments.harness import claims, estimate, evaluated, experiment, figures, launch, trained
 from experiments.harness.config import (
     AutoAttackConfig,
     ConfigError,
     FittedConfig,
-    Presets,
     recipe_of,
     setting,
     steps_of,
@@ -75,47 +74,6 @@ class ModernConfig(FittedConfig, AutoAttackConfig):
         """Refuses to keep the last epoch alone."""
         if self.keep != "best":
             raise ConfigError("--keep=last: here both the last epoch and the best are judged; leave it out")
-
-
-_RECIPE: dict[str, Any] = {
-    "optimizer": "sgd",
-    "schedule": "piecewise",
-    "weight_decay": 5e-4,
-    "average": 0.99,
-    "keep": "best",
-    "network_seeds": 3,
-    "train_radius": 16 / 255,
-    "train_step_size": 4 / 255,
-}
-_DIGITS = _RECIPE | {
-    "held_out": 237,
-    "train_examples": 1200,
-    "train_radius": 0.2,
-    "train_step_size": 0.05,
-    "epochs": 40,
-    "learning_rate": 0.05,
-    "attacked_examples": 360,
-}
-_SMALL = _RECIPE | {"held_out": 200, "train_examples": 1500, "learning_rate": 0.05, "attacked_examples": 200}
-_QUICK: dict[str, dict[str, Any]] = {
-    "digits": _DIGITS,
-    "shapes-16": _DIGITS | {"held_out": 300, "train_examples": 1500, "epochs": 20, "train_radius": 0.05}
-    | {"train_step_size": 0.02, "attacked_examples": 300},
-    "shapes": _SMALL | {"train_radius": 0.05, "train_step_size": 0.02, "epochs": 10, "augmentation": ("crop:2",)},
-    "mnist": _SMALL | {"train_radius": 0.4, "train_step_size": 0.1, "epochs": 10, "augmentation": ("crop:2",)},
-    "fashion_mnist": _SMALL | {"train_radius": 0.2, "train_step_size": 0.05, "epochs": 10}
-    | {"augmentation": ("crop:2", "flip")},
-    "cifar10": _SMALL | {"network": "wide-resnet-10-1", "test_examples": 1000, "attacked_examples": 300}
-    | {"train_examples": 3000, "batch_size": 50, "epochs": 20, "learning_rate": 0.1}
-    | {"augmentation": ("crop:4", "flip")},
-}  # fmt: skip
-_L2 = {"norm": "l2", "train_radius": 1.0, "train_step_size": 30 / 255, "average": 0.999, "network_seeds": 1}
-_MODERN = {"cifar10": _RECIPE | _L2}
-# The paper has no such recipe.
-PRESETS: Presets = {
-    **presets.extended(presets.AUTO_ATTACK, {"paper": {}, "modern": _MODERN, "quick": _QUICK}),
-    "paper": {},
-}
 
 
 class Member(NamedTuple):
@@ -268,7 +226,6 @@ EXPERIMENT = experiment.Experiment(
     question="Which parts of a robust network's training pay: augmentation, schedule, weight decay, averaged weights, "
     "SGD, the best epoch? Each is left out in turn, and what is left is put under AutoAttack.",
     config=ModernConfig,
-    presets=PRESETS,
     measure=measure,
     tabulate=tabulate,
     claim=claim,

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import claims, estimate, evaluated, experiment, figures, presets, trained
+from experiments.harness import claims, estimate, evaluated, experiment, figures, trained
 from experiments.harness.config import AutoAttackConfig, ConfigError, FittedConfig, setting, subsets
 from experiments.harness.guided import (
     ADVERSARIAL,
@@ -66,27 +66,6 @@ class RefinementConfig(FittedConfig, AutoAttackConfig):
     )
     train_radius: float = setting("Radius of training and of AutoAttack, in l-inf.")
     train_step_size: float = setting("Step of PGD in training.")
-
-
-_SETTINGS = {"network_seeds": 3}
-_OF = {
-    "mnist": {"train_radius": 0.2, "train_step_size": 0.1},
-    "fashion_mnist": {"train_radius": 0.1, "train_step_size": 0.05},
-    "cifar10": {"train_radius": 16 / 255, "train_step_size": 0.03},
-}
-PRESETS = presets.extended(
-    presets.AUTO_ATTACK,
-    {
-        "paper": {name: _SETTINGS | values | {"lime_samples": 500} for name, values in _OF.items()},
-        "quick": {
-            **{name: _SETTINGS | values | {"train_examples": 1000} for name, values in _OF.items()},
-            "digits": _SETTINGS | {"train_radius": 0.2, "train_step_size": 0.05, "epochs": 5, "standard_epochs": 10},
-            "shapes-16": _SETTINGS
-            | {"train_radius": 0.05, "train_step_size": 0.02, "train_examples": 1000, "test_examples": 200}
-            | {"epochs": 4, "standard_epochs": 8, "attacked_examples": 100, "attack_steps": 3},
-        },
-    },
-)
 
 
 def guides_of(config: RefinementConfig, dataset: data.Dataset) -> tuple[str, ...]:
@@ -251,7 +230,6 @@ EXPERIMENT = experiment.Experiment(
     question="Does training that is guided by LIME, or by a better guide, make networks more robust, and right where a "
     "mark that gave the class away is gone or misleads? The fair comparison is adversarial training for as long.",
     config=RefinementConfig,
-    presets=PRESETS,
     measure=measure,
     tabulate=tabulate,
     claim=claim,

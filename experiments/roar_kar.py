@@ -30,7 +30,6 @@ from experiments.harness import (
     experiment,
     figures,
     launch,
-    presets,
     retrained,
     trained,
 )
@@ -62,35 +61,6 @@ class RetrainingConfig(EvaluatedConfig):
         "Random ranks the pixels at random instead of tossing a coin for each, as the paper.", False
     )
     own_mean: bool = setting("Fill with each image's own mean colour instead of the data set's.", False)
-
-
-def _strengths(l2: float, linf: float, count: int = 20) -> dict[str, Any]:
-    rounded = lambda least: tuple(round(least * index, 6) for index in range(1, count + 1))  # noqa: E731
-    return {"radii": {"l2": rounded(l2), "linf": rounded(linf)}}
-
-
-# The paper has CIFAR-10 alone here; the others are its scheme with the other sets' strengths.
-_CIFAR = {**_strengths(0.08, 0.002), "retraining_epochs": 20}
-_MNIST = {**_strengths(0.2, 0.01), "retraining_epochs": 5}
-_QUICK = {"epsilons": 3, "retraining_seeds": 1, "retraining_epochs": 2}
-PRESETS = presets.extended(
-    presets.AUTO_ATTACK,
-    presets.EVALUATION,
-    {
-        "paper": {"mnist": _MNIST, "fashion_mnist": _MNIST, "cifar10": _CIFAR},
-        "quick": {
-            "digits": {
-                **_strengths(0.1, 0.02),
-                "train_losses": ("xent",),
-                "epsilons": 5,
-                "retraining_epochs": 15,
-            },
-            "mnist": _MNIST | _QUICK,
-            "fashion_mnist": _MNIST | _QUICK,
-            "cifar10": _CIFAR | _QUICK | {"retraining_epochs": 3},
-        },
-    },
-)
 
 
 def thinned(radii: Sequence[float], count: int) -> tuple[float, ...]:
@@ -278,7 +248,6 @@ EXPERIMENT = experiment.Experiment(
     "ranked highest and retrains, KAR keeps only them; the score is the area against pixels drawn at random, above "
     "zero where an attribution knows more than chance.",
     config=RetrainingConfig,
-    presets=PRESETS,
     measure=measure,
     tabulate=tabulate,
     claim=claim,

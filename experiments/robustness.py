@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.harness import claims, estimate, evaluated, experiment, figures, presets, trained
+from experiments.harness import claims, estimate, evaluated, experiment, figures, trained
 from experiments.harness.config import AttackedConfig, setting, subsets
 from experiments.harness.options import Options
 from experiments.harness.tables import Row
@@ -33,26 +33,6 @@ class RobustnessConfig(AttackedConfig):
     evaluated: Mapping[str, tuple[float, ...]] = setting(
         "Radii evaluated in the {} norm.", zero=True, by_norm="{}_evaluated"
     )
-
-
-def _evaluated(l2: Sequence[float], linf: Sequence[float]) -> dict[str, Any]:
-    return {"evaluated": {"l2": tuple(l2), "linf": tuple(linf)}}
-
-
-_PAPER = {
-    "mnist": _evaluated((0.5, 1.0, 2.0, 4.0), (0.1, 0.2, 0.4, 0.6)),
-    "fashion_mnist": _evaluated((0.5, 1.0, 2.0, 4.0), (0.05, 0.1, 0.2, 0.4)),
-    "cifar10": _evaluated((0.1, 0.4, 1.0, 1.6), (0.005, 0.01, 0.02, 16 / 255)),
-}
-_DIGITS = _evaluated((0.25, 0.5, 1.0, 2.0), (0.1, 0.2, 0.3, 0.4)) | {"attacked_examples": 360}
-# Each radius costs the paper's networks minutes: two in each norm.
-_QUICK = {
-    "digits": _DIGITS,
-    "mnist": _evaluated((1.0, 2.0), (0.1, 0.2)),
-    "fashion_mnist": _evaluated((1.0, 2.0), (0.05, 0.1)),
-    "cifar10": _evaluated((0.1, 0.4), (0.005, 0.01)),
-}
-PRESETS = presets.extended(presets.AUTO_ATTACK, {"paper": _PAPER, "quick": _QUICK})
 
 
 def measure(run: Run) -> experiment.Arrays:
@@ -151,7 +131,6 @@ EXPERIMENT = experiment.Experiment(
     title="Robust accuracy under AutoAttack",
     question="How robust are the networks, under the field's yardstick and not the attack that they were trained on?",
     config=RobustnessConfig,
-    presets=PRESETS,
     measure=measure,
     tabulate=tabulate,
     claim=claim,

@@ -140,7 +140,6 @@ EXPERIMENT = experiment.Experiment(
     question="Does accuracy have to be given up for faithful gradients, and are there ways out? The paper names two: "
     "attributions that are global, such as Gradient * Input, and l-inf training.",
     config=RetrainingConfig,
-    presets=roar_kar.PRESETS,
     measure=roar_kar.measure,
     tabulate=tabulate,
     claim=claim,

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import claims, estimate, evaluated, experiment, figures, presets, trained
+from experiments.harness import claims, estimate, evaluated, experiment, figures, trained
 from experiments.harness.config import AutoAttackConfig, FittedConfig, setting, subsets
 from experiments.harness.options import Options
 from experiments.harness.tables import Row
@@ -53,33 +53,6 @@ class WaysConfig(FittedConfig, AutoAttackConfig):
     train_step_size: float = setting("Step of PGD in training.")
     pca_dimensions: int = setting("Dimensions of the plane that the tangent fraction is estimated by.", 10)
     measured_examples: int = setting("Test images whose gradients are measured, the first ones.", 200)
-
-
-# Images held out are those that strengths are chosen on.
-_WAYS = {"network_seeds": 3}
-PRESETS = presets.extended(
-    presets.AUTO_ATTACK,
-    {
-        "paper": {
-            "mnist": _WAYS | {"train_radius": 0.2, "train_step_size": 0.02},
-            "fashion_mnist": _WAYS | {"train_radius": 0.1, "train_step_size": 0.02},
-            "cifar10": _WAYS
-            | {"train_radius": 16 / 255, "train_step_size": 0.02, "held_out": 1000, "train_examples": 49000},
-        },
-        "quick": {
-            "digits": _WAYS
-            | {"train_radius": 0.2, "train_step_size": 0.05, "held_out": 237, "train_examples": 1200}
-            | {"attacked_examples": 180, "epochs": 12, "standard_epochs": 12, "measured_examples": 180},
-            "shapes-16": _WAYS
-            | {"train_radius": 0.05, "train_step_size": 0.02, "held_out": 300, "train_examples": 1500}
-            | {"attacked_examples": 150, "pca_dimensions": 12},
-            "shapes": _WAYS | {"train_radius": 0.05, "train_step_size": 0.02, "held_out": 500},
-            "mnist": _WAYS | {"train_radius": 0.2, "train_step_size": 0.1},
-            "fashion_mnist": _WAYS | {"train_radius": 0.1, "train_step_size": 0.05},
-            "cifar10": _WAYS | {"train_radius": 16 / 255, "train_step_size": 0.03, "held_out": 500},
-        },
-    },
-)
 
 
 def measure(run: Run) -> experiment.Arrays:
@@ -299,7 +272,6 @@ EXPERIMENT = experiment.Experiment(
     question="Does training on the loss's second-order approximation give what PGD training gives, in less time and "
     "with better gradients than other regularisers? Compared at equal clean accuracy, under AutoAttack.",
     config=WaysConfig,
-    presets=PRESETS,
     measure=measure,
     tabulate=tabulate,
     claim=claim,

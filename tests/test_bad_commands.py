@@ -38,7 +38,7 @@ PAPERS = "--preset=paper: expected --dataset to be one of"
         ("manifold_distance", ["--epochz=3"], "Did you mean: epochs"),
         ("reproduce", ["--experiments"], "Unknown command line flag"),
         ("manifold_distance", ["digits"], "unexpected argument 'digits'"),
-        ("manifold_distance", ["--preset=huge"], "value should be one of <quick|modern|paper>"),
+        ("manifold_distance", ["--preset=huge"], "value should be one of <quick|paper|modern>"),
         ("manifold_distance", ["--epochs=many"], "--epochs=many"),
         ("manifold_distance", ["--attack_steps=0"], "--attack_steps=0"),
         ("manifold_distance", ["--analysis_epsilon=-1"], "--analysis_epsilon=-1.0: expected a finite number >= 0"),

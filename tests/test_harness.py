@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 
 from experiments import manifold_distance, tradeoff
-from experiments.harness import claims, config, correlations, densities, experiment, figures, glossary, html, registry
+from experiments.harness import (
+    claims,
+    correlations,
+    densities,
+    experiment,
+    figures,
+    glossary,
+    html,
+    presets,
+    registry,
+)
 from experiments.harness.trained import Spec
 from robgrad import data as data_sets
 
@@ -262,7 +272,7 @@ def manifold_config(preset, **given):
     labels = np.zeros(60000, np.int32)
     mnist = data_sets.Dataset("mnist", ("0",), data_sets.Split(images, labels), data_sets.Split(images, labels))
     common = {"preset": preset, "seed": 0, "matmul_precision": "float32"}
-    return config.made(manifold_distance.ManifoldConfig, manifold_distance.PRESETS, common, given, mnist)
+    return presets.made(manifold_distance.ManifoldConfig, manifold_distance.EXPERIMENT.presets, common, given, mnist)
 
 
 def test_only_the_papers_own_sizes_are_held_to_its_numbers():

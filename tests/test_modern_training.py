@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import modern_training
-from experiments.harness import config, experiment, trained
+from experiments.harness import config, experiment, presets, trained
 from robgrad import attacks, runs, stacking, training
 from robgrad import data as data_sets
 
@@ -42,7 +42,9 @@ def test_both_epochs_are_judged_and_the_best_is_the_one_that_the_curve_says(tmp_
 
 def test_without_all_its_parts_the_recipe_is_plain_adam():
     common = {"preset": "quick", "seed": 0, "matmul_precision": "float32"}
-    whole = config.made(modern_training.ModernConfig, modern_training.PRESETS, common, {}, data_sets.load("digits"))
+    whole = presets.made(
+        modern_training.ModernConfig, modern_training.EXPERIMENT.presets, common, {}, data_sets.load("digits")
+    )
     last = modern_training.recipes_of(whole)["plain Adam"]
     assert config.recipe_of(last, "linf") == training.Recipe("linf")
     assert (last.learning_rate, last.weight_decay) == (1e-3, 0.0)
@@ -51,7 +53,7 @@ def test_without_all_its_parts_the_recipe_is_plain_adam():
 def test_the_modern_preset_is_the_published_recipe(digits):
     published = training.Recipe("l2", optimizer="sgd", schedule="piecewise", augmentation=("crop:4", "flip"))
     photographs = digits._replace(name="cifar10")
-    values = dict(modern_training.presets.TRAINING["modern"]["cifar10"])
+    values = modern_training.EXPERIMENT.presets["modern"]["cifar10"]
     assert values["epochs"] * (values["train_examples"] // values["batch_size"]) == 200 * 382
     names = {one.name for one in config.settings_of(config.TrainingConfig)}
     own = config.TrainingConfig(
@@ -65,7 +67,7 @@ def test_the_modern_preset_is_the_published_recipe(digits):
 def test_a_page_shows_the_course_of_every_training_that_looks_for_its_best_epoch(tmp_path):
     curves = {f"held_out/{name}": np.linspace(0.2, top, 4) for name, top in (("standard", 0.3), ("l2-xent-1", 0.5))}
     plain = experiment.Experiment(
-        name="-", title="-", question="-", config=config.Config, presets={}, measure=lambda run: {},
+        name="-", title="-", question="-", config=config.Config, measure=lambda run: {},
         tabulate=lambda *_: {}, claim=lambda *_: (), draw=lambda *_: None, columns={}, captions={},
         estimate=lambda *_: iter(()),
     )  # fmt: skip

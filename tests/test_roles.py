@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from experiments import boundary_tilting, manifold_distance, roar_kar
-from experiments.harness import config, experiment, flags, registry
+from experiments.harness import experiment, flags, presets, registry
 from experiments.harness.options import Options
 from robgrad import attacks, gradients, networks, runs, stacking, training
 from robgrad import data as data_sets
@@ -99,7 +99,7 @@ SMALL = {
 def made(digits, **given):
     common = {"preset": "quick", "seed": 0, "matmul_precision": "float32"}
     one = manifold_distance
-    return config.made(one.ManifoldConfig, one.PRESETS, common, SMALL | given, digits)
+    return presets.made(one.ManifoldConfig, one.EXPERIMENT.presets, common, SMALL | given, digits)
 
 
 def test_a_third_norm_has_flags_strengths_and_steps_of_its_own(third_norm, digits, tmp_path):
@@ -137,6 +137,19 @@ def test_importing_starts_no_backend():
     names = ", ".join(f"experiments.{one.name}" for one in registry.every())
     asked = "from jax._src import xla_bridge; assert not xla_bridge.backends_are_initialized()"
     subprocess.run([sys.executable, "-c", f"import {names}; {asked}"], check=True, cwd=Path(__file__).parent.parent)
+
+
+def test_the_page_of_settings_says_only_what_an_experiment_takes():
+    tables = presets.tables()
+    every = {one.name: one for one in registry.every() if one.reads is None}
+    assert set(tables) == {"shared", *every}
+    taken = {name: {field.name for field in dataclasses.fields(one.config)} for name, one in every.items()}
+    taken["shared"] = set().union(*taken.values())
+    for name, by_preset in tables.items():
+        for preset, by_set in by_preset.items():
+            said = {key for values in by_set.values() for key in values}
+            assert said <= taken[name], f"{name}.{preset}"
+            assert set(by_set) <= {"any", *tables["shared"][preset]}, f"{name}.{preset}"
 
 
 def test_every_setting_has_a_help_text_and_a_flag():

@@ -1,4 +1,4 @@
-"""Configurations: what the numbers of an experiment depend on, each with its help text, its bounds and its presets.
+"""Configurations: what the numbers of an experiment depend on, each with its help text and its bounds.
 
 A configuration is a frozen dataclass whose fields are made by `setting`; flags, help and checks are read off it.
 """
@@ -14,10 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robgrad import attacks, data, faithfulness, manifolds, networks, training
-
-Preset = Mapping[str, Any]
-Presets = Mapping[str, Mapping[str, Preset]]
+from robgrad import attacks, data, faithfulness, networks, training
 
 
 class ConfigError(ValueError):
@@ -174,76 +171,12 @@ def settings_of(kind: type[Config]) -> list[dataclasses.Field]:
     return [field for field in dataclasses.fields(kind) if "help" in field.metadata]
 
 
-def made(kind: type[Config], presets: Presets, common: Mapping[str, Any], given: Mapping[str, Any], dataset=None):
-    """A configuration from its preset for a data set, with what was given over it.
-
-    Args:
-      kind: the type of configuration.
-      presets: by preset and data set; `""` stands for an experiment without a data set.
-      common: `preset`, `seed`, `matmul_precision`.
-      given: settings by name; those by norm as mappings, which replace the preset's norm by norm.
-      dataset: the `data.Dataset`, where the experiment has one.
+def check_fits(config: Any, dataset: data.Dataset) -> None:
+    """That a configuration can be run on a data set.
 
     Raises:
-      ConfigError: if there is no such preset, or a value does not fit the data set.
+      ConfigError: if not; it names the flag, and says what was expected.
     """
-    preset = dict(_preset(kind, presets, common["preset"], dataset))
-    for field in settings_of(kind):
-        if field.metadata["by_norm"] and field.name in given:
-            preset[field.name] = {**preset.get(field.name, {}), **given[field.name]}
-    alone = {name: value for name, value in given.items() if not isinstance(value, Mapping)}
-    named = {} if dataset is None else {"dataset": dataset.name}
-    settings = preset | alone
-    if settings.get("manifold") == ("all",):
-        known = dataset is not None and dataset.truth is not None
-        settings["manifold"] = tuple(name for name in manifolds.KINDS if known or name != "exact")
-    fields = {field.name for field in dataclasses.fields(kind)}
-    if "objective_weight" in fields and "objective_weight" not in settings:
-        settings["objective_weight"] = training.OBJECTIVES[settings.get("objective", "adversarial")].weight
-    # Presets of training say more than every kind of configuration asks.
-    config = kind(**common, **named, **{name: value for name, value in settings.items() if name in fields})
-    if dataset is not None:
-        _check_fits(config, dataset)
-    return config
-
-
-def _preset(kind: type[Config], presets: Presets, name: str, dataset: data.Dataset | None) -> Preset:
-    """The named preset; for another data set, the quick one of the set nearest in size, no larger than the set."""
-    if name not in presets:
-        raise ConfigError(f"--preset={name}: expected one of {', '.join(presets)}, which this experiment has")
-    table = presets[name]
-    if dataset is None:
-        return table.get("", {})
-    if dataset.name in table:
-        return table[dataset.name]
-    if name != "quick":
-        raise ConfigError(
-            f"--preset={name}: expected --dataset to be one of {', '.join(table) or 'none'}, got {dataset.name}; "
-            "use --preset=quick"
-        )
-    height, width, channels = dataset.train.images.shape[1:]
-    most = getattr(kind, "most_pixels", 64)
-    if not 8 <= min(height, width) <= max(height, width) <= most or channels not in (1, 3):
-        raise ConfigError(
-            f"--dataset={dataset.name}: expected images of 8x8 to {most}x{most} pixels, grey or colour, got "
-            f"{height}x{width}x{channels}; use robgrad as a library for others"
-        )
-    side = max(height, width)
-    near = "digits" if side <= 16 else "fashion_mnist" if side <= 28 else "cifar10"
-    if dataset.name.startswith("shapes"):
-        near = "shapes-16" if side <= 20 else "shapes"
-    preset = table[near]
-    examples, tests = len(dataset.train.labels), len(dataset.test.labels)
-    least = {"train_examples": examples, "test_examples": tests, "attacked_examples": tests}
-    least |= {"measured_examples": tests}
-    least |= {field.name: examples for field in settings_of(kind) if field.name.endswith("batch_size")}
-    held = examples // 10 if getattr(kind, "needs_held_out", False) else 0
-    least["train_examples"] -= held
-    values = {field.name: preset.get(field.name, field.default) for field in settings_of(kind) if field.name in least}
-    return {**preset, "held_out": held} | {name: min(value, least[name]) for name, value in values.items()}
-
-
-def _check_fits(config: Any, dataset: data.Dataset) -> None:
     if config.needs_held_out and not config.held_out:
         raise ConfigError("--held_out=0: expected at least one training image, by which strengths are chosen")
     if isinstance(config, FittedConfig):

@@ -21,9 +21,10 @@ import jax
 import numpy as np
 
 from experiments.harness import claims, estimate, figures, glossary, html, launch, tables, trained
-from experiments.harness.config import Config, ConfigError, FittedConfig, Presets, TrainingConfig, label, made
+from experiments.harness.config import Config, ConfigError, FittedConfig, TrainingConfig, label
 from experiments.harness.flags import Flags
 from experiments.harness.options import Options
+from experiments.harness.presets import Presets, made, presets_of
 from experiments.harness.tables import Row
 from experiments.harness.trained import Run, Source
 from robgrad import data, runs
@@ -50,7 +51,6 @@ class Experiment:
       title: begins with the paper's section.
       question: what it asks, and how one sees the answer.
       config: type of its configuration.
-      presets: its values by preset and data set.
       measure: the work; a run to named arrays.
       tabulate: configuration and arrays to tables of rows by name, `rows` the main one.
       claim: configuration, arrays and tables to rows of `claims.COLUMNS`.
@@ -73,7 +73,6 @@ class Experiment:
     title: str
     question: str
     config: type[Config]
-    presets: Presets
     measure: Callable[[Run], Arrays]
     tabulate: Callable[[Any, Arrays], Tables]
     claim: Callable[[Any, Arrays, Tables], Iterable[Row]]
@@ -94,6 +93,11 @@ class Experiment:
     def base(self) -> "Experiment":
         """The experiment whose run it shares: itself, or the one it reads."""
         return self.reads or self
+
+    @property
+    def presets(self) -> Presets:
+        """Its settings by preset and data set; those of the experiment that it reads."""
+        return presets_of(self.base.name)
 
     @property
     def has_dataset(self) -> bool:

@@ -16,7 +16,8 @@ import numpy as np
 from absl import flags
 
 from experiments.harness import options
-from experiments.harness.config import Config, Presets, settings_of
+from experiments.harness.config import Config, settings_of
+from experiments.harness.presets import Presets, shared
 from robgrad import attacks
 
 HELP = ("-h", "-help", "--help", "--helpshort", "--helpfull")
@@ -153,7 +154,7 @@ class Flags:
 
     def _define_run(self) -> None:
         sizes = "Sizes: 'quick' for two CPU cores, the paper's, or 'modern': a robust network as trained today."
-        self.add("run", "enum", "preset", "quick", sizes, ["quick", "modern", "paper"])
+        self.add("run", "enum", "preset", "quick", sizes, sorted(shared(), reverse=True))
         self.add("run", "integer", "seed", 0, "Seed of everything random.", lower_bound=0)
         text = "Precision of matrix products and convolutions where the device has a faster one than float32."
         self.add("run", "enum", "matmul_precision", "float32", text, list(options.PRECISIONS))

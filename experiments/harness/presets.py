@@ -1,134 +1,113 @@
-"""Sizes and constants of training, by preset and data set; experiments add their own.
+"""Configurations made of presets: the settings of `experiments/settings.toml` by experiment, preset and data set."""
 
-`paper` is the paper's protocol, in its pixel range [-1, 1]; where the published code had a quirk (no
-shuffling, a sampled projection, a CW mask of zero) the sound choice is the default and the quirk a flag.
-`quick` is the same code, smaller, for two CPU cores; `modern` is how robust networks are trained today. Every number
-is open to its own flag.
-"""
-
+import dataclasses
+import tomllib
 from collections.abc import Mapping
-from functools import reduce
-from operator import or_
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-from experiments.harness.config import Presets
+from experiments.harness.config import Config, ConfigError, check_fits, settings_of
+from robgrad import data, manifolds, training
 
-Values = dict[str, Any]
-
-_MNIST: Values = {
-    "held_out": 5000,
-    "train_examples": 55000,
-    "test_examples": 10000,
-    "radii": {"l2": (1.0, 2.0, 4.0), "linf": (0.05, 0.1, 0.2)},
-    "step_sizes": {"l2": 2.0, "linf": 0.02},
-    "standard_epochs": 5,
-    "epochs": 5,
-}
-_CIFAR = _MNIST | {
-    "held_out": 0,
-    "train_examples": 50000,
-    "radii": {"l2": (0.1, 0.4, 1.6), "linf": (0.005, 0.01, 0.02)},
-    "standard_epochs": 20,
-    "epochs": 20,
-}
-_QUICK_28: Values = {
-    "train_examples": 5000,
-    "test_examples": 256,
-    "train_losses": ("xent",),
-    "step_sizes": {"l2": 2.0, "linf": 0.1},
-    "attack_steps": 3,
-    "epochs": 2,
-}
-_QUICK_32 = _QUICK_28 | {
-    "train_examples": 4000,
-    "test_examples": 100,
-    "step_sizes": {"l2": 2.0, "linf": 0.02},
-    "standard_epochs": 5,
-}
-_DIGITS: Values = {
-    "held_out": 0,
-    "train_examples": 1437,
-    "test_examples": 360,
-    "radii": {"l2": (0.5, 1.0, 2.0), "linf": (0.1, 0.2, 0.4)},
-    "step_sizes": {"l2": 2.0, "linf": 0.1},
-    "attack_steps": 10,
-    "standard_epochs": 15,
-    "epochs": 15,
-    "batch_size": 50,
-}
-# Radii below half the distance between classes, 1.05 at the median on 16x16 pixels and 2.2 on 28x28.
-_SHAPES: Values = {
-    "held_out": 0,
-    "train_examples": 3000,
-    "test_examples": 300,
-    "radii": {"l2": (0.25, 0.5, 1.0), "linf": (0.025, 0.05, 0.1)},
-    "step_sizes": {"l2": 0.5, "linf": 0.05},
-    "attack_steps": 5,
-    "standard_epochs": 10,
-    "epochs": 10,
-    "batch_size": 50,
-}
-_SHAPES_28 = _MNIST | _QUICK_28 | {"held_out": 0, "radii": {"l2": (0.5, 1.0, 2.0), "linf": (0.025, 0.05, 0.1)}}
-# Today's training, in this range: Rice, Wong and Kolter (2020), PGD-10 at l2 0.5 and l-inf 8/255 of [0, 1].
-# Published of PreActResNet-18 in l2: 88.67% clean, 67.68% under AutoAttack (RobustBench).
-_MODERN: Values = _CIFAR | {
-    "held_out": 1000,
-    "train_examples": 49000,
-    "network": "preact-resnet-18",
-    "train_losses": ("xent",),
-    "radii": {"l2": (1.0,), "linf": (16 / 255,)},
-    "step_sizes": {"l2": 30 / 255, "linf": 4 / 255},
-    "attack_steps": 10,
-    "standard_epochs": 200,
-    "epochs": 200,
-    "batch_size": 128,
-    "optimizer": "sgd",
-    "learning_rate": 0.1,
-    "schedule": "piecewise",
-    "weight_decay": 5e-4,
-    "augmentation": ("crop:4", "flip"),
-    "keep": "best",
-}
-# What an experiment says of the one is said of the other.
-_LIKE = {"shapes-16": "digits", "shapes": "fashion_mnist"}
-TRAINING: Mapping[str, Mapping[str, Values]] = {
-    "paper": {"mnist": _MNIST, "fashion_mnist": _MNIST, "cifar10": _CIFAR},
-    "modern": {"cifar10": _MODERN},
-    "quick": {
-        "digits": _DIGITS,
-        "mnist": _MNIST | _QUICK_28,
-        "fashion_mnist": _MNIST | _QUICK_28,
-        "cifar10": _CIFAR | _QUICK_32,
-        "shapes-16": _SHAPES,
-        "shapes": _SHAPES_28,
-    },
-}
-
-# AutoAttack's short version on few images at quick size, else the defaults: the standard one on 1,000.
-_SHORT: Values = {"auto_attack": "short", "attacked_examples": 50}
-AUTO_ATTACK: Mapping[str, Mapping[str, Values]] = {
-    "paper": {},
-    "quick": {name: _SHORT for name in TRAINING["quick"]} | {"digits": _SHORT | {"attacked_examples": 100}},
-}
-# Accuracies beside other measurements, at the weakest l2 radius.
-_WEAKEST = {
-    "mnist": {"robust_epsilon": 1.0},
-    "fashion_mnist": {"robust_epsilon": 1.0},
-    "cifar10": {"robust_epsilon": 0.4},
-}
-EVALUATION: Mapping[str, Mapping[str, Values]] = {
-    "paper": _WEAKEST,
-    "quick": {name: values | {"pgd_steps": 10} for name, values in _WEAKEST.items()}
-    | {"digits": {"robust_epsilon": 0.5, "pgd_steps": 20}},
-}
+Preset = Mapping[str, Any]
+Presets = Mapping[str, Mapping[str, Preset]]
+SETTINGS = Path(__file__).parents[1] / "settings.toml"
 
 
-def extended(*more: Mapping[str, Mapping[str, Values]]) -> Presets:
-    """The presets of an experiment: those of training, with more or other values for each preset and data set."""
+@cache
+def tables() -> Mapping[str, Presets]:
+    """The whole page of settings: by experiment, or `shared` for all of them, preset and data set, or `any`."""
+    return tomllib.loads(SETTINGS.read_text())
 
-    def of(preset: str, name: str) -> Values:
-        tables = [table.get(preset, table["paper"]) for table in more]
-        said = (values.get(name, values.get(_LIKE.get(name, ""), {})) for values in tables)
-        return reduce(or_, said, TRAINING[preset][name])
 
-    return {preset: {name: of(preset, name) for name in table} for preset, table in TRAINING.items()}
+def shared() -> Presets:
+    """What all experiments share, by preset and data set."""
+    return tables()["shared"]
+
+
+@cache
+def presets_of(experiment: str) -> Presets:
+    """The settings of an experiment by preset and data set: what all share, with its own over it."""
+    own = tables()[experiment]
+
+    def of(preset: str, dataset: str) -> Preset:
+        parts = (part.get(name, {}) for part in (shared()[preset], own[preset]) for name in ("any", dataset))
+        return {name: _frozen(value) for part in parts for name, value in part.items()}
+
+    return {preset: {name: of(preset, name) for name in shared()[preset] if name != "any"} for preset in own}
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _frozen(part) for name, part in value.items()}
+    return tuple(value) if isinstance(value, list) else value
+
+
+def made(kind: type[Config], presets: Presets, common: Mapping[str, Any], given: Mapping[str, Any], dataset=None):
+    """A configuration from its preset for a data set, with what was given over it.
+
+    Args:
+      kind: the type of configuration.
+      presets: by preset and data set; `""` stands for an experiment without a data set.
+      common: `preset`, `seed`, `matmul_precision`.
+      given: settings by name; those by norm as mappings, which replace the preset's norm by norm.
+      dataset: the `data.Dataset`, where the experiment has one.
+
+    Raises:
+      ConfigError: if there is no such preset, or a value does not fit the data set.
+    """
+    preset = dict(_preset(kind, presets, common["preset"], dataset))
+    for field in settings_of(kind):
+        if field.metadata["by_norm"] and field.name in given:
+            preset[field.name] = {**preset.get(field.name, {}), **given[field.name]}
+    alone = {name: value for name, value in given.items() if not isinstance(value, Mapping)}
+    named = {} if dataset is None else {"dataset": dataset.name}
+    settings = preset | alone
+    if settings.get("manifold") == ("all",):
+        known = dataset is not None and dataset.truth is not None
+        settings["manifold"] = tuple(name for name in manifolds.KINDS if known or name != "exact")
+    fields = {field.name for field in dataclasses.fields(kind)}
+    if "objective_weight" in fields and "objective_weight" not in settings:
+        settings["objective_weight"] = training.OBJECTIVES[settings.get("objective", "adversarial")].weight
+    # Presets of training say more than every kind of configuration asks.
+    config = kind(**common, **named, **{name: value for name, value in settings.items() if name in fields})
+    if dataset is not None:
+        check_fits(config, dataset)
+    return config
+
+
+def _preset(kind: type[Config], presets: Presets, name: str, dataset: data.Dataset | None) -> Preset:
+    """The named preset; for another data set, the quick one of the set nearest in size, no larger than the set."""
+    if name not in presets:
+        raise ConfigError(f"--preset={name}: expected one of {', '.join(presets)}, which this experiment has")
+    table = presets[name]
+    if dataset is None:
+        return table.get("", {})
+    if dataset.name in table:
+        return table[dataset.name]
+    if name != "quick":
+        raise ConfigError(
+            f"--preset={name}: expected --dataset to be one of {', '.join(table) or 'none'}, got {dataset.name}; "
+            "use --preset=quick"
+        )
+    height, width, channels = dataset.train.images.shape[1:]
+    most = getattr(kind, "most_pixels", 64)
+    if not 8 <= min(height, width) <= max(height, width) <= most or channels not in (1, 3):
+        raise ConfigError(
+            f"--dataset={dataset.name}: expected images of 8x8 to {most}x{most} pixels, grey or colour, got "
+            f"{height}x{width}x{channels}; use robgrad as a library for others"
+        )
+    side = max(height, width)
+    near = "digits" if side <= 16 else "fashion_mnist" if side <= 28 else "cifar10"
+    if dataset.name.startswith("shapes"):
+        near = "shapes-16" if side <= 20 else "shapes"
+    preset = table[near]
+    examples, tests = len(dataset.train.labels), len(dataset.test.labels)
+    least = {"train_examples": examples, "test_examples": tests, "attacked_examples": tests}
+    least |= {"measured_examples": tests}
+    least |= {field.name: examples for field in settings_of(kind) if field.name.endswith("batch_size")}
+    held = examples // 10 if getattr(kind, "needs_held_out", False) else 0
+    least["train_examples"] -= held
+    values = {field.name: preset.get(field.name, field.default) for field in settings_of(kind) if field.name in least}
+    return {**preset, "held_out": held} | {name: min(value, least[name]) for name, value in values.items()}
