@@ -22,6 +22,7 @@ from experiments.harness import (
 )
 from experiments.harness.trained import Spec
 from robgrad import data as data_sets
+from robgrad import faithfulness
 
 REPRODUCE = [
     *("--train_examples=100", "--test_examples=20", "--epochs=1", "--standard_epochs=1", "--attack_steps=2"),
@@ -205,7 +206,7 @@ def test_signs_are_the_papers():
 
 def test_ways_out_compare_networks_of_equal_rank():
     """l-inf training gains in KAR alone; the global attribution gains nothing."""
-    config = SimpleNamespace(attributions=("gradient", "gradient_times_input"), network_seeds=3)
+    config = SimpleNamespace(attributions=("gradient", "gradient_times_input"), network_seeds=3, retraining_seeds=3)
     generator = np.random.default_rng(0)
     specs = [Spec(norm, "xent", e) for norm, all in (("l2", (1, 2)), ("linf", (0.1, 0.2))) for e in all]
 
@@ -228,6 +229,18 @@ def test_ways_out_compare_networks_of_equal_rank():
     found = judged("roar")
     assert found["KAR: l-inf training scores above l2 training"] == claims.FAILS
     assert found["l-inf training gains more in KAR over l2 than it loses in ROAR"] == claims.FAILS
+
+
+def test_what_networks_of_a_norm_gain_is_judged_by_their_seeds():
+    """Gains in one of three seeds of the networks are no gains of training, whatever images and retrainings say."""
+    gains = [(seed, np.full((5, 400), 1.0 if seed == 0 else 0.0)) for seed in range(3)]
+    means = tradeoff.by_seed(gains)
+    assert means.shape == (3, 400)
+    assert means[:, 0].tolist() == [1.0, 0.0, 0.0]
+    low, high = faithfulness.bounds(means)
+    assert low < 0 < high
+    # Where networks have one seed it is their retrainings that differ.
+    assert tradeoff.by_seed([(0, np.ones((5, 400))), (0, np.zeros((5, 400)))]).shape == (5, 400)
 
 
 def test_seeds_of_a_network_are_one_point_of_a_correlation():
