@@ -4,7 +4,8 @@ import importlib
 import pkgutil
 
 import experiments
-from experiments.harness import registry, tables
+from experiments.harness import registry
+from experiments.harness.pages import tables
 
 _OTHERS = {
     "reproduce": ("every experiment on shared networks, and one page", "35 minutes", "report.html"),

@@ -19,12 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from experiments.harness import claims, estimate, experiment, figures
-from experiments.harness.config import Config, setting
-from experiments.harness.options import Options
+from experiments.harness import estimate, experiment
+from experiments.harness.pages import figures
+from experiments.harness.pages.tables import Row
 from experiments.harness.progress import counted
-from experiments.harness.tables import Row
-from experiments.harness.trained import Run
+from experiments.harness.settings.config import Config, setting
+from experiments.harness.settings.options import Options
+from experiments.harness.training.stages import Run
+from experiments.harness.verdicts import claims
 from robgrad import attacks, data, intervals, networks, stacking, training
 
 RADII = {"standard": 0.0, "weak": 0.25, "strong": 0.5}

@@ -19,9 +19,12 @@ from typing import Any
 from absl import flags as absl_flags
 
 from experiments.benchmark import suites
-from experiments.harness import config, experiment, findings, html, launch, records, tables
-from experiments.harness.flags import Flags
-from experiments.harness.tables import Row
+from experiments.harness import experiment, launch
+from experiments.harness.pages import html, tables
+from experiments.harness.pages.tables import Row
+from experiments.harness.results import findings, records
+from experiments.harness.settings import config
+from experiments.harness.settings.flags import Flags
 from robgrad import runs
 
 ROOT = Path(__file__).parent

@@ -24,25 +24,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import (
-    analysed,
-    dossier,
-    estimate,
-    evaluated,
-    experiment,
-    measures,
-    removal,
-    subjects,
-    surfaces,
-    trained,
-)
-from experiments.harness.analysed import AnalysisConfig
-from experiments.harness.config import AutoAttackConfig, ConfigError, setting, subsets
-from experiments.harness.options import Options
+from experiments.harness import estimate, experiment
+from experiments.harness.examination import dossier, removal, subjects
+from experiments.harness.examination.subjects import Subject
+from experiments.harness.measurement import alignment, estimates, evaluation, measures
+from experiments.harness.measurement.alignment import AnalysisConfig
+from experiments.harness.pages.tables import Row
 from experiments.harness.progress import counted, notes
-from experiments.harness.subjects import Subject
-from experiments.harness.tables import Row
-from experiments.harness.trained import Run
+from experiments.harness.settings.config import AutoAttackConfig, ConfigError, setting, subsets
+from experiments.harness.settings.options import Options
+from experiments.harness.training import stages
+from experiments.harness.training.stages import Run
 from robgrad import attacks, data, gradients, manifolds, networks, runs, stacking
 
 # Images that fall first, which are shown.
@@ -155,15 +147,15 @@ def measure(run: Run) -> experiment.Arrays:
         parts = [attacked(run, one, test, norm) for _, one in counted(every, what)]
         found |= {f"notes/{norm}/{one.name}": part.pop("notes") for one, part in zip(every, parts, strict=True)}
         found |= {f"{norm}/{name}": np.stack([part[name] for part in parts]) for name in parts[0]}
-    arrays = surfaces.fitted(run, train)
-    keys = jax.random.split(trained.key_of(config.seed, "examine"), 3)
-    found |= surfaces.pictures(run, arrays, test, keys[0]) | surfaces.qualities(run, arrays, train, test)
+    arrays = estimates.fitted(run, train)
+    keys = jax.random.split(stages.key_of(config.seed, "examine"), 3)
+    found |= estimates.pictures(run, arrays, test, keys[0]) | estimates.qualities(run, arrays, train, test)
     analyses = []
     for one in every:
         # Each has an architecture of its own, and keeps its blocks in a place of its own.
         own = run._replace(workdir=run.workdir / "analysis" / one.name)
         stack = stacking.stack([one.variables])
-        analyses.append(analysed.measured(own, one.network, stack, arrays, train, test, keys[1]))
+        analyses.append(alignment.measured(own, one.network, stack, arrays, train, test, keys[1]))
     found |= _beside(analyses) | scores_of(run, every, test, keys[2])
     return found | (removal.measured(run, every, train, test) if config.retrain else {})
 
@@ -178,7 +170,7 @@ def predicted(run: Run, subject: Subject, images: np.ndarray) -> np.ndarray:
 
 def attacked(run: Run, subject: Subject, test: data.Split, norm: str) -> experiment.Arrays:
     """AutoAttack on the first images along radii; the adversarial images are a file of the run, for other tools."""
-    config, some = run.config, evaluated.attacked_of(run.config, test)
+    config, some = run.config, evaluation.attacked_of(run.config, test)
     radii, images = config.evaluated[norm], np.asarray(data.scale(jnp.asarray(some.images)))
     found = attacks.robust_accuracy(
         subject.logits_fn,
@@ -231,7 +223,7 @@ def score_of(run: Run, subject: Subject) -> Callable[[Any, jax.Array, data.Split
     config = run.config
     rankings = {name: gradients.ATTRIBUTIONS[name] for name in config.attributions}
     signed = {name: gradients.SIGNED[name] for name in config.attributions}
-    fresh = subjects.randomised(trained.key_of(config.seed, "randomised"), subject.variables)
+    fresh = subjects.randomised(stages.key_of(config.seed, "randomised"), subject.variables)
     # Few images at a time: an attribution has tens of gradients of each, some paths ten times those of others.
     chunk = max(1, config.chunk // 5)
     return measures.of_images(subject.network, fresh, rankings, signed, config.sensitivity_samples, chunk)
@@ -262,10 +254,10 @@ def estimated(config: ExamineConfig, dataset: data.Dataset, options: Options, ot
     one = every[0]
     for norm in config.norms:
         apply = lambda variables, image: networks.logits_fn(one.network, variables)(image)  # noqa: E731
-        yield evaluated.passes_of(config, dataset, test, norm, len(every), apply, one.variables, True)
+        yield evaluation.passes_of(config, dataset, test, norm, len(every), apply, one.variables, True)
     for name in config.manifold:
         if manifolds.KINDS[name].fitting is not None:
-            yield estimate.row_of(dataset.name, trained.manifold_plan(config, name, shape), train, options, 1)
+            yield estimate.row_of(dataset.name, stages.manifold_plan(config, name, shape), train, options, 1)
     some = test.take(min(config.chunk, config.measured_examples))
     score = score_of(run, one)
     keys = jax.random.split(jax.random.key(0), len(some.labels))
@@ -336,8 +328,8 @@ EXPERIMENT = experiment.Experiment(
             "Images that fall first; adversarial images are in the run's folder `adversarial`",
             ("network", "norm", "image", "class", "taken_for", "epsilon", "attack"),
         ),
-        "manifolds": surfaces.MANIFOLDS,
-        "notes": evaluated.NOTES,
+        "manifolds": estimates.MANIFOLDS,
+        "notes": evaluation.NOTES,
     },
     captions={
         "robust_accuracy.svg": "Accuracy against radius; bars are 95% intervals over images.",

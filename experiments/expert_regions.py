@@ -20,11 +20,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import claims, estimate, experiment, figures, trained
-from experiments.harness.config import ConfigError, TrainingConfig, setting, subsets
-from experiments.harness.options import Options
-from experiments.harness.tables import Row
-from experiments.harness.trained import Run
+from experiments.harness import estimate, experiment
+from experiments.harness.pages import figures
+from experiments.harness.pages.tables import Row
+from experiments.harness.settings.config import ConfigError, TrainingConfig, setting, subsets
+from experiments.harness.settings.options import Options
+from experiments.harness.training import stages
+from experiments.harness.training.stages import Run
+from experiments.harness.verdicts import claims
 from robgrad import attacks, data, faithfulness, gradients, networks, stacking, training
 from robgrad.data import marks
 
@@ -65,8 +68,8 @@ def measure(run: Run) -> experiment.Arrays:
     if not pointed.any():
         raise ConfigError(f"--dataset={run.dataset.name}: expected masks with pixels, got none in the test images used")
     masks, test = masks[pointed], test.take(pointed)
-    specs, network = trained.specs_of(config), trained.network_of(config, run.dataset)
-    variables = trained.train_networks(run, specs, train)
+    specs, network = stages.specs_of(config), stages.network_of(config, run.dataset)
+    variables = stages.train_networks(run, specs, train)
     methods = methods_of(config)
 
     def of_image(_, variables, example):
@@ -80,7 +83,7 @@ def measure(run: Run) -> experiment.Arrays:
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
 
     mesh = stacking.device_mesh(stacking.size(variables), config.chunk)
-    keys = jax.random.split(trained.key_of(config.seed, "expert"), len(masks))
+    keys = jax.random.split(stages.key_of(config.seed, "expert"), len(masks))
     said = jax.device_get(stacking.per_example(of_image, mesh, config.chunk)((), variables, (keys, test.images, masks)))
     predict = training.evaluate(network, attacks.no_attack, mesh, chunk=config.chunk)
     maps = said.pop("map")[:, :SHOWN].swapaxes(1, 2)
@@ -97,8 +100,8 @@ def measure(run: Run) -> experiment.Arrays:
 
 def tabulate(config: ExpertConfig, arrays: experiment.Arrays) -> experiment.Tables:
     """A row for each kind of network and attribution."""
-    specs, rows = trained.specs_of(config), []
-    for kind, members in trained.kinds_of(specs).items():
+    specs, rows = stages.specs_of(config), []
+    for kind, members in stages.kinds_of(specs).items():
         for index, name in enumerate(arrays["attributions"].tolist()):
             row: Row = {"network": kind, "network_seeds": len(members), "attribution": name}
             row["test_accuracy"] = arrays["clean_hits"][members].mean()
@@ -112,8 +115,8 @@ def tabulate(config: ExpertConfig, arrays: experiment.Arrays) -> experiment.Tabl
 def claim(config: ExpertConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> Iterator[Row]:
     """Each attribution overlaps more on the strongest robust networks than on the standard one, and than edges do."""
     del tables
-    specs = trained.specs_of(config)
-    places, names = trained.kinds_of(specs), arrays["attributions"].tolist()
+    specs = stages.specs_of(config)
+    places, names = stages.kinds_of(specs), arrays["attributions"].tolist()
     strongest = {norm: [one.kind for one in specs if one.norm == norm][-1] for norm in config.norms}
     for field, measure in MEASURES.items():
         values = arrays[f"agreed/{field}"]
@@ -134,8 +137,8 @@ def claim(config: ExpertConfig, arrays: experiment.Arrays, tables: experiment.Ta
 
 def draw(workdir: Path, config: ExpertConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> None:
     """Overlaps by attribution and network; images, masks and maps."""
-    specs = trained.specs_of(config)
-    places = trained.kinds_of(specs)
+    specs = stages.specs_of(config)
+    places = stages.kinds_of(specs)
     colours = figures.palette([*places])
     groups: dict[str, dict[str, list[figures.Interval]]] = {}
     for row in tables["rows"]:

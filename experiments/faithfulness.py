@@ -23,11 +23,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import roar_kar
-from experiments.harness import claims, evaluated, experiment, figures, measures, retrained, trained
-from experiments.harness.config import setting, subsets
-from experiments.harness.measures import MEASURES
-from experiments.harness.tables import Row
-from experiments.harness.trained import Run, Spec
+from experiments.harness import experiment
+from experiments.harness.measurement import evaluation, measures
+from experiments.harness.measurement.measures import MEASURES
+from experiments.harness.pages import figures
+from experiments.harness.pages.tables import Row
+from experiments.harness.settings.config import setting, subsets
+from experiments.harness.training import retraining, stages
+from experiments.harness.training.stages import Run, Spec
+from experiments.harness.verdicts import claims
 from experiments.roar_kar import RetrainingConfig
 from robgrad import data, faithfulness, gradients, networks, stacking
 from robgrad.faithfulness import KAR, RANDOM, ROAR
@@ -63,15 +67,15 @@ def methods_of(run: Run, train: data.Split, test: data.Split, signed: bool = Fal
     )
     config, truth = run.config, run.dataset.truth
     images = data.scale(jnp.asarray(train.images[:500]))
-    network = trained.network_of(config, run.dataset)
-    fresh = networks.init(network, trained.key_of(config.seed, "untrained"), run.image_shape)
+    network = stages.network_of(config, run.dataset)
+    fresh = networks.init(network, stages.key_of(config.seed, "untrained"), run.image_shape)
     known = dict(forms) | {
         "expected_gradients": gradients.expected_gradients(images, pixels=pixels),
         "gradient_untrained": controls.of_network(forms["gradient"], networks.logits_fn(network, fresh)),
         "gradient_elsewhere": controls.of_another_image(forms["gradient"], images),
     }
     if truth is not None and truth.mask is not None:
-        whole = trained.used(run, train)
+        whole = stages.used(run, train)
         every = [jnp.concatenate([jnp.asarray(one), jnp.asarray(two)]) for one, two in zip(train, test, strict=True)]
         assert whole.truth is not None
         codes = jnp.concatenate([whole.truth.train_codes, whole.truth.test_codes])
@@ -91,10 +95,10 @@ def measure(run: Run) -> experiment.Arrays:
     run = run._replace(config=config)
     splits = subsets(config, run.dataset)
     methods, signed = (methods_of(run, *splits, signed=form) for form in (False, True))
-    specs, network = roar_kar.specs_of(config), trained.network_of(config, run.dataset)
-    variables = trained.train_networks(run, specs, splits[0])
+    specs, network = roar_kar.specs_of(config), stages.network_of(config, run.dataset)
+    variables = stages.train_networks(run, specs, splits[0])
     found = roar_kar.retrained_of(run, specs, network, variables, splits, methods)
-    found |= evaluated.hits_of(run, specs, variables, splits[1], trained.key_of(config.seed, "faithfulness"))
+    found |= evaluation.hits_of(run, specs, variables, splits[1], stages.key_of(config.seed, "faithfulness"))
     found |= masks_alone(run, network, stacking.replica(variables, 0), splits, methods)
     return found | measured_of(run, specs, network, variables, splits[1], methods, signed)
 
@@ -103,23 +107,23 @@ def masks_alone(run: Run, network, variables, splits: Sequence[data.Split], meth
     """Retrainings on the occluding masks of the standard network, white on the mean colour, without any image."""
     config = run.config
     grid = [one for one in faithfulness.grid([*methods], config.percentiles, 1) if one.benchmark == KAR]
-    size = retrained.kept_stack_size(run, network)
-    tools = retrained.tools_of(config, network, splits[0], size, methods)
+    size = retraining.kept_stack_size(run, network)
+    tools = retraining.tools_of(config, network, splits[0], size, methods)
 
     def occluded() -> list[faithfulness.Examples]:
-        whole = retrained.occluded_examples(config, "standard", variables, tools, grid, splits)
+        whole = retraining.occluded_examples(config, "standard", variables, tools, grid, splits)
         white = 255 if splits[0].images.dtype == np.uint8 else 1
         return [one._replace(images=np.full_like(np.asarray(one.images), white)) for one in whole]
 
-    hits = retrained.hits_of(run, "masks", grid, tools, occluded)
+    hits = retraining.hits_of(run, "masks", grid, tools, occluded)
     return {"masks": np.array(list(hits)), "mask_hits": np.stack(list(hits.values()))}
 
 
 def measured_of(run: Run, specs, network, variables, test: data.Split, methods, signed) -> experiment.Arrays:
     """The measures that need no retraining, and some maps for the gallery; one network after another is kept."""
-    fresh = networks.init(network, trained.key_of(run.config.seed, "randomised"), run.image_shape)
+    fresh = networks.init(network, stages.key_of(run.config.seed, "randomised"), run.image_shape)
     of_one = measures.of_images(network, fresh, methods, signed, run.config.sensitivity_samples, run.config.chunk)
-    named, key = partial(stacking.replica, variables), trained.key_of(run.config.seed, "measures")
+    named, key = partial(stacking.replica, variables), stages.key_of(run.config.seed, "measures")
     parts = measures.of_networks(run, specs, named, test, key, of_one)
     return measures.joined(parts, list(methods), test.images)
 
@@ -135,7 +139,7 @@ def tabulate(config: FaithfulnessConfig, arrays: experiment.Arrays) -> experimen
     hits, rows = roar_kar.hits_of(config, arrays), []
     masks = dict(zip(arrays["masks"].tolist(), arrays["mask_hits"].mean(1), strict=True))
     for place, spec in enumerate(roar_kar.specs_of(config)):
-        accuracies = evaluated.accuracies(config, arrays, [place])
+        accuracies = evaluation.accuracies(config, arrays, [place])
         for index, name in enumerate(config.attributions):
             row = {**spec.row, **accuracies, "attribution": name.replace("_", " ")}
             for benchmark in (ROAR, KAR):
@@ -148,13 +152,13 @@ def tabulate(config: FaithfulnessConfig, arrays: experiment.Arrays) -> experimen
                 if f"measure/{measure}" in arrays:
                     row[measure] = np.nanmean(arrays[f"measure/{measure}"][place, index])
             if not place:
-                given = [retrained.named(faithfulness.Retraining(KAR, name, q, 0)) for q in config.percentiles]
+                given = [retraining.named(faithfulness.Retraining(KAR, name, q, 0)) for q in config.percentiles]
                 row["mask_alone"] = max(masks[one] for one in given)
             rows.append(row)
     return {
         "rows": rows,
         "measures": measures_table(config, arrays),
-        "notes": evaluated.notes_of(roar_kar.specs_of(config), "l2", arrays),
+        "notes": evaluation.notes_of(roar_kar.specs_of(config), "l2", arrays),
     }
 
 
@@ -329,7 +333,7 @@ EXPERIMENT = experiment.Experiment(
     columns={
         "network": "network",
         "attribution": "attribution",
-        **{name: evaluated.COLUMNS[name] for name in ("test_accuracy", "robust_accuracy", "auto_attack")},
+        **{name: evaluation.COLUMNS[name] for name in ("test_accuracy", "robust_accuracy", "auto_attack")},
         **{"roar": "ROAR", "roar_low": "95% from", "roar_high": "to"},
         **{"kar": "KAR", "kar_low": "KAR, 95% from", "kar_high": "KAR, to"},
         **{"diff_roar": "DiffROAR", "road": "ROAD", "deletion": "deletion (lower is better)"},
@@ -344,7 +348,7 @@ EXPERIMENT = experiment.Experiment(
             "attributions and controls of the standard network stand above the true mask, where it is known",
             ("measure", "with_smoothness", "above_true_mask"),
         ),
-        "notes": evaluated.NOTES,
+        "notes": evaluation.NOTES,
     },
     captions={
         "gallery_*.svg": "Test image {}: each attribution's map (columns) for each network (rows).",

@@ -21,12 +21,16 @@ import jax
 import numpy as np
 from scipy import stats
 
-from experiments.harness import analysed, claims, estimate, experiment, figures, surfaces, trained
-from experiments.harness.analysed import AnalysedConfig, fields_of
-from experiments.harness.config import setting, subsets
-from experiments.harness.options import Options
-from experiments.harness.tables import Row
-from experiments.harness.trained import Run, Spec
+from experiments.harness import estimate, experiment
+from experiments.harness.measurement import alignment, estimates
+from experiments.harness.measurement.alignment import AnalysedConfig, fields_of
+from experiments.harness.pages import figures
+from experiments.harness.pages.tables import Row
+from experiments.harness.settings.config import setting, subsets
+from experiments.harness.settings.options import Options
+from experiments.harness.training import stages
+from experiments.harness.training.stages import Run, Spec
+from experiments.harness.verdicts import claims
 from experiments.manifold_distance import draw_fractions, groups_of
 from robgrad import attacks, data, gradients, intervals, manifolds, networks, runs, stacking, training
 
@@ -48,8 +52,8 @@ def known(run: Run) -> Run:
     config, below = run.config, run.workdir / "generator"
     base = run._replace(workdir=below, config=replace(config, manifold=("vae-gan",)))
     train, _ = subsets(config, run.dataset)
-    trained.train_networks(base, [Spec()], train)
-    trained.fit_manifold(base, "vae-gan", train)
+    stages.train_networks(base, [Spec()], train)
+    stages.fit_manifold(base, "vae-gan", train)
     made = runs.generated(below, config.train_examples, config.test_examples)
     return Run(run.workdir, replace(config, dataset=made.name, held_out=0), run.options, made)
 
@@ -60,17 +64,17 @@ def measure(run: Run) -> experiment.Arrays:
     run = run._replace(config=with_exact(run.config))
     config = run.config
     train, test = subsets(config, run.dataset)
-    specs = trained.specs_of(config)
-    network = trained.network_of(config, run.dataset)
-    variables = trained.train_networks(run, specs, train)
-    arrays = surfaces.fitted(run, train)
-    keys = jax.random.split(trained.key_of(config.seed, "known_manifold"), 3)
-    measured = surfaces.pictures(run, arrays, test, keys[0]) | surfaces.qualities(run, arrays, train, test)
+    specs = stages.specs_of(config)
+    network = stages.network_of(config, run.dataset)
+    variables = stages.train_networks(run, specs, train)
+    arrays = estimates.fitted(run, train)
+    keys = jax.random.split(stages.key_of(config.seed, "known_manifold"), 3)
+    measured = estimates.pictures(run, arrays, test, keys[0]) | estimates.qualities(run, arrays, train, test)
     mesh = stacking.device_mesh(stacking.size(variables), config.chunk)
     predict = training.evaluate(network, attacks.no_attack, mesh, chunk=config.chunk)
     measured["clean_hits"] = np.asarray(predict(variables, test, keys[1])) == test.labels
     measured |= sensitivities(run, network, variables, arrays[EXACT], test, keys[1])
-    return measured | analysed.measured(run, network, variables, arrays, train, test, keys[2])
+    return measured | alignment.measured(run, network, variables, arrays, train, test, keys[2])
 
 
 def sensitivities(run: Run, network, variables, bank, test: data.Split, key) -> experiment.Arrays:
@@ -80,7 +84,7 @@ def sensitivities(run: Run, network, variables, bank, test: data.Split, key) -> 
     def of_image(shared, variables, example):
         key, pixels = example
         image, own = data.scale(pixels), networks.logits_fn(network, variables)
-        tangent = surfaces.surface_of(config, EXACT, shape, shared).tangent_space(image)
+        tangent = estimates.surface_of(config, EXACT, shape, shared).tangent_space(image)
         radius, samples = config.sensitivity_radius, config.sensitivity_samples
         found = gradients.sensitivity(key, own, image, tangent, radius, samples=samples)
         return {"on": found.on, "off": found.off, "image_alignment": gradients.image_alignment(own, image)}
@@ -102,9 +106,9 @@ def estimates_of(config: KnownConfig) -> list[str]:
 
 def tabulate(config: KnownConfig, arrays: experiment.Arrays) -> experiment.Tables:
     """One row a kind of network; one an estimate; one a manifold."""
-    specs, rows = trained.specs_of(config), []
+    specs, rows = stages.specs_of(config), []
     (loss,) = config.analysis_losses[:1]
-    for members in trained.kinds_of(specs).values():
+    for members in stages.kinds_of(specs).values():
         truth = fields_of(arrays, loss, EXACT)
         fraction, low, high = intervals.of_seeds_and_rows(truth["tangent_fraction"][members], intervals.mean)
         rows.append(
@@ -130,7 +134,11 @@ def tabulate(config: KnownConfig, arrays: experiment.Arrays) -> experiment.Table
             }
         )
     judged = [_of_estimate(config, arrays, specs, name) for name in estimates_of(config)]
-    return {"rows": rows, "estimates": judged, "manifolds": surfaces.rows_of_manifolds(with_exact(config), arrays)}
+    return {
+        "rows": rows,
+        "estimates": judged,
+        "manifolds": estimates.rows_of_manifolds(with_exact(config), arrays),
+    }
 
 
 def _of_estimate(config: KnownConfig, arrays: experiment.Arrays, specs: Sequence[Spec], name: str) -> Row:
@@ -201,7 +209,7 @@ def correlations(config: KnownConfig, arrays: experiment.Arrays, specs: Sequence
     def within(some: np.ndarray) -> np.ndarray:
         return intervals.mean(np.moveaxis(_rank_correlation(some), -1, 0))
 
-    kinds = trained.kinds_of(specs).values()
+    kinds = stages.kinds_of(specs).values()
     means = np.stack([np.nanmean(pairs[:, members], axis=(0, 1)) for members in kinds])
     value = float(_rank_correlation(means))
     return _over_images(pairs, within), (value, *intervals.of_correlation(value, len(means), rank=True))
@@ -209,8 +217,8 @@ def correlations(config: KnownConfig, arrays: experiment.Arrays, specs: Sequence
 
 def claim(config: KnownConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> Iterator[Row]:
     """What is true of the gradients, and which estimate says so."""
-    specs, loss = trained.specs_of(config), config.analysis_losses[0]
-    places, truth = trained.kinds_of(specs), fields_of(arrays, loss, EXACT)
+    specs, loss = stages.specs_of(config), config.analysis_losses[0]
+    places, truth = stages.kinds_of(specs), fields_of(arrays, loss, EXACT)
     images = truth["tangent_fraction"].shape[1]
     over = claims.Over(config.network_seeds, f"{images} images")
     for pair, kinds in groups_of(specs).items():
@@ -250,7 +258,7 @@ def _difference_of_rises(values: np.ndarray) -> np.ndarray:
 def draw(workdir: Path, config: KnownConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> None:
     """True fractions with baselines, estimates against the truth, gradients, projections."""
     rows, loss = tables["rows"], config.analysis_losses[0]
-    members = trained.kinds_of(trained.specs_of(config))
+    members = stages.kinds_of(stages.specs_of(config))
     named = {"tangent_fraction_chance": "chance", "tangent_fraction_covariance": "covariance_chance"}
     every = [row | {name: row[field] for name, field in named.items()} for row in rows]
     draw_fractions(workdir / "true_fraction.svg", every, "along the exact manifold", figures.palette([*members]))
@@ -265,7 +273,8 @@ def draw(workdir: Path, config: KnownConfig, arrays: experiment.Arrays, tables: 
     slopes = {kind: arrays[f"shown/{loss}/gradient"][of[0]] for kind, of in members.items()}
     figures.image_grid(workdir / "loss_gradients.svg", {"test image": images}, slopes)
     figures.image_grid(
-        workdir / "manifold.svg", {"test image": images, **surfaces.rows_of_pictures(with_exact(config), arrays)}
+        workdir / "manifold.svg",
+        {"test image": images, **estimates.rows_of_pictures(with_exact(config), arrays)},
     )
 
 
@@ -275,7 +284,7 @@ def estimated(config: KnownConfig, dataset: data.Dataset, options: Options, othe
     # On a generated set they are trained anew.
     shared = others if dataset.truth is not None else ()
     yield from estimate.classifiers(config, estimate.missing(config, shared), dataset, train, options)
-    yield from analysed.estimated(config, dataset, options, len(trained.specs_of(config)))
+    yield from alignment.estimated(config, dataset, options, len(stages.specs_of(config)))
 
 
 EXPERIMENT = experiment.Experiment(
@@ -315,7 +324,7 @@ EXPERIMENT = experiment.Experiment(
                 *("shared", "smallest_angle", "median_angle"),
             ),
         ),
-        "manifolds": surfaces.MANIFOLDS,
+        "manifolds": estimates.MANIFOLDS,
     },
     captions={
         "true_fraction.svg": "Share of the loss gradient along the exact manifold; it should grow with epsilon, and "

@@ -27,22 +27,16 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments.harness import (
-    analysed,
-    claims,
-    densities,
-    estimate,
-    evaluated,
-    experiment,
-    figures,
-    surfaces,
-    trained,
-)
-from experiments.harness.analysed import AnalysedConfig, fields_of
-from experiments.harness.config import EvaluatedConfig, subsets
-from experiments.harness.options import Options
-from experiments.harness.tables import Row
-from experiments.harness.trained import Run, Spec
+from experiments.harness import densities, estimate, experiment
+from experiments.harness.measurement import alignment, estimates, evaluation
+from experiments.harness.measurement.alignment import AnalysedConfig, fields_of
+from experiments.harness.pages import figures
+from experiments.harness.pages.tables import Row
+from experiments.harness.settings.config import EvaluatedConfig, subsets
+from experiments.harness.settings.options import Options
+from experiments.harness.training import stages
+from experiments.harness.training.stages import Run, Spec
+from experiments.harness.verdicts import claims
 from robgrad import data, intervals, manifolds
 
 # Successful attacks below which no interval is given.
@@ -65,28 +59,28 @@ def measure(run: Run) -> experiment.Arrays:
     """Everything that tables, claims and figures need, by name; of each image and network where it says so."""
     config = run.config
     train, test = subsets(config, run.dataset)
-    specs = trained.specs_of(config)
-    network = trained.network_of(config, run.dataset)
-    variables = trained.train_networks(run, specs, train)
-    arrays = surfaces.fitted(run, train)
-    keys = jax.random.split(trained.key_of(config.seed, "manifold_distance"), 3)
-    measured = surfaces.pictures(run, arrays, test, keys[0]) | surfaces.qualities(run, arrays, train, test)
-    measured |= evaluated.hits_of(run, specs, variables, test, keys[1])
-    return measured | analysed.measured(run, network, variables, arrays, train, test, keys[2])
+    specs = stages.specs_of(config)
+    network = stages.network_of(config, run.dataset)
+    variables = stages.train_networks(run, specs, train)
+    arrays = estimates.fitted(run, train)
+    keys = jax.random.split(stages.key_of(config.seed, "manifold_distance"), 3)
+    measured = estimates.pictures(run, arrays, test, keys[0]) | estimates.qualities(run, arrays, train, test)
+    measured |= evaluation.hits_of(run, specs, variables, test, keys[1])
+    return measured | alignment.measured(run, network, variables, arrays, train, test, keys[2])
 
 
 def tabulate(config: ManifoldConfig, arrays: experiment.Arrays) -> experiment.Tables:
     """One row a kind of network, manifold and analysis loss, averaged over its seeds; one a manifold."""
-    specs, rows = trained.specs_of(config), []
+    specs, rows = stages.specs_of(config), []
     for name, loss in itertools.product(config.manifold, config.analysis_losses):
         fields = fields_of(arrays, loss, name)
-        for members in trained.kinds_of(specs).values():
+        for members in stages.kinds_of(specs).values():
             own = {field: values[members] if values.ndim == 2 else values for field, values in fields.items()}
             about = {"network_seeds": len(members), "manifold": name, "analysis_loss": loss}
-            accuracy = evaluated.accuracies(config, arrays, members)
+            accuracy = evaluation.accuracies(config, arrays, members)
             rows.append({**specs[members[0]].row, **about, **accuracy, **_of_kind(own, arrays["clean_hits"][members])})
-    notes = evaluated.notes_of(specs, "l2", arrays)
-    return {"rows": rows, "manifolds": surfaces.rows_of_manifolds(config, arrays), "notes": notes}
+    notes = evaluation.notes_of(specs, "l2", arrays)
+    return {"rows": rows, "manifolds": estimates.rows_of_manifolds(config, arrays), "notes": notes}
 
 
 def _of_kind(own: experiment.Arrays, right: np.ndarray) -> Row:
@@ -111,7 +105,7 @@ def _of_kind(own: experiment.Arrays, right: np.ndarray) -> Row:
         "clean_rescaled_mode": densities.mode(rescaled(clean, clean)),
         **_bounded("tangent_fraction", fractions, intervals.mean),
         "root_fraction": np.mean(intervals.mean(np.sqrt(fractions.T))),
-        **{name: np.mean(intervals.mean(own[name].T)) for name in analysed.FRACTIONS[1:] if name in own},
+        **{name: np.mean(intervals.mean(own[name].T)) for name in alignment.FRACTIONS[1:] if name in own},
         "tangent_fraction_covariance": np.mean(own["covariance_chance"]) if "covariance_chance" in own else np.nan,
         "tangent_fraction_chance": np.mean(own["chance"]),
         "gradient_norm": np.median(own["gradient_norm"]),
@@ -152,8 +146,8 @@ def groups_of(specs: Sequence[Spec]) -> dict[tuple, list[str]]:
 def claim(config: ManifoldConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> Iterator[Row]:
     """The order of distances and tangent fractions in each group and by each manifold, and the published modes."""
     del tables
-    specs = trained.specs_of(config)
-    places = trained.kinds_of(specs)
+    specs = stages.specs_of(config)
+    places = stages.kinds_of(specs)
     for name, loss in itertools.product(config.manifold, config.analysis_losses):
         fields = fields_of(arrays, loss, name)
         clean = np.broadcast_to(fields["distance"], (config.network_seeds, len(fields["distance"])))
@@ -231,8 +225,8 @@ def is_paper_size(config: ManifoldConfig) -> bool:
 
 def draw(workdir: Path, config: ManifoldConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> None:
     """Of each analysis attack densities, attacked images, tangent fractions; loss gradients; the manifolds."""
-    specs = trained.specs_of(config)
-    places, images = trained.kinds_of(specs), arrays["shown/test"]
+    specs = stages.specs_of(config)
+    places, images = stages.kinds_of(specs), arrays["shown/test"]
     colours = figures.palette([*places])
     for index, (name, loss) in enumerate(itertools.product(config.manifold, config.analysis_losses)):
         fields, title = fields_of(arrays, loss, name), manifolds.KINDS[name].title
@@ -257,7 +251,7 @@ def draw(workdir: Path, config: ManifoldConfig, arrays: experiment.Arrays, table
     first = arrays[f"shown/{config.analysis_losses[0]}/gradient"]
     slopes = {kind: first[members[0]] for kind, members in places.items()}
     figures.image_grid(workdir / "loss_gradients.svg", {"test image": images}, slopes)
-    figures.image_grid(workdir / "manifold.svg", {"test image": images, **surfaces.rows_of_pictures(config, arrays)})
+    figures.image_grid(workdir / "manifold.svg", {"test image": images, **estimates.rows_of_pictures(config, arrays)})
 
 
 def draw_fractions(path: Path, rows: Sequence[Row], along: str, colours: figures.Colours) -> None:
@@ -279,10 +273,10 @@ def draw_fractions(path: Path, rows: Sequence[Row], along: str, colours: figures
 def estimated(config: ManifoldConfig, dataset: data.Dataset, options: Options, others: Sequence) -> Iterator[Row]:
     """Stacks of networks, the manifolds, accuracies, the analysis of all test images."""
     train, test = subsets(config, dataset)
-    specs = trained.specs_of(config)
+    specs = stages.specs_of(config)
     yield from estimate.classifiers(config, estimate.missing(config, others), dataset, train, options)
-    yield evaluated.estimated(config, dataset, test, "l2", len(specs))
-    yield from analysed.estimated(config, dataset, options, len(specs))
+    yield evaluation.estimated(config, dataset, test, "l2", len(specs))
+    yield from alignment.estimated(config, dataset, options, len(specs))
 
 
 EXPERIMENT = experiment.Experiment(
@@ -301,7 +295,7 @@ EXPERIMENT = experiment.Experiment(
         "analysis_loss": "analysis",
         "median_distance": "median distance",
         "tangent_fraction": "tangent fraction",
-        **evaluated.COLUMNS,
+        **evaluation.COLUMNS,
         "attack_success": "attack success",
         "clean_median_distance": "of clean images",
         "rescaled_mode": "rescaled mode",
@@ -313,7 +307,7 @@ EXPERIMENT = experiment.Experiment(
         "tangent_fraction_covariance": "of a direction with the data's covariance",
         "tangent_fraction_chance": "of a random direction",
     },
-    others={"manifolds": surfaces.MANIFOLDS, "notes": evaluated.NOTES},
+    others={"manifolds": estimates.MANIFOLDS, "notes": evaluation.NOTES},
     captions={
         "loss_gradients.svg": "Test images, and gradients of the negative loss at the predicted label, from blue to "
         "red; with growing epsilon noise should give way to shapes, as Fashion-MNIST's does. In digits' 8x8 pixels "

@@ -21,8 +21,11 @@ from typing import Any, ClassVar, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import claims, estimate, evaluated, experiment, figures, launch, trained
-from experiments.harness.config import (
+from experiments.harness import estimate, experiment, launch
+from experiments.harness.measurement import evaluation
+from experiments.harness.pages import figures
+from experiments.harness.pages.tables import Row
+from experiments.harness.settings.config import (
     AutoAttackConfig,
     ConfigError,
     FittedConfig,
@@ -31,9 +34,10 @@ from experiments.harness.config import (
     steps_of,
     subsets,
 )
-from experiments.harness.options import Options
-from experiments.harness.tables import Row
-from experiments.harness.trained import Run
+from experiments.harness.settings.options import Options
+from experiments.harness.training import stages
+from experiments.harness.training.stages import Run
+from experiments.harness.verdicts import claims
 from robgrad import attacks, data, networks, stacking, training
 
 SECTION = "today's training"
@@ -109,19 +113,19 @@ def members_of(config: ModernConfig) -> list[Member]:
     ]
 
 
-def plan_of(config: ModernConfig, recipe: str, dataset: data.Dataset) -> trained.Plan:
+def plan_of(config: ModernConfig, recipe: str, dataset: data.Dataset) -> stages.Plan:
     """The networks of one recipe as a stack."""
     own, count = recipes_of(config)[recipe], config.network_seeds
-    network, how = trained.network_of(own, dataset), recipe_of(own, own.norm)
+    network, how = stages.network_of(own, dataset), recipe_of(own, own.norm)
     numbers = (own.train_radius, own.train_step_size, own.learning_rate, 0.0)
     sizes = training.StepSizes(*(jnp.full(count, number, jnp.float32) for number in numbers))
-    sizes = sizes._replace(weight_decay=trained.decays_of(own, count))
-    states = trained.begun(own, dataset, how, own.epochs, range(count))
-    return trained.Plan(
+    sizes = sizes._replace(weight_decay=stages.decays_of(own, count))
+    states = stages.begun(own, dataset, how, own.epochs, range(count))
+    return stages.Plan(
         recipe, how.step(network, steps_of(own, own.epochs)), states, sizes,
         [f"{recipe} seed {seed}" for seed in range(count)], own.batch_size, own.epochs, own.shuffle,
         networks.intensity(network, dataset.train.images.shape[1:], how.passes),
-        trained.score_of(own, dataset, how, sizes),
+        stages.score_of(own, dataset, how, sizes),
     )  # fmt: skip
 
 
@@ -133,25 +137,25 @@ def trained_by(run: Run, recipe: str, train: data.Split) -> Any:
     # The curve stands with the best epochs.
     best = [row["network"] for row in rows][own.network_seeds :]
 
-    def make() -> trained.Trained:
-        states = trained.fit(run, plan_of(run.config, recipe, run.dataset), train)
-        last, made = trained.ended(states, [], "last"), trained.ended(states, best, "best")
+    def make() -> stages.Trained:
+        states = stages.fit(run, plan_of(run.config, recipe, run.dataset), train)
+        last, made = stages.ended(states, [], "last"), stages.ended(states, best, "best")
         return made._replace(variables=stacking.concatenate([last.variables, made.variables]))
 
     with launch.patiently():
-        return trained.kept(run, recipe.replace(" ", "-"), rows, trained.settings_of(own, *named), make)
+        return stages.kept(run, recipe.replace(" ", "-"), rows, stages.settings_of(own, *named), make)
 
 
 def measure(run: Run) -> experiment.Arrays:
     """Whether each network is right on each test image `test_hits`, and under AutoAttack `robust_hits`."""
     config = run.config
     train, test = subsets(config, run.dataset)
-    network = trained.network_of(config, run.dataset)
+    network = stages.network_of(config, run.dataset)
     variables = stacking.concatenate([trained_by(run, recipe, train) for recipe in recipes_of(config)])
     mesh = stacking.device_mesh(1, config.chunk, intensity=networks.intensity(network, run.image_shape))
     predict = training.evaluate(network, attacks.no_attack, mesh, chunk=config.chunk)
-    hits = np.asarray(predict(variables, test, trained.key_of(config.seed, "modern"))) == test.labels
-    found = evaluated.auto_attacked(run, members_of(config), variables, test, config.norm, (config.train_radius,))
+    hits = np.asarray(predict(variables, test, stages.key_of(config.seed, "modern"))) == test.labels
+    found = evaluation.auto_attacked(run, members_of(config), variables, test, config.norm, (config.train_radius,))
     notes = {name: values for name, values in found.items() if "notes" in name}
     return {"test_hits": hits, "robust_hits": found["robust"][:, 0], **notes}
 
@@ -166,14 +170,14 @@ def tabulate(config: ModernConfig, arrays: experiment.Arrays) -> experiment.Tabl
     """A row for each recipe and kept epoch."""
     rows = []
     for recipe in recipes_of(config):
-        curves = [arrays[f"{trained.HELD_OUT}/{recipe} seed {seed} best"] for seed in range(config.network_seeds)]
+        curves = [arrays[f"{stages.HELD_OUT}/{recipe} seed {seed} best"] for seed in range(config.network_seeds)]
         for kept in KEPT:
             epochs = [int(np.argmax(curve)) + 1 if kept == "best" else len(curve) for curve in curves]
             row: Row = {"recipe": recipe, "kept": kept, "epoch": float(np.mean(epochs))}
             row |= claims.bounded("test_accuracy", hits_of(config, arrays, "test_hits", recipe, kept))
             row |= claims.bounded("robust_accuracy", hits_of(config, arrays, "robust_hits", recipe, kept))
             rows.append(row | {"network_seeds": config.network_seeds})
-    return {"rows": rows, "notes": evaluated.notes_of(members_of(config), config.norm, arrays)}
+    return {"rows": rows, "notes": evaluation.notes_of(members_of(config), config.norm, arrays)}
 
 
 def claim(config: ModernConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> Iterator[Row]:
@@ -217,7 +221,7 @@ def estimated(config: ModernConfig, dataset: data.Dataset, options: Options, oth
     train, test = subsets(config, dataset)
     for recipe in recipes_of(config):
         yield estimate.row_of(dataset.name, plan_of(config, recipe, dataset), train, options, config.network_seeds)
-    yield evaluated.estimated(config, dataset, test, config.norm, len(members_of(config)))
+    yield evaluation.estimated(config, dataset, test, config.norm, len(members_of(config)))
 
 
 EXPERIMENT = experiment.Experiment(
@@ -237,7 +241,7 @@ EXPERIMENT = experiment.Experiment(
         **{"robust_accuracy": "robust accuracy", "robust_accuracy_low": "95% from", "robust_accuracy_high": "to"},
         **{"test_accuracy": "test accuracy", "test_accuracy_low": "test, 95% from", "test_accuracy_high": "test, to"},
     },
-    others={"notes": evaluated.NOTES},
+    others={"notes": evaluation.NOTES},
     captions={
         "recipes.svg": "Robust accuracy of each recipe at its best and its last epoch; marks are clean accuracy, "
         "intervals are over seeds and images.",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from experiments import reproduce
 from experiments.harness import estimate, launch, registry
-from experiments.harness.flags import Flags
+from experiments.harness.settings.flags import Flags
 
 NAME, TITLE = "neighbours", "The neighbours: three works on the same question"
 

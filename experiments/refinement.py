@@ -20,9 +20,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import claims, estimate, evaluated, experiment, figures, trained
-from experiments.harness.config import AutoAttackConfig, ConfigError, FittedConfig, setting, subsets
-from experiments.harness.guided import (
+from experiments.harness import estimate, experiment
+from experiments.harness.measurement import evaluation
+from experiments.harness.pages import figures
+from experiments.harness.pages.tables import Row
+from experiments.harness.settings.config import AutoAttackConfig, ConfigError, FittedConfig, setting, subsets
+from experiments.harness.settings.options import Options
+from experiments.harness.training import stages
+from experiments.harness.training.guidance import (
     ADVERSARIAL,
     GUIDED,
     GUIDES,
@@ -37,9 +42,8 @@ from experiments.harness.guided import (
     trainings_of,
     variables_of,
 )
-from experiments.harness.options import Options
-from experiments.harness.tables import Row
-from experiments.harness.trained import Run
+from experiments.harness.training.stages import Run
+from experiments.harness.verdicts import claims
 from robgrad import attacks, data, networks, stacking, training
 from robgrad.data import corruptions, marks
 
@@ -99,7 +103,7 @@ def sets_of(config: RefinementConfig, dataset: data.Dataset) -> tuple[data.Split
     spoiled = []
     images = data.scale(jnp.asarray(test.images))
     for name, corrupt in corruptions.CORRUPTIONS.items():
-        draws = jax.random.split(trained.key_of(config.seed, name), len(images))
+        draws = jax.random.split(stages.key_of(config.seed, name), len(images))
         spoiled.append(np.asarray(jax.vmap(lambda key, image, of=corrupt: of(key, image, SEVERITY))(draws, images)))
     labels = np.tile(test.labels, len(spoiled))
     shown["corrupted"] = data.Split(np.clip(np.concatenate(spoiled), *data.PIXEL_RANGE), labels)
@@ -112,11 +116,11 @@ def measure(run: Run) -> experiment.Arrays:
     config = run.config
     train, keys, shown = sets_of(config, run.dataset)
     variables, flags = variables_of(run, train, keys)
-    network = trained.network_of(config, run.dataset)
+    network = stages.network_of(config, run.dataset)
     mesh = stacking.device_mesh(stacking.size(variables), config.chunk)
     predict, key = training.evaluate(network, attacks.no_attack, mesh, chunk=config.chunk), jax.random.key(0)
     arrays = {f"hits/{name}": np.asarray(predict(variables, of, key)) == of.labels for name, of in shown.items()}
-    found = evaluated.auto_attacked(run, names_of(config), variables, shown["removed"], "linf", (config.train_radius,))
+    found = evaluation.auto_attacked(run, names_of(config), variables, shown["removed"], "linf", (config.train_radius,))
     arrays |= {"hits/robust": found.pop("robust")[:, 0]} | {name: of for name, of in found.items() if "notes" in name}
     first = {name: of.images[:SHOWN] for name, of in shown.items()}
     images = {f"shown/{name}": np.asarray(data.scale(jnp.asarray(of)), np.float16) for name, of in first.items()}
@@ -140,7 +144,7 @@ def tabulate(config: RefinementConfig, arrays: experiment.Arrays) -> experiment.
             row |= claims.bounded(f"{kind}_accuracy", rows_of(config, arrays, kind)[name])
         row["mark_flagged"] = arrays[f"flagged/{name}"].mean() if f"flagged/{name}" in arrays else np.nan
         rows.append(row)
-    return {"rows": rows, "notes": evaluated.notes_of(names_of(config), "linf", arrays)}
+    return {"rows": rows, "notes": evaluation.notes_of(names_of(config), "linf", arrays)}
 
 
 RISES = {
@@ -203,14 +207,14 @@ def estimated(config: RefinementConfig, dataset: data.Dataset, options: Options,
     """Stages of training, of which the adversarial one is measured; AutoAttack."""
     del others
     train, _, shown = sets_of(config, dataset)
-    network, shape = trained.network_of(config, dataset), dataset.train.images.shape[1:]
+    network, shape = stages.network_of(config, dataset), dataset.train.images.shape[1:]
     step = step_of(config, network, GUIDED)
-    states = trained.begun(config, dataset, recipe_for(config, GUIDED), epochs_of(config), [0])
+    states = stages.begun(config, dataset, recipe_for(config, GUIDED), epochs_of(config), [0])
     sizes = jax.tree.map(lambda one: jnp.full(1, one), training.StepSizes(0.1, 0.1, 1e-3, 1.0))
     epochs, work = epochs_of(config), networks.intensity(network, shape, config.attack_steps)
-    score = trained.score_of(config, dataset, recipe_for(config, GUIDED), sizes)
+    score = stages.score_of(config, dataset, recipe_for(config, GUIDED), sizes)
     given = config.batch_size, epochs, config.shuffle, work, score
-    plan = trained.Plan("guided", step, states, sizes, ["guided"], *given)
+    plan = stages.Plan("guided", step, states, sizes, ["guided"], *given)
     count = (len(guides_of(config, dataset)) + 2) * config.network_seeds
     examples = Guided(*train, np.zeros(train.images.shape[:3], bool))
     row = estimate.row_of(dataset.name, plan, examples, options, count)
@@ -221,7 +225,7 @@ def estimated(config: RefinementConfig, dataset: data.Dataset, options: Options,
     chunks = len(train.images) / len(some) * config.rounds * config.network_seeds
     named = estimate.empty(dataset.name, f"LIME of {len(train.images)} images") | {"compile_seconds": cold}
     yield named | {"networks": config.network_seeds, "minutes": (warm * chunks + cold) / 60}
-    yield evaluated.estimated(config, dataset, shown["removed"], "linf", count)
+    yield evaluation.estimated(config, dataset, shown["removed"], "linf", count)
 
 
 EXPERIMENT = experiment.Experiment(
@@ -243,7 +247,7 @@ EXPERIMENT = experiment.Experiment(
         },
         "mark_flagged": "share of the marks flagged at first",
     },
-    others={"notes": evaluated.NOTES},
+    others={"notes": evaluation.NOTES},
     captions={
         "refinement.svg": "Accuracy with the mark as in training, without it, with another class's, under corruptions, "
         "and under AutoAttack; intervals are over seeds and images.",

@@ -14,10 +14,11 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments.harness import config, estimate, experiment, launch, registry
+from experiments.harness import estimate, experiment, launch, registry
 from experiments.harness.experiment import Experiment
-from experiments.harness.flags import Flags
-from experiments.harness.trained import Source
+from experiments.harness.settings import config
+from experiments.harness.settings.flags import Flags
+from experiments.harness.training.stages import Source
 from robgrad import data, runs
 
 NAME = "reproduce"

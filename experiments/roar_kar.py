@@ -22,21 +22,15 @@ from typing import Any
 
 import numpy as np
 
-from experiments.harness import (
-    claims,
-    correlations,
-    estimate,
-    evaluated,
-    experiment,
-    figures,
-    launch,
-    retrained,
-    trained,
-)
-from experiments.harness.config import EvaluatedConfig, setting, subsets
-from experiments.harness.options import Options
-from experiments.harness.tables import Row
-from experiments.harness.trained import Run, Spec
+from experiments.harness import estimate, experiment, launch
+from experiments.harness.measurement import evaluation
+from experiments.harness.pages import figures
+from experiments.harness.pages.tables import Row
+from experiments.harness.settings.config import EvaluatedConfig, setting, subsets
+from experiments.harness.settings.options import Options
+from experiments.harness.training import retraining, stages
+from experiments.harness.training.stages import Run, Spec
+from experiments.harness.verdicts import claims, correlations
 from robgrad import data, faithfulness, gradients, intervals, stacking
 from robgrad.faithfulness import KAR, RANDOM, ROAR, Retraining
 
@@ -73,7 +67,7 @@ def thinned(radii: Sequence[float], count: int) -> tuple[float, ...]:
 def specs_of(config: RetrainingConfig) -> list[Spec]:
     """The networks, their radii thinned."""
     kept = {norm: thinned(radii, config.epsilons) for norm, radii in config.radii.items()}
-    return [one for one in trained.specs_of(config) if one.norm is None or one.epsilon in kept[one.norm]]
+    return [one for one in stages.specs_of(config) if one.norm is None or one.epsilon in kept[one.norm]]
 
 
 def grid_of(config: RetrainingConfig, with_random: bool) -> list[Retraining]:
@@ -90,29 +84,29 @@ def methods_of(config: RetrainingConfig) -> dict[str, gradients.Attribution]:
 def measure(run: Run) -> experiment.Arrays:
     """Whether each network is right on each test image, and each retrained one `[retraining, image]`, with its name."""
     config, splits = run.config, subsets(run.config, run.dataset)
-    specs, network = specs_of(config), trained.network_of(config, run.dataset)
-    variables = trained.train_networks(run, specs, splits[0])
-    key = trained.key_of(config.seed, "roar_kar")
-    accuracies = evaluated.hits_of(run, specs, variables, splits[1], key)
+    specs, network = specs_of(config), stages.network_of(config, run.dataset)
+    variables = stages.train_networks(run, specs, splits[0])
+    key = stages.key_of(config.seed, "roar_kar")
+    accuracies = evaluation.hits_of(run, specs, variables, splits[1], key)
     return accuracies | retrained_of(run, specs, network, variables, splits, methods_of(config))
 
 
 def retrained_of(run: Run, specs, network, variables, splits, methods) -> experiment.Arrays:
     """The hits of all retrainings of some networks and attributions, with their names."""
     config = run.config
-    size, pixels = retrained.kept_stack_size(run, network), math.prod(run.image_shape[:2])
+    size, pixels = retraining.kept_stack_size(run, network), math.prod(run.image_shape[:2])
     images = sum(len(split.labels) for split in splits)
     maps = (len(config.attributions) + config.retraining_seeds) * pixels * (1 if pixels <= 256 else 2) * images
     launch.show(
         f"{retrainings_of(config)} retrainings of {len(specs)} networks, at most {size} in a stack; "
         f"rank maps of a network: {maps / 2**20:.0f} MiB"
     )
-    tools = retrained.tools_of(config, network, splits[0], size, methods)
+    tools = retraining.tools_of(config, network, splits[0], size, methods)
     hits: dict[str, np.ndarray] = {}
     for index, spec in enumerate(specs):
         grid, own = grid_of(config, not index), stacking.replica(variables, index)
-        occluded = partial(retrained.occluded_examples, config, spec.name, own, tools, grid, splits)
-        own_hits = retrained.hits_of(run, spec.name, grid, tools, occluded)
+        occluded = partial(retraining.occluded_examples, config, spec.name, own, tools, grid, splits)
+        own_hits = retraining.hits_of(run, spec.name, grid, tools, occluded)
         hits |= {f"{spec.name}: {name}": right for name, right in own_hits.items()}
     return {"retrainings": np.array(list(hits)), "retrained_hits": np.stack(list(hits.values()))}
 
@@ -129,7 +123,7 @@ def hits_of(config: RetrainingConfig, arrays: experiment.Arrays) -> Callable[[Sp
 
     def hits(spec: Spec, benchmark: str, method: str) -> np.ndarray:
         seeds = range(config.retraining_seeds)
-        named = lambda q, seed: retrained.named(Retraining(benchmark, method, q, seed))  # noqa: E731
+        named = lambda q, seed: retraining.named(Retraining(benchmark, method, q, seed))  # noqa: E731
         return np.array([[by_name[f"{spec.name}: {named(q, s)}"] for s in seeds] for q in config.percentiles])
 
     return hits
@@ -139,7 +133,7 @@ def tabulate(config: RetrainingConfig, arrays: experiment.Arrays) -> experiment.
     """A row for each network, benchmark and attribution; correlations with strength; an audit of Random."""
     hits, rows = hits_of(config, arrays), []
     for place, spec in enumerate(specs_of(config)):
-        accuracies = evaluated.accuracies(config, arrays, [place])
+        accuracies = evaluation.accuracies(config, arrays, [place])
         methods = (*config.attributions, *([RANDOM] if spec == Spec() else []))
         for benchmark, method in itertools.product((ROAR, KAR), methods):
             random = hits(Spec(), benchmark, RANDOM)
@@ -161,7 +155,7 @@ def tabulate(config: RetrainingConfig, arrays: experiment.Arrays) -> experiment.
             )
     audit = list(audit_of(config, lambda benchmark: hits(Spec(), benchmark, RANDOM)))
     return {"rows": rows, "correlations": correlations.table_of(config, rows, "strength"), "audit": audit} | {
-        "notes": evaluated.notes_of(specs_of(config), "l2", arrays)
+        "notes": evaluation.notes_of(specs_of(config), "l2", arrays)
     }
 
 
@@ -228,12 +222,12 @@ def estimated(config: RetrainingConfig, dataset: data.Dataset, options: Options,
     specs = set(specs_of(config))
     missing = [one for one in estimate.missing(config, others) if one in specs]
     yield from estimate.classifiers(config, missing, dataset, train, options)
-    shape, network = dataset.train.images.shape[1:], trained.network_of(config, dataset)
-    size = options.stack_size or retrained.stack_size(network, shape, config.retraining_batch_size)
+    shape, network = dataset.train.images.shape[1:], stages.network_of(config, dataset)
+    size = options.stack_size or retraining.stack_size(network, shape, config.retraining_batch_size)
     part = grid_of(config, with_random=False)[:size]
     # Nothing is attributed: ranks are made up below.
-    tools = retrained.tools_of(config, network, train, len(part), {})
-    plan = retrained.plan_of(config, "retraining", part, tools, shape)
+    tools = retraining.tools_of(config, network, train, len(part), {})
+    plan = retraining.plan_of(config, "retraining", part, tools, shape)
     kind = np.uint8 if math.prod(shape[:2]) <= 256 else np.uint16
     maps = len(config.attributions) + config.retraining_seeds
     ranks = np.zeros((len(train.labels), maps, *shape[:2]), kind)
@@ -241,7 +235,7 @@ def estimated(config: RetrainingConfig, dataset: data.Dataset, options: Options,
     row = estimate.row_of(dataset.name, plan, examples, options, len(specs))
     count = retrainings_of(config)
     working = row["steps"] * row["ms_per_step"] / 60_000 * count / len(part)
-    yield evaluated.estimated(config, dataset, test, "l2", len(specs))
+    yield evaluation.estimated(config, dataset, test, "l2", len(specs))
     yield row | {"retrainings": count, "minutes": working + row["compile_seconds"] / 60}
 
 
@@ -259,7 +253,7 @@ EXPERIMENT = experiment.Experiment(
     columns={
         "network": "network",
         "network_seed": "seed",
-        **{name: evaluated.COLUMNS[name] for name in ("test_accuracy", "robust_accuracy", "auto_attack")},
+        **{name: evaluation.COLUMNS[name] for name in ("test_accuracy", "robust_accuracy", "auto_attack")},
         "benchmark": "benchmark",
         "attribution": "attribution",
         "score": "score",
@@ -272,7 +266,7 @@ EXPERIMENT = experiment.Experiment(
             "Random twice: keeping a share of pixels, and removing the rest, are the same experiment",
             ("pixels_kept", "keeping", "removing_the_rest", "difference", "difference_low", "difference_high"),
         ),
-        "notes": evaluated.NOTES,
+        "notes": evaluation.NOTES,
     },
     captions={
         "roar_strength_*.svg": "ROAR scores against training strength ({} training); in the paper all lines rise.",

@@ -18,11 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from experiments.harness import claims, estimate, evaluated, experiment, figures, trained
-from experiments.harness.config import AttackedConfig, setting, subsets
-from experiments.harness.options import Options
-from experiments.harness.tables import Row
-from experiments.harness.trained import Run
+from experiments.harness import estimate, experiment
+from experiments.harness.measurement import evaluation
+from experiments.harness.pages import figures
+from experiments.harness.pages.tables import Row
+from experiments.harness.settings.config import AttackedConfig, setting, subsets
+from experiments.harness.settings.options import Options
+from experiments.harness.training import stages
+from experiments.harness.training.stages import Run
+from experiments.harness.verdicts import claims
 from robgrad import attacks, data, intervals
 
 
@@ -39,21 +43,21 @@ def measure(run: Run) -> experiment.Arrays:
     """By norm whether each image is robust and which attack broke it, `[network, radius, image]`; and notes."""
     config = run.config
     train, test = subsets(config, run.dataset)
-    specs = trained.specs_of(config)
-    variables = trained.train_networks(run, specs, train)
+    specs = stages.specs_of(config)
+    variables = stages.train_networks(run, specs, train)
     arrays: experiment.Arrays = {}
     for norm, radii in config.evaluated.items():
-        found = evaluated.auto_attacked(run, specs, variables, test, norm, radii)
+        found = evaluation.auto_attacked(run, specs, variables, test, norm, radii)
         arrays |= {f"{norm}/{name}": values for name, values in found.items()}
     return arrays
 
 
 def tabulate(config: RobustnessConfig, arrays: experiment.Arrays) -> experiment.Tables:
     """A row for each kind of network, norm and radius; what each attack broke; what speaks against the numbers."""
-    specs, rows, broken, notes = trained.specs_of(config), [], [], []
+    specs, rows, broken, notes = stages.specs_of(config), [], [], []
     for norm, radii in config.evaluated.items():
         for place, radius in enumerate(radii):
-            for kind, members in trained.kinds_of(specs).items():
+            for kind, members in stages.kinds_of(specs).items():
                 robust = arrays[f"{norm}/robust"][members, place] * 1.0
                 value, low, high = intervals.of_seeds_and_rows(robust, intervals.mean)
                 named = {**specs[members[0]].row, "norm": norm, "epsilon": radius}
@@ -79,15 +83,15 @@ def tabulate(config: RobustnessConfig, arrays: experiment.Arrays) -> experiment.
                     }
                     for name in names
                 ]
-        notes += evaluated.notes_of(specs, norm, arrays, f"{norm}/")
+        notes += evaluation.notes_of(specs, norm, arrays, f"{norm}/")
     return {"rows": rows, "broken": broken, "notes": notes}
 
 
 def claim(config: RobustnessConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> Iterator[Row]:
     """Each network trained for a radius is more robust there than the standard one."""
     del tables
-    specs = trained.specs_of(config)
-    places = trained.kinds_of(specs)
+    specs = stages.specs_of(config)
+    places = stages.kinds_of(specs)
     for norm, radii in config.evaluated.items():
         for spec in specs:
             if spec.norm != norm or spec.seed or spec.epsilon not in radii:
@@ -114,7 +118,7 @@ def draw(workdir: Path, config: RobustnessConfig, arrays: experiment.Arrays, tab
         assert all(len(rows) == len(radii) for rows in of.values())
         curves = {name: figures.along_radii(rows) for name, rows in of.items()}
         panels[f"{norm}, AutoAttack {config.auto_attack}"] = curves
-    colours = figures.palette([*trained.kinds_of(trained.specs_of(config))])
+    colours = figures.palette([*stages.kinds_of(stages.specs_of(config))])
     figures.curve_figure(workdir / "robust_accuracy.svg", panels, "radius, pixel range 2", "accuracy", colours)
 
 
@@ -122,8 +126,8 @@ def estimated(config: RobustnessConfig, dataset: data.Dataset, options: Options,
     """Stacks of networks, and the evaluation, scaled from the standard network before training at one radius."""
     train, test = subsets(config, dataset)
     yield from estimate.classifiers(config, estimate.missing(config, others), dataset, train, options)
-    count = sum(len(radii) for radii in config.evaluated.values()) * len(trained.specs_of(config))
-    yield evaluated.estimated(config, dataset, test, next(iter(config.evaluated)), count)
+    count = sum(len(radii) for radii in config.evaluated.values()) * len(stages.specs_of(config))
+    yield evaluation.estimated(config, dataset, test, next(iter(config.evaluated)), count)
 
 
 EXPERIMENT = experiment.Experiment(
@@ -146,7 +150,7 @@ EXPERIMENT = experiment.Experiment(
     },
     others={
         "broken": ("What each attack broke", ("network", "norm", "epsilon", "attack", "share")),
-        "notes": evaluated.NOTES,
+        "notes": evaluation.NOTES,
     },
     captions={
         "robust_accuracy.svg": "Accuracy against radius; bars are 95% intervals. Curves of robust networks should lie "

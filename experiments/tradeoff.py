@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from experiments import roar_kar
-from experiments.harness import claims, correlations, experiment
-from experiments.harness.tables import Row
-from experiments.harness.trained import Spec
+from experiments.harness import experiment
+from experiments.harness.pages.tables import Row
+from experiments.harness.training.stages import Spec
+from experiments.harness.verdicts import claims, correlations
 from experiments.roar_kar import RetrainingConfig
 from robgrad import faithfulness
 from robgrad.faithfulness import KAR, RANDOM, ROAR

@@ -22,12 +22,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import claims, estimate, evaluated, experiment, figures, trained
-from experiments.harness.config import AutoAttackConfig, FittedConfig, setting, subsets
-from experiments.harness.options import Options
-from experiments.harness.tables import Row
-from experiments.harness.trained import Run
-from experiments.harness.ways import REFERENCE, WAYS, members_of, plan_of, seconds_of, strength_of, trained_way
+from experiments.harness import estimate, experiment
+from experiments.harness.measurement import evaluation
+from experiments.harness.pages import figures
+from experiments.harness.pages.tables import Row
+from experiments.harness.settings.config import AutoAttackConfig, FittedConfig, setting, subsets
+from experiments.harness.settings.options import Options
+from experiments.harness.training import stages
+from experiments.harness.training.stages import Run
+from experiments.harness.training.ways import REFERENCE, WAYS, members_of, plan_of, seconds_of, strength_of, trained_way
+from experiments.harness.verdicts import claims
 from robgrad import attacks, data, faithfulness, gradients, intervals, manifolds, networks, stacking, training
 
 SECTION = "second order"
@@ -60,18 +64,18 @@ def measure(run: Run) -> experiment.Arrays:
     config = run.config
     train, test = subsets(config, run.dataset)
     held = run.dataset.train.take(config.held_out)
-    network = trained.network_of(config, run.dataset)
+    network = stages.network_of(config, run.dataset)
     variables = stacking.concatenate([trained_way(run, way, train) for way in config.ways])
     mesh = stacking.device_mesh(1, config.chunk, intensity=networks.intensity(network, run.image_shape))
     predict = training.evaluate(network, attacks.no_attack, mesh, chunk=config.chunk)
-    key = trained.key_of(config.seed, "ways")
+    key = stages.key_of(config.seed, "ways")
     hits = {name: np.asarray(predict(variables, of, key)) == of.labels for name, of in (("held", held), ("test", test))}
     arrays = {f"{name}_hits": values for name, values in hits.items()} | {"seconds": seconds_of(run, train)}
     chosen = chosen_of(config, arrays)
     places = [place for places in chosen.values() for place in places]
     specs = [members_of(config)[place] for place in places]
     own = stacking.replicas(variables, places)
-    found = evaluated.auto_attacked(run, specs, own, test, "linf", (config.train_radius,))
+    found = evaluation.auto_attacked(run, specs, own, test, "linf", (config.train_radius,))
     arrays |= {"robust_hits": found.pop("robust")[:, 0]} | {name: of for name, of in found.items() if "notes" in name}
     return arrays | gradients_of(run, network, own, train, test)
 
@@ -115,7 +119,7 @@ def gradients_of(
     planes = {"pca": manifolds.pca(manifolds.fit_pca(train.images, config.pca_dimensions))}
     if run.dataset.truth is not None:
         kind, settings = manifolds.KINDS["exact"], {"dataset": run.dataset.name}
-        planes["exact"] = kind.manifold(shape, kind.fit(trained.used(run, train), settings), None, settings)  # type: ignore[misc]
+        planes["exact"] = kind.manifold(shape, kind.fit(stages.used(run, train), settings), None, settings)  # type: ignore[misc]
     elsewhere = gradients.controls.of_another_image(gradients.gradient, data.scale(jnp.asarray(train.images[:500])))
 
     def of_image(_, variables, example):
@@ -130,7 +134,7 @@ def gradients_of(
         return said | {name: faithfulness.road(key, own, image, label, values).score for name, values in maps.items()}
 
     mesh = stacking.device_mesh(stacking.size(variables), config.chunk)
-    keys = jax.random.split(trained.key_of(config.seed, "gradients"), len(some.labels))
+    keys = jax.random.split(stages.key_of(config.seed, "gradients"), len(some.labels))
     found = jax.device_get(stacking.per_example(of_image, mesh, config.chunk)((), variables, (keys, some)))
     assert isinstance(found, dict)
     return found
@@ -173,7 +177,7 @@ def tabulate(config: WaysConfig, arrays: experiment.Arrays) -> experiment.Tables
             accuracy = {f"{name}_accuracy": arrays[f"{name}_hits"][mine].mean() for name in ("held", "test")}
             tried.append(about | accuracy)
     named = [members[place] for places in chosen.values() for place in places]
-    return {"rows": rows, "tried": tried, "notes": evaluated.notes_of(named, "linf", arrays)}
+    return {"rows": rows, "tried": tried, "notes": evaluation.notes_of(named, "linf", arrays)}
 
 
 def claim(config: WaysConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> Iterator[Row]:
@@ -263,7 +267,7 @@ def estimated(config: WaysConfig, dataset: data.Dataset, options: Options, other
     for way in config.ways:
         plan = plan_of(config, way, dataset)
         yield estimate.row_of(dataset.name, plan, train, options, len(plan.names))
-    yield evaluated.estimated(config, dataset, test, "linf", len(config.ways) * config.network_seeds)
+    yield evaluation.estimated(config, dataset, test, "linf", len(config.ways) * config.network_seeds)
 
 
 EXPERIMENT = experiment.Experiment(
@@ -292,7 +296,7 @@ EXPERIMENT = experiment.Experiment(
     },
     others={
         "tried": ("Every strength tried", ("way", "strength", "held_accuracy", "test_accuracy", "taken")),
-        "notes": evaluated.NOTES,
+        "notes": evaluation.NOTES,
     },
     captions={
         "ways.svg": "Robust accuracy of each way to train at the greatest strength whose clean accuracy (marks) is no "

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.harness import config, subjects
+from experiments.harness.examination import subjects
+from experiments.harness.settings import config
 from robgrad import data, runs, training
 
 SMALL = [

@@ -9,18 +9,11 @@ import numpy as np
 import pytest
 
 from experiments import manifold_distance, tradeoff
-from experiments.harness import (
-    claims,
-    correlations,
-    densities,
-    experiment,
-    figures,
-    glossary,
-    html,
-    presets,
-    registry,
-)
-from experiments.harness.trained import Spec
+from experiments.harness import densities, experiment, registry
+from experiments.harness.pages import figures, glossary, html
+from experiments.harness.settings import presets
+from experiments.harness.training.stages import Spec
+from experiments.harness.verdicts import claims, correlations
 from robgrad import data as data_sets
 from robgrad import faithfulness
 

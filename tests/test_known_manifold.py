@@ -9,7 +9,7 @@ from scipy.linalg import subspace_angles
 from scipy.stats import spearmanr
 
 from experiments import known_manifold
-from experiments.harness import analysed
+from experiments.harness.measurement import alignment
 from robgrad import data as data_sets
 from robgrad import manifolds, runs
 
@@ -47,7 +47,7 @@ def test_rank_correlations_equal_scipys_of_what_is_finite():
 
 
 def test_others_of_an_image():
-    here, following, same = analysed.others_of(np.array([0, 1, 0, 2, 1, 1, 1]), 6)
+    here, following, same = alignment.others_of(np.array([0, 1, 0, 2, 1, 1, 1]), 6)
     assert here.tolist() == list(range(7))
     assert following.tolist() == [1, 2, 3, 4, 5, 0, 1]
     assert same.tolist() == [2, 4, 0, 3, 5, 1, 6]

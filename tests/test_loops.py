@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.harness import launch, options
+from experiments.harness import launch
+from experiments.harness.settings import options
 from robgrad import attacks, networks, stacking, training
 from robgrad import data as data_sets
 from robgrad.training import loop

@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from experiments import modern_training
-from experiments.harness import config, experiment, presets, trained
+from experiments import manifold_distance, modern_training
+from experiments.harness import experiment
+from experiments.harness.settings import config, presets
+from experiments.harness.training import stages
 from robgrad import attacks, runs, stacking, training
 from robgrad import data as data_sets
 
@@ -53,7 +55,7 @@ def test_without_all_its_parts_the_recipe_is_plain_adam():
 def test_the_modern_preset_is_the_published_recipe(digits):
     published = training.Recipe("l2", optimizer="sgd", schedule="piecewise", augmentation=("crop:4", "flip"))
     photographs = digits._replace(name="cifar10")
-    values = modern_training.EXPERIMENT.presets["modern"]["cifar10"]
+    values = manifold_distance.EXPERIMENT.presets["modern"]["cifar10"]
     assert values["epochs"] * (values["train_examples"] // values["batch_size"]) == 200 * 382
     names = {one.name for one in config.settings_of(config.TrainingConfig)}
     own = config.TrainingConfig(
@@ -75,4 +77,4 @@ def test_a_page_shows_the_course_of_every_training_that_looks_for_its_best_epoch
     assert not [*tmp_path.iterdir()]
     plain.draw_all(tmp_path, None, curves, {})
     assert (tmp_path / "held_out.svg").stat().st_size > 1000
-    assert trained.curves_of(tmp_path) == {}
+    assert stages.curves_of(tmp_path) == {}

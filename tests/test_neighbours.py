@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from experiments import refinement, ways_to_train
-from experiments.harness import claims, guided
+from experiments.harness.training import guidance
+from experiments.harness.verdicts import claims
 
 SMALL = [
     *("--train_examples=100", "--test_examples=20", "--epochs=1", "--standard_epochs=1", "--attack_steps=2"),
@@ -135,11 +136,11 @@ def test_claims_on_refinement_tell_what_was_published_from_ours():
 def test_flagged_marks_are_looked_for_where_they_are():
     masks = np.zeros((2, 8, 8), bool)
     masks[0, 0:2, 4:6] = True
-    assert guided.flagged_marks(masks, np.array([[0, 4], [6, 0]])) == 0.5
+    assert guidance.flagged_marks(masks, np.array([[0, 4], [6, 0]])) == 0.5
 
 
 def test_the_least_relevant_share_is_flagged():
     values = np.arange(16.0).reshape(4, 4)
-    flagged = np.asarray(guided.flagged_of(values, 0.25))
+    flagged = np.asarray(guidance.flagged_of(values, 0.25))
     assert flagged.sum() == 4
     assert flagged[0].all()

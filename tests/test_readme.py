@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.harness import findings, flags, records, registry
+from experiments.harness import registry
+from experiments.harness.results import findings, records
+from experiments.harness.settings import flags
 from robgrad import runs
 from robgrad.faithfulness import retraining
 from robgrad.gradients import alignment

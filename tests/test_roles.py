@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from experiments import boundary_tilting, manifold_distance, roar_kar
-from experiments.harness import experiment, flags, presets, registry
-from experiments.harness.options import Options
+from experiments.harness import experiment, registry
+from experiments.harness.settings import flags, presets
+from experiments.harness.settings.options import Options
 from robgrad import attacks, gradients, networks, runs, stacking, training
 from robgrad import data as data_sets
 

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from experiments.harness import experiment, progress, records, registry
+from experiments.harness import experiment, progress, registry
+from experiments.harness.results import records
 
 
 def finished():

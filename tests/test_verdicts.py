@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.harness import claims, power
-from experiments.harness.records import RECORDS
+from experiments.harness.results.records import RECORDS
+from experiments.harness.verdicts import claims, power
 from robgrad import intervals
 
 TIMES = 600

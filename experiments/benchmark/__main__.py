@@ -40,9 +40,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.benchmark import contest, programs, robustness, scale, suites
-from experiments.harness import figures, launch, tables
-from experiments.harness.flags import Flags
-from experiments.harness.tables import Row
+from experiments.harness import launch
+from experiments.harness.pages import figures, tables
+from experiments.harness.pages.tables import Row
+from experiments.harness.settings.flags import Flags
 from robgrad import runs
 
 COLUMNS = (

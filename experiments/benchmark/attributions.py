@@ -69,7 +69,7 @@ def by_captum(arrays: Arrays, spec: Mapping[str, Any]) -> dict[str, Callable[[],
     from captum.attr._utils.lrp_rules import EpsilonRule
 
     from experiments.benchmark import peers
-    from experiments.harness.options import cores
+    from experiments.harness.settings.options import cores
 
     torch.set_num_threads(cores())
     work = peers.Work(arrays, spec, "captum")

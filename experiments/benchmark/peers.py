@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from experiments.benchmark import contest, jacobians
-from experiments.harness.options import cores
+from experiments.harness.settings.options import cores
 
 Arrays = Mapping[str, np.ndarray]
 

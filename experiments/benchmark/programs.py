@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from experiments.harness.tables import Row
+from experiments.harness.pages.tables import Row
 from robgrad import runs
 
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmark import contest
-from experiments.harness.options import cores
+from experiments.harness.settings.options import cores
 from robgrad import attacks, data, networks, stacking, training
 
 Arrays = Mapping[str, np.ndarray]

@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmark import contest
-from experiments.harness import figures
-from experiments.harness.tables import Row
+from experiments.harness.pages import figures
+from experiments.harness.pages.tables import Row
 from robgrad import attacks, data, gradients, manifolds, networks, stacking, training
 
 SIDE, BATCH, STEPS = 8, 50, 10

@@ -11,9 +11,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.harness import claims, launch, power, tables, trained
-from experiments.harness.options import Options
-from experiments.harness.tables import Row
+from experiments.harness import launch
+from experiments.harness.pages import tables
+from experiments.harness.pages.tables import Row
+from experiments.harness.settings.options import Options
+from experiments.harness.training import stages
+from experiments.harness.verdicts import claims, power
 from robgrad import stacking, training
 
 ENOUGH = 2.0
@@ -29,7 +32,7 @@ class Cost(NamedTuple):
     compilation: float
 
 
-def cost_of(plan: trained.Plan, examples, options: Options, seconds: float = ENOUGH) -> Cost:
+def cost_of(plan: stages.Plan, examples, options: Options, seconds: float = ENOUGH) -> Cost:
     """Trains a few steps of a stage, in the program that the run itself will use, and throws them away."""
     marks: list[tuple[float, int]] = [(time.perf_counter(), 0)]
 
@@ -47,7 +50,7 @@ def cost_of(plan: trained.Plan, examples, options: Options, seconds: float = ENO
     return Cost(step, max(0.0, first - start - one * step))
 
 
-def row_of(dataset: str, plan: trained.Plan, examples, options: Options, networks: int) -> Row:
+def row_of(dataset: str, plan: stages.Plan, examples, options: Options, networks: int) -> Row:
     """A row for a stage, measured."""
     steps = plan.epochs * (stacking.size(examples) // plan.batch_size)
     step, compilation = cost_of(plan, examples, options)
@@ -66,11 +69,11 @@ def empty(dataset: str, stage: str) -> Row:
     return dict.fromkeys(COLUMNS) | {"dataset": dataset, "stage": stage}
 
 
-def classifiers(config, specs: Sequence[trained.Spec], dataset, train, options: Options) -> Iterator[Row]:
+def classifiers(config, specs: Sequence[stages.Spec], dataset, train, options: Options) -> Iterator[Row]:
     """A row for each stack; of the robust ones the first is measured, the others take as long a network."""
     measured: Row = {}
-    for members in trained.stacks_of(specs):
-        plan = trained.classifiers_plan(config, members, dataset)
+    for members in stages.stacks_of(specs):
+        plan = stages.classifiers_plan(config, members, dataset)
         if not measured or not measured["robust"]:
             measured = row_of(dataset.name, plan, train, options, len(members))
             measured |= {"robust": members[0].norm is not None}
@@ -81,15 +84,15 @@ def classifiers(config, specs: Sequence[trained.Spec], dataset, train, options: 
             yield measured | {"stage": plan.name, "networks": len(members), "ms_per_step": step, "minutes": minutes}
 
 
-def missing(config, others: Sequence[Any]) -> list[trained.Spec]:
+def missing(config, others: Sequence[Any]) -> list[stages.Spec]:
     """The networks that no other run trains alike."""
     there = {
-        (spec, tuple(trained.training_settings(other, spec).items()))
+        (spec, tuple(stages.training_settings(other, spec).items()))
         for other in others
-        for spec in trained.specs_of(other)
+        for spec in stages.specs_of(other)
     }
-    own = trained.specs_of(config)
-    return [one for one in own if (one, tuple(trained.training_settings(config, one).items())) not in there]
+    own = stages.specs_of(config)
+    return [one for one in own if (one, tuple(stages.training_settings(config, one).items())) not in there]
 
 
 def warm_and_cold(function: Callable[[], Any]) -> tuple[float, float]:

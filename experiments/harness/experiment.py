@@ -20,13 +20,16 @@ from typing import Any, NamedTuple, Optional
 import jax
 import numpy as np
 
-from experiments.harness import claims, estimate, figures, glossary, html, launch, tables, trained
-from experiments.harness.config import Config, ConfigError, FittedConfig, TrainingConfig, label
-from experiments.harness.flags import Flags
-from experiments.harness.options import Options
-from experiments.harness.presets import Presets, made, presets_of
-from experiments.harness.tables import Row
-from experiments.harness.trained import Run, Source
+from experiments.harness import estimate, launch
+from experiments.harness.pages import figures, glossary, html, tables
+from experiments.harness.pages.tables import Row
+from experiments.harness.settings.config import Config, ConfigError, FittedConfig, TrainingConfig, label
+from experiments.harness.settings.flags import Flags
+from experiments.harness.settings.options import Options
+from experiments.harness.settings.presets import Presets, made, presets_of
+from experiments.harness.training import stages
+from experiments.harness.training.stages import Run, Source
+from experiments.harness.verdicts import claims
 from robgrad import data, runs
 
 Arrays = dict[str, np.ndarray]
@@ -112,7 +115,7 @@ class Experiment:
     def draw_all(self, workdir: Path, configuration: Any, arrays: Arrays, judged: Tables) -> None:
         """Draws its figures, and the course of trainings that looked for their best epoch."""
         self.draw(workdir, configuration, arrays, judged)
-        curves = {name: values for name, values in arrays.items() if name.startswith(f"{trained.HELD_OUT}/")}
+        curves = {name: values for name, values in arrays.items() if name.startswith(f"{stages.HELD_OUT}/")}
         if curves and not self.reads:
             figures.course_figure(workdir / next(iter(_CURVES)), curves)
 
@@ -180,7 +183,7 @@ def run(
         if experiment.has_dataset and dataset is not None:
             environment |= _origin(source)
             if isinstance(configuration, FittedConfig):
-                environment |= {"mesh": trained.mesh_in_words(configuration, dataset)}
+                environment |= {"mesh": stages.mesh_in_words(configuration, dataset)}
         path, _ = runs.open_run(workdir, experiment.base.name, asked, environment)
         results = _read(path / experiment.file(RESULTS))
         if results is None:
@@ -207,7 +210,7 @@ def _computed(experiment: Experiment, given: Run, environment: Mapping[str, Any]
     began, path = time.monotonic(), given.workdir
     arrays = runs.read_arrays(path / MEASUREMENTS)
     if arrays is None:
-        arrays = experiment.measure(given) | trained.curves_of(path)
+        arrays = experiment.measure(given) | stages.curves_of(path)
         runs.write_arrays(path / MEASUREMENTS, arrays)
         runs.remove(path / ANALYSIS)
     judged = judge(experiment, given.config, arrays)

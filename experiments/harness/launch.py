@@ -20,8 +20,8 @@ from pathlib import Path
 import absl.logging
 from absl import flags as absl_flags
 
-from experiments.harness import options
-from experiments.harness.flags import Flags
+from experiments.harness.settings import options
+from experiments.harness.settings.flags import Flags
 from robgrad import backend
 
 STOPPED = 75  # EX_TEMPFAIL: what was asked for is not done yet, try again.
@@ -207,7 +207,7 @@ def program(main: Callable[[Flags], None], given: Flags, arguments: Sequence[str
       given: its flags, not read yet.
       arguments: the command line; this process's where None.
     """
-    from experiments.harness.config import ConfigError
+    from experiments.harness.settings.config import ConfigError
 
     try:
         given.parse(sys.argv if arguments is None else arguments)

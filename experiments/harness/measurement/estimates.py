@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import trained
-from experiments.harness.tables import Row
-from experiments.harness.trained import Run
+from experiments.harness.pages.tables import Row
+from experiments.harness.training import stages
+from experiments.harness.training.stages import Run
 from robgrad import data, manifolds
 from robgrad.data.shapes import first_test_images
 
@@ -21,13 +21,13 @@ SHOWN = 10
 
 def surface_of(config: Any, name: str, image_shape: Sequence[int], arrays: Any, key=None):
     """One of a run's manifolds; the key, for those that can sample their projection."""
-    settings = trained.manifold_settings(config, name)
+    settings = stages.manifold_settings(config, name)
     return manifolds.KINDS[name].manifold(image_shape, arrays, key if config.sampled_projection else None, settings)
 
 
 def fitted(run: Run, train: data.Split) -> dict[str, Any]:
     """The run's manifolds, each trained, fitted or loaded: their arrays by name."""
-    return {name: trained.fit_manifold(run, name, train) for name in run.config.manifold}
+    return {name: stages.fit_manifold(run, name, train) for name in run.config.manifold}
 
 
 def pictures(run: Run, arrays: Mapping[str, Any], test: data.Split, key) -> Arrays:

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import jinja2
 import markupsafe
 
-from experiments.harness.tables import Row, cell, headings_of
+from experiments.harness.pages.tables import Row, cell, headings_of
 
 _TEMPLATES = jinja2.Environment(
-    loader=jinja2.PackageLoader("experiments.harness", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    loader=jinja2.PackageLoader("experiments.harness.pages", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
 )
 # Columns of a table that are shown at first.
 _TEMPLATES.globals["shown"] = 8

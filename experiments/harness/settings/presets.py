@@ -7,12 +7,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from experiments.harness.config import Config, ConfigError, check_fits, settings_of
+from experiments.harness.settings.config import Config, ConfigError, check_fits, settings_of
 from robgrad import data, manifolds, training
 
 Preset = Mapping[str, Any]
 Presets = Mapping[str, Mapping[str, Preset]]
-SETTINGS = Path(__file__).parents[1] / "settings.toml"
+SETTINGS = Path(__file__).parents[2] / "settings.toml"
 
 
 @cache

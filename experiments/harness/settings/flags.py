@@ -15,9 +15,9 @@ from typing import Any, get_type_hints
 import numpy as np
 from absl import flags
 
-from experiments.harness import options
-from experiments.harness.config import Config, settings_of
-from experiments.harness.presets import Presets, shared
+from experiments.harness.settings import options
+from experiments.harness.settings.config import Config, settings_of
+from experiments.harness.settings.presets import Presets, shared
 from robgrad import attacks
 
 HELP = ("-h", "-help", "--help", "--helpshort", "--helpfull")

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness.config import ConfigError
+from experiments.harness.settings.config import ConfigError
 from robgrad import data, networks, runs, stacking
 from robgrad.data.calls import logits_of, of_one_image
 from robgrad.networks import Network, Variables

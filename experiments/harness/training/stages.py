@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.harness import launch
-from experiments.harness.config import FittedConfig, TrainingConfig, losses_of, recipe_of, steps_of
-from experiments.harness.options import Options
 from experiments.harness.progress import progress
+from experiments.harness.settings.config import FittedConfig, TrainingConfig, losses_of, recipe_of, steps_of
+from experiments.harness.settings.options import Options
 from robgrad import attacks, data, gradients, manifolds, networks, runs, stacking, training
 
 # What is kept of networks whose best epoch was looked for.

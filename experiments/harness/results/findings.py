@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.harness import claims, tables
-from experiments.harness.tables import Row
+from experiments.harness.pages import tables
+from experiments.harness.pages.tables import Row
+from experiments.harness.verdicts import claims
 from robgrad.faithfulness import KAR, RANDOM, ROAR
 
 Results = Mapping[str, Any]

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from experiments.harness import claims, figures
-from experiments.harness.tables import Row
+from experiments.harness.pages import figures
+from experiments.harness.pages.tables import Row
+from experiments.harness.verdicts import claims
 from robgrad import intervals
 from robgrad.faithfulness import KAR, ROAR
 

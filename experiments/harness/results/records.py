@@ -8,8 +8,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from experiments.harness import claims, experiment, power, registry, tables
-from experiments.harness.tables import Row
+from experiments.harness import experiment, registry
+from experiments.harness.pages import tables
+from experiments.harness.pages.tables import Row
+from experiments.harness.verdicts import claims, power
 from robgrad import runs
 
 RECORDS = power.RECORDS

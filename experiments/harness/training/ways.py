@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import estimate, launch, trained
-from experiments.harness.config import recipe_of, steps_of
+from experiments.harness import estimate, launch
 from experiments.harness.progress import counted
-from experiments.harness.trained import Run
+from experiments.harness.settings.config import recipe_of, steps_of
+from experiments.harness.training import stages
+from experiments.harness.training.stages import Run
 from robgrad import data, networks, runs, training
 
 REFERENCE = "pgd"
@@ -78,9 +79,9 @@ def members_of(config: Any) -> list[Member]:
     ]
 
 
-def plan_of(config: Any, way: str, dataset: data.Dataset) -> trained.Plan:
+def plan_of(config: Any, way: str, dataset: data.Dataset) -> stages.Plan:
     """All networks of one way as a stack."""
-    network, shape = trained.network_of(config, dataset), dataset.train.images.shape[1:]
+    network, shape = stages.network_of(config, dataset), dataset.train.images.shape[1:]
     members = [one for one in members_of(config) if one.way == way]
     shares, weights = np.transpose([WAYS[way].strengths[one.strength] for one in members])
     kind = training.OBJECTIVES[WAYS[way].objective]
@@ -90,17 +91,17 @@ def plan_of(config: Any, way: str, dataset: data.Dataset) -> trained.Plan:
         jnp.full(len(members), config.train_step_size) if kind.step is None else kind.step * radii,
         jnp.full(len(members), config.learning_rate),
         jnp.asarray(weights, jnp.float32),
-        trained.decays_of(config, len(members)),
+        stages.decays_of(config, len(members)),
     )
     names = [one.name for one in members]
     recipe = recipe_of(config, "linf", objective=WAYS[way].objective) if shares.any() else recipe_of(config, None)
     epochs = config.epochs if shares.any() else config.standard_epochs
     work = networks.intensity(network, shape, recipe.passes)
-    states = trained.begun(config, dataset, recipe, epochs, [one.seed for one in members])
+    states = stages.begun(config, dataset, recipe, epochs, [one.seed for one in members])
     step = recipe.step(network, steps_of(config, epochs))
-    return trained.Plan(
+    return stages.Plan(
         way, step, states, sizes, names, config.batch_size, epochs, config.shuffle, work,
-        trained.score_of(config, dataset, recipe, sizes),
+        stages.score_of(config, dataset, recipe, sizes),
     )  # fmt: skip
 
 
@@ -108,14 +109,14 @@ def trained_way(run: Run, way: str, train: data.Split) -> Any:
     """The variables of a way's networks, trained, continued or loaded."""
     rows = [{"network": one.name} for one in members_of(run.config) if one.way == way]
     named = ("attack_steps", "train_attack", "epochs", "standard_epochs", "train_radius", "train_step_size")
-    settings = trained.settings_of(run.config, *named) | {"objective": WAYS[way].objective}
+    settings = stages.settings_of(run.config, *named) | {"objective": WAYS[way].objective}
 
-    def make() -> trained.Trained:
+    def make() -> stages.Trained:
         plan = plan_of(run.config, way, run.dataset)
-        return trained.ended(trained.fit(run, plan, train), plan.names, run.config.keep)
+        return stages.ended(stages.fit(run, plan, train), plan.names, run.config.keep)
 
     with launch.patiently():
-        return trained.kept(run, way, rows, settings, make)
+        return stages.kept(run, way, rows, settings, make)
 
 
 def seconds_of(run: Run, train: data.Split) -> np.ndarray:

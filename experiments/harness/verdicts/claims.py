@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from experiments.harness.tables import Row
+from experiments.harness.pages.tables import Row
 from robgrad import intervals
 
 HOLDS, FAILS, UNTESTED, UNTELLABLE = "holds", "does not hold", "not told", "cannot be told"

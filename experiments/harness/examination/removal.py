@@ -7,13 +7,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.harness import estimate, trained
-from experiments.harness.config import subsets
-from experiments.harness.options import Options
+from experiments.harness import estimate
+from experiments.harness.examination.subjects import Subject
+from experiments.harness.pages.tables import Row
 from experiments.harness.progress import progress
-from experiments.harness.subjects import Subject
-from experiments.harness.tables import Row
-from experiments.harness.trained import Run
+from experiments.harness.settings.config import subsets
+from experiments.harness.settings.options import Options
+from experiments.harness.training import stages
+from experiments.harness.training.stages import Run
 from robgrad import data, faithfulness, gradients, networks, runs
 
 
@@ -38,7 +39,7 @@ def measured(run: Run, every: Sequence[Subject], train: data.Split, test: data.S
                     seeds=config.retraining_seeds,
                     epochs=config.retrain,
                     batch_size=min(100, len(train.labels)),
-                    key=trained.key_of(config.seed, "roar"),
+                    key=stages.key_of(config.seed, "roar"),
                     progress=partial(_trained_only, report),
                 )
             fields = ("score", "low", "high", "mean", "std", "random")
@@ -62,7 +63,7 @@ def row_of(config: Any, dataset: data.Dataset, options: Options, count: int) -> 
     part = faithfulness.grid(names, config.percentiles, config.retraining_seeds, (faithfulness.ROAR,))
     pixels, maps = shape[0] * shape[1], len(methods) + config.retraining_seeds
     ranks = np.zeros((len(train.labels), maps, *shape[:2]), np.uint8 if pixels <= 256 else np.uint16)
-    plan = trained.Plan(
+    plan = stages.Plan(
         "ROAR", faithfulness.retraining_step(model, faithfulness.mean_colour(train.images)),
         faithfulness.initial_states(model, shape, part, jax.random.key(0)),
         faithfulness.numbers_of(part, methods, pixels), [str(one) for one in part],

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.harness.densities import density
-from experiments.harness.tables import Row, in_words
+from experiments.harness.pages.tables import Row, in_words
 from robgrad.runs import write
 
 Colours = Mapping[str, Any]

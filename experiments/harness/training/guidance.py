@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import launch, trained
-from experiments.harness.config import recipe_of, steps_of
-from experiments.harness.trained import Run
+from experiments.harness import launch
+from experiments.harness.settings.config import recipe_of, steps_of
+from experiments.harness.training import stages
+from experiments.harness.training.stages import Run
 from robgrad import data, gradients, networks, runs, stacking, training
 from robgrad.data import marks
 
@@ -62,7 +63,7 @@ def masks_of(run: Run, guide: str, network: nn.Module, own: Any, robust: Any, tr
     """Which pixels of each training image a guide flags, `[N, H, W]` bool."""
     config = run.config
     if guide == MASK:
-        whole = trained.used(run, train).truth
+        whole = stages.used(run, train).truth
         assert whole is not None
         assert whole.mask is not None
         known = jax.jit(jax.vmap(whole.mask))(jnp.asarray(train.labels), jnp.asarray(whole.train_codes))
@@ -96,12 +97,12 @@ def fitted(
     config, count = run.config, stacking.size(states)
     sizes = training.StepSizes(config.train_radius, config.train_step_size, config.learning_rate, weight)
     sizes = jax.tree.map(lambda number: jnp.full(count, number, jnp.float32), sizes)
-    sizes = sizes._replace(weight_decay=trained.decays_of(config, count))
-    score = trained.score_of(config, run.dataset, recipe_for(config, ADVERSARIAL), sizes)
-    work = networks.intensity(trained.network_of(config, run.dataset), run.image_shape, config.attack_steps)
+    sizes = sizes._replace(weight_decay=stages.decays_of(config, count))
+    score = stages.score_of(config, run.dataset, recipe_for(config, ADVERSARIAL), sizes)
+    work = networks.intensity(stages.network_of(config, run.dataset), run.image_shape, config.attack_steps)
     names = [f"{name} {index}" for index in range(count)]
-    plan = trained.Plan(name, step, states, sizes, names, config.batch_size, epochs, config.shuffle, work, score)
-    states = trained.fit(run, plan, examples)
+    plan = stages.Plan(name, step, states, sizes, names, config.batch_size, epochs, config.shuffle, work, score)
+    states = stages.fit(run, plan, examples)
     runs.remove(run.workdir / "checkpoints" / name)
     return states
 
@@ -114,13 +115,13 @@ def variables_of(run: Run, train: data.Split, keys: np.ndarray) -> tuple[Any, Ar
       train: the marked images.
       keys: whose mark each of them carries.
     """
-    config, network = run.config, trained.network_of(run.config, run.dataset)
+    config, network = run.config, stages.network_of(run.config, run.dataset)
     every, seeds = epochs_of(config), range(config.network_seeds)
 
     @cache
     def base() -> training.TrainState:
         """Standard networks, from which all go on."""
-        starts = trained.begun(config, run.dataset, recipe_for(config, STANDARD), every, seeds)
+        starts = stages.begun(config, run.dataset, recipe_for(config, STANDARD), every, seeds)
         step = step_of(config, network, STANDARD)
         return fitted(run, "base", step, starts, train, config.standard_epochs, 0.0)
 
@@ -130,10 +131,10 @@ def variables_of(run: Run, train: data.Split, keys: np.ndarray) -> tuple[Any, Ar
 
     def keep(name: str, names: Sequence[str], make: Callable[[], Any]) -> Any:
         numbers = ("epochs", "standard_epochs", "rounds", "train_radius", "train_step_size", "mark_agreement")
-        settings = trained.settings_of(config, *numbers) | {"refined": name}
+        settings = stages.settings_of(config, *numbers) | {"refined": name}
         with launch.patiently():
             rows = [{"network": one} for one in names]
-            return trained.kept(run, name, rows, settings, lambda: trained.Trained(make()))
+            return stages.kept(run, name, rows, settings, lambda: stages.Trained(make()))
 
     def alike(name: str) -> Any:
         step = step_of(config, network, name)
@@ -164,10 +165,10 @@ def refined(
     keys: np.ndarray,
 ) -> Any:
     """A stack of one network, refined in rounds by a guide; what share of the marks the first flags is kept."""
-    config, network = run.config, trained.network_of(run.config, run.dataset)
+    config, network = run.config, stages.network_of(run.config, run.dataset)
     step, states = step_of(config, network, GUIDED), start()
     for turn in range(config.rounds):
-        key = trained.key_of(config.seed, f"{guide} {turn} seed {seed}")
+        key = stages.key_of(config.seed, f"{guide} {turn} seed {seed}")
         masks = masks_of(run, guide, network, stacking.replica(states.variables, 0), robust, train, key)
         if not turn:
             share = flagged_marks(masks, marks.places(run.image_shape, len(run.dataset.classes))[keys])

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from scipy import optimize, stats
 
-from experiments.harness import claims
-from experiments.harness.tables import Row
+from experiments.harness.pages.tables import Row
+from experiments.harness.verdicts import claims
 
 # With this chance a run should tell what is there.
 WANTED = 0.8
 MOST_SEEDS = 1000
-RECORDS = Path(__file__).parents[1] / "results"
+RECORDS = Path(__file__).parents[2] / "results"
 COLUMNS = {
     "claim": "claim",
     "groups": "groups",

@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import estimate, surfaces, trained
-from experiments.harness.config import DataConfig, TrainingConfig, blocks, losses_of, setting, subsets
-from experiments.harness.options import Options
+from experiments.harness import estimate
+from experiments.harness.measurement import estimates
+from experiments.harness.pages.tables import Row
 from experiments.harness.progress import counted
-from experiments.harness.tables import Row
-from experiments.harness.trained import Run
+from experiments.harness.settings.config import DataConfig, TrainingConfig, blocks, losses_of, setting, subsets
+from experiments.harness.settings.options import Options
+from experiments.harness.training import stages
+from experiments.harness.training.stages import Run
 from robgrad import attacks, data, gradients, manifolds, networks, runs, stacking
 
 Arrays = dict[str, np.ndarray]
@@ -76,9 +78,9 @@ def places(config: AnalysisConfig, image_shape: Sequence[int]):
         _, sampling_key = jax.random.split(key)
         tangents, said = {}, {}
         for name in config.manifold:
-            surface = surfaces.surface_of(config, name, image_shape, arrays[name], sampling_key)
+            surface = estimates.surface_of(config, name, image_shape, arrays[name], sampling_key)
             # A sampled code would move the tangent space too.
-            tangents[name] = surfaces.surface_of(config, name, image_shape, arrays[name]).tangent_space(image)
+            tangents[name] = estimates.surface_of(config, name, image_shape, arrays[name]).tangent_space(image)
             basis, rank = tangents[name]
             said[f"{name}/distance"] = manifolds.distance(surface, image)
             said[f"{name}/chance"] = rank / image.size
@@ -116,7 +118,7 @@ def analyser(config: AnalysisConfig, network, image_shape: Sequence[int], loss: 
             "gradient": -gradients.loss_gradient(own, image),
         }
         for name, tangent in tangents.items():
-            surface = surfaces.surface_of(config, name, image_shape, arrays[name], sampling_key)
+            surface = estimates.surface_of(config, name, image_shape, arrays[name], sampling_key)
             said[f"{name}/attacked_distance"] = manifolds.distance(surface, attacked)
             for field, place in zip(FRACTIONS, at, strict=True):
                 said[f"{name}/{field}"] = gradients.tangent_fraction(gradient, tangent.basis[place])
@@ -168,7 +170,7 @@ def measured(run: Run, network, variables, arrays: Mapping[str, Any], train: dat
                     examples = ((keys[rows], images), others_of(images.labels, len(np.unique(rows))))
                     part = jax.device_get(compiled[name](shared, variables, examples))
                     part |= {
-                        field: part[field][:, : 0 if block else surfaces.SHOWN] for field in ("attacked", "gradient")
+                        field: part[field][:, : 0 if block else estimates.SHOWN] for field in ("attacked", "gradient")
                     }
                 runs.write_arrays(path, part)
             parts[name].append(part)
@@ -214,9 +216,9 @@ def estimated(config: Any, dataset: data.Dataset, options: Options, count: int) 
     for name in config.manifold:
         kind = manifolds.KINDS[name]
         if kind.fit:
-            arrays[name] = kind.fit(trained.used(run, train), trained.manifold_settings(config, name))
+            arrays[name] = kind.fit(stages.used(run, train), stages.manifold_settings(config, name))
         else:
-            plan = trained.manifold_plan(config, name, run.image_shape)
+            plan = stages.manifold_plan(config, name, run.image_shape)
             # Copied, since measuring the plan gives its buffers away.
             arrays[name] = jax.tree.map(jnp.copy, stacking.replica(plan.states.variables, 0))
             yield estimate.row_of(dataset.name, plan, train, options, 1)
@@ -234,7 +236,7 @@ def estimated(config: Any, dataset: data.Dataset, options: Options, count: int) 
 def _costs_of_a_chunk(run: Run, train: data.Split, test: data.Split, arrays: Arrays) -> tuple[float, float, float]:
     """Seconds of one chunk of images: their tangent spaces, their analysis on one network; and of compiling both."""
     config, shape = run.config, run.image_shape
-    network = trained.network_of(config, run.dataset)
+    network = stages.network_of(config, run.dataset)
     variables = stacking.stack([networks.init(network, jax.random.key(0), shape)])
     loss = next(iter(losses_of_analysis(config).values()))
     place = places(config, shape)

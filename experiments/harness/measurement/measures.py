@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import evaluated
+from experiments.harness.measurement import evaluation
 from experiments.harness.progress import counted
-from experiments.harness.trained import Run
+from experiments.harness.training.stages import Run
 from robgrad import data, faithfulness, gradients, networks, runs, stacking
 from robgrad.gradients import controls
 
@@ -118,7 +118,7 @@ def joined(parts: Sequence[Arrays], names: Sequence[str], images: np.ndarray) ->
 
 
 def of_networks(
-    run: Run, specs: Sequence[evaluated.Named], named: Callable[[int], Any], test: data.Split, key: jax.Array, measure
+    run: Run, specs: Sequence[evaluation.Named], named: Callable[[int], Any], test: data.Split, key: jax.Array, measure
 ) -> list[Arrays]:
     """The measures of each network, one after another; each is kept in the run's `analysis` and read from there.
 

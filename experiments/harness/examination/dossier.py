@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments.harness import analysed, claims, figures, measures, surfaces
-from experiments.harness.analysed import fields_of
-from experiments.harness.tables import Row
+from experiments.harness.measurement import alignment, estimates, measures
+from experiments.harness.measurement.alignment import fields_of
+from experiments.harness.pages import figures
+from experiments.harness.pages.tables import Row
+from experiments.harness.verdicts import claims
 from robgrad import attacks, gradients, intervals, manifolds
 
 Arrays = dict[str, np.ndarray]
@@ -25,7 +27,7 @@ def tabulate(config: Any, arrays: Arrays) -> Tables:
         "attributed": attributed_rows(arrays),
         "by_class": class_rows(config, arrays),
         "fallen": fallen_rows(config, arrays),
-        "manifolds": surfaces.rows_of_manifolds(config, arrays),
+        "manifolds": estimates.rows_of_manifolds(config, arrays),
         "notes": [
             {"network": name, "norm": norm, "note": str(note)}
             for norm in config.norms
@@ -74,7 +76,7 @@ def aligned_rows(config: Any, arrays: Arrays) -> list[Row]:
                 moved = own["attacked_distance"][own["own"]]
                 row = {"network": name, "manifold": manifold, "analysis_loss": loss, "tangent_fraction": value}
                 row |= {"tangent_fraction_low": low, "tangent_fraction_high": high}
-                row |= {field: np.nanmean(own[field]) for field in analysed.FRACTIONS[1:]}
+                row |= {field: np.nanmean(own[field]) for field in alignment.FRACTIONS[1:]}
                 row |= {"tangent_fraction_covariance": np.mean(own["covariance_chance"])}
                 row |= {"tangent_fraction_chance": np.mean(own["chance"]), "attack_success": np.mean(own["own"])}
                 row |= {"median_distance": np.median(moved) if len(moved) else np.nan}

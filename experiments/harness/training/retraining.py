@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import psutil
 
-from experiments.harness import trained
-from experiments.harness.trained import Run
+from experiments.harness.training import stages
+from experiments.harness.training.stages import Run
 from robgrad import data, faithfulness, gradients, networks, runs, stacking, training
 from robgrad.faithfulness import Retraining
 
@@ -92,15 +92,15 @@ def named(one: Retraining) -> str:
     return f"{one.benchmark} {one.method} {one.percentile:g}% seed {one.seed}"
 
 
-def plan_of(config: Any, name: str, part: Sequence[Retraining], tools: Tools, image_shape) -> trained.Plan:
+def plan_of(config: Any, name: str, part: Sequence[Retraining], tools: Tools, image_shape) -> stages.Plan:
     """How one stack of retrainings is trained, on `faithfulness.Examples` with rank maps of all methods."""
     pixels = math.prod(image_shape[:2])
     sizes = faithfulness.numbers_of(part, config.attributions, pixels, config.learning_rate)
-    key = trained.key_of(config.seed, "retraining")
+    key = stages.key_of(config.seed, "retraining")
     states = faithfulness.initial_states(tools.network, image_shape, part, key)
     names, batch = [named(one) for one in part], config.retraining_batch_size
     epochs, work = config.retraining_epochs, networks.intensity(tools.network, tuple(image_shape), 0)
-    return trained.Plan(name, tools.step, states, sizes, names, batch, epochs, config.shuffle, work)
+    return stages.Plan(name, tools.step, states, sizes, names, batch, epochs, config.shuffle, work)
 
 
 def hits_of(
@@ -127,7 +127,7 @@ def hits_of(
         if kept is None or kept["names"].tolist() != names:
             examples = examples or occluded()
             plan = plan_of(config, stage, part, tools, run.image_shape)
-            states = trained.fit(run, plan, examples[0])
+            states = stages.fit(run, plan, examples[0])
             right = np.asarray(tools.hits(states.variables, plan.numbers, examples[1]))
             kept = {"names": np.array(names), "hits": right}
             runs.write_arrays(path, kept)
@@ -141,7 +141,7 @@ def occluded_examples(
 ) -> list[faithfulness.Examples]:
     """The training and the test images with a network's rank maps, Random's among them where the grid has it."""
     maps = tools.maps[any(one.method == faithfulness.RANDOM for one in grid)]
-    keys = jax.random.split(trained.key_of(config.seed, f"ranks of {name}"))
+    keys = jax.random.split(stages.key_of(config.seed, f"ranks of {name}"))
     return [
         faithfulness.Examples(split.images, split.labels, maps(variables, split.images, key))
         for split, key in zip(splits, keys, strict=True)

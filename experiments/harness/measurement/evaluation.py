@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import estimate, trained
-from experiments.harness.config import AutoAttackConfig, EvaluatedConfig
+from experiments.harness import estimate
+from experiments.harness.pages.tables import Row
 from experiments.harness.progress import counted
-from experiments.harness.tables import Row
-from experiments.harness.trained import Run, Spec
+from experiments.harness.settings.config import AutoAttackConfig, EvaluatedConfig
+from experiments.harness.training import stages
+from experiments.harness.training.stages import Run, Spec
 from robgrad import attacks, data, intervals, networks, runs, stacking, training
 
 Arrays = dict[str, np.ndarray]
@@ -43,7 +44,7 @@ def auto_attacked(
     """
     config, some = run.config, attacked_of(run.config, test)
     # One function for all, so that networks share what is compiled.
-    apply = partial(_logits, trained.network_of(config, run.dataset))
+    apply = partial(_logits, stages.network_of(config, run.dataset))
     kept: list[Arrays] = []
     what = f"AutoAttack ({config.auto_attack}) on {len(some.labels)} images in {norm}, {len(specs)} networks"
     for index, spec in counted(specs, what):
@@ -78,7 +79,7 @@ def hits_of(run: Run, specs: Sequence[Spec], variables: Any, test: data.Split, k
     same radius, on the first images alone, and what it noted.
     """
     config = run.config
-    network = trained.network_of(config, run.dataset)
+    network = stages.network_of(config, run.dataset)
     work = networks.intensity(network, run.image_shape)
     mesh = stacking.device_mesh(stacking.size(variables), config.chunk, intensity=work)
 
@@ -133,7 +134,7 @@ NOTES = ("What speaks against the robust accuracies", ("network", "norm", "note"
 
 def estimated(config: Any, dataset: data.Dataset, test: data.Split, norm: str, evaluations: int) -> Row:
     """What AutoAttack would take on networks of a run; see `passes_of`."""
-    network, shape = trained.network_of(config, dataset), dataset.train.images.shape[1:]
+    network, shape = stages.network_of(config, dataset), dataset.train.images.shape[1:]
     variables = networks.init(network, jax.random.key(0), shape)
     return passes_of(config, dataset, test, norm, evaluations, partial(_logits, network), variables)
 

@@ -1,0 +1,1 @@
+"""What `experiments.examine` alone needs: networks that users bring, their page, and ROAR with networks of ours."""

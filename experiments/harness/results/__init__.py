@@ -1,0 +1,1 @@
+"""Recorded runs, and what the front page says of them."""
