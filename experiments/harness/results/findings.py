@@ -118,13 +118,13 @@ FINDINGS = (
     ),
     Finding(
         "Gradients become more faithful with strength by ROAR, remove and retrain (digits)",
-        "roar_kar-digits",
+        "roar_kar-digits-grid",
         ("ROAR score rises",),
         partial(correlated, ROAR),
     ),
     Finding(
         "By KAR, keep and retrain, scores change as published (digits)",
-        "roar_kar-digits",
+        "roar_kar-digits-grid",
         ("KAR score rises with training strength", "KAR score falls with training strength"),
         partial(correlated, KAR),
     ),
