@@ -34,6 +34,8 @@ _POWER = (
 )
 # Columns of a record's main table that its page shows; all are in `results.json`.
 SHOWN = 8
+# Rows beyond which a page shows one seed of each network.
+LONG = 500
 INDEX = """# Recorded results
 
 A record is what a run left: `results.json` (settings, versions, commit, tables, claims), figures, and
@@ -185,7 +187,11 @@ def record_page(path: Path) -> str:
     if one.picture and (path / one.picture).exists():
         parts.append(f"![{_caption(one)}]({one.picture})\n\n{_caption(one)}\n")
     shown = {name: heading for name, heading in one.columns.items() if name in results["rows"][0]}
-    parts.append(markdown(results["rows"], dict([*shown.items()][:SHOWN])) + "\n")
+    rows = results["rows"]
+    if len(rows) > LONG and "network_seed" in shown:
+        rows = [row for row in rows if not row["network_seed"]]
+        parts.append(f"The first seed of each network; {len(results['rows'])} rows are in `results.json`.\n")
+    parts.append(markdown(rows, dict([*shown.items()][:SHOWN])) + "\n")
     every = list(results["claims"])
     others = [(caption, results.get(name) or [], columns) for name, (caption, columns) in one.others.items()]
     for other in readers_of(path, one):
