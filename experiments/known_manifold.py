@@ -202,7 +202,7 @@ def _rank_correlation(pairs: np.ndarray) -> np.ndarray:
 def correlations(config: KnownConfig, arrays: experiment.Arrays, specs: Sequence[Spec], name: str):
     """An estimate's rank correlations with the truth, each with its interval.
 
-    Over images within a network, averaged over networks; over kinds of networks, of their mean fractions.
+    Over images within a network, averaged over networks; over kinds of networks of one seed, averaged over seeds.
     """
     pairs = _pairs(config, arrays, name)
 
@@ -210,9 +210,10 @@ def correlations(config: KnownConfig, arrays: experiment.Arrays, specs: Sequence
         return intervals.mean(np.moveaxis(_rank_correlation(some), -1, 0))
 
     kinds = stages.kinds_of(specs).values()
-    means = np.stack([np.nanmean(pairs[:, members], axis=(0, 1)) for members in kinds])
-    value = float(_rank_correlation(means))
-    return _over_images(pairs, within), (value, *intervals.of_correlation(value, len(means), rank=True))
+    # `[image, kind, seed, ...]`
+    means = np.nanmean(pairs[:, np.array([*kinds])], axis=0)
+    by_seed = [float(_rank_correlation(means[:, seed])) for seed in range(config.network_seeds)]
+    return _over_images(pairs, within), intervals.of_correlations(by_seed, len(means), rank=True)
 
 
 def claim(config: KnownConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> Iterator[Row]:

@@ -5,7 +5,7 @@ simulates how often they cover the truth.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -159,14 +159,34 @@ def of_correlation(value: float, count: int, rank: bool) -> Bounds:
     Wright, 2000), a perfect order taken half a step below 1, since few pairs can be in order by chance. Ranks of six
     pairs come in steps, so that coverage there is 95 to 98.5%.
     """
-    if not abs(value) <= 1 and not math.isnan(value):
-        raise ValueError(f"expected a correlation in [-1, 1], got {value}")
+    return of_correlations([value], count, rank)[1:]
+
+
+def of_correlations(by_seed: Sequence[float], count: int, rank: bool) -> tuple[float, float, float]:
+    """The mean over seeds of their correlations of `count` pairs each, and its interval; see `of_correlation`.
+
+    The mean is taken of inverse hyperbolic tangents. What seeds differ by widens the interval, by `of_seeds`, where
+    Fisher's variance is what the pairs bring to all seeds alike: pairs of one seed share its luck, so that to take them
+    for independent draws would tell what another seed does not bear out.
+
+    Args:
+      by_seed: each seed's correlation; of one seed the interval is Fisher's.
+      count: of pairs of a seed.
+      rank: whether they are Spearman's.
+    """
+    values = np.asarray(by_seed, float)
+    if not (np.isnan(values) | (np.abs(values) <= 1)).all():
+        raise ValueError(f"expected a correlation in [-1, 1], got {values[~(np.abs(values) <= 1)][0]:g}")
+    # A perfect order of ranks is taken half a step below 1.
+    most = 1 - (6 / max(count**3 - count, 1) if rank else 1e-12)
+    scaled = np.arctanh(np.clip(values, -most, most))
+    value = float(values[0] if len(values) == 1 else np.tanh(scaled.mean()))
     if count < 4 or math.isnan(value):
-        return math.nan, math.nan
-    spread = stats.norm.ppf(0.975) * math.sqrt((1 + value**2 / 2 if rank else 1.0) / (count - 3))
-    most = 1 - (6 / (count**3 - count) if rank else 1e-12)
-    centre = math.atanh(min(max(value, -most), most))
-    return math.tanh(centre - spread), math.tanh(centre + spread)
+        return value, math.nan, math.nan
+    variance = (1 + value**2 / 2 if rank else 1.0) / (count - 3)
+    half = stats.norm.ppf(0.975) * math.sqrt(variance)
+    low, high = of_seeds(scaled, variance) if len(values) > 1 else (scaled[0] - half, scaled[0] + half)
+    return value, float(np.tanh(low)), float(np.tanh(high))
 
 
 def of_seeds_and_rows(values: np.ndarray, statistic: Callable[[np.ndarray], Any]) -> tuple[Any, Any, Any]:

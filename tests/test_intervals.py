@@ -66,6 +66,21 @@ def test_correlations(count, rank, truth):
     assert 0.93 < covers(truth, *np.transpose(bounds)) < (0.985 if rank and count == 6 else 0.975)
 
 
+@pytest.mark.parametrize("slope", [0.0, 0.3, 1.0])
+def test_correlations_whose_seeds_have_slopes_of_their_own(slope):
+    """Twenty-one networks of three seeds: a seed's luck moves all networks of it, though nothing rises on average."""
+    generator = np.random.default_rng(0)
+    x, bounds, alone = np.linspace(-1, 1, 21), [], []
+    for _ in range(TIMES):
+        y = slope * generator.normal(size=(3, 1)) * x + generator.normal(size=(3, 21))
+        by_seed = [stats.spearmanr(x, one).statistic for one in y]
+        bounds.append(intervals.of_correlations(by_seed, 21, rank=True)[1:])
+        alone.append(intervals.of_correlation(stats.spearmanr(x, y.mean(0)).statistic, 21, rank=True))
+    assert covers(0.0, *np.transpose(bounds)) > 0.93
+    # Without the seeds it would not be told.
+    assert slope < 1 or covers(0.0, *np.transpose(alone)) < 0.9
+
+
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.8, 1.0])
 def test_seeds_and_a_sample_that_they_share(seeds, share):

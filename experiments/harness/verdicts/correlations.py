@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -70,22 +70,30 @@ def points(rows: Sequence[Row], benchmark: str, against: str, norm: str, loss: s
 
 
 def table_of(config, rows: Sequence[Row], against: str) -> list[Row]:
-    """Linear (Pearson) and rank (Spearman) correlations of scores, each kind of network a point, with 95% intervals."""
+    """Linear (Pearson) and rank (Spearman) correlations of scores, the mean over seeds, with 95% intervals.
+
+    Each kind of network is a point. Networks of one seed share its luck, so that the interval holds the seeds, too.
+    """
+    by_seed = [[row for row in rows if row["network_seed"] == seed] for seed in range(config.network_seeds)]
     table = []
     for benchmark in (ROAR, KAR):
         for loss, attribution, norm in itertools.product(config.train_losses, config.attributions, config.norms):
-            x, y = points(rows, benchmark, against, norm, loss, attribution)
+            alone = [points(some, benchmark, against, norm, loss, attribution) for some in by_seed]
             row: Row = dict(zip(CORRELATED, (benchmark, against, norm, loss, attribution), strict=True))
-            row["networks"] = len(x)
+            row["networks"] = len(alone[0][0])
             row["network_seeds"] = config.network_seeds
             paper = published(benchmark, against, norm, loss, attribution)
             tests = (("linear", stats.pearsonr), ("rank", stats.spearmanr))
             for (name, function), theirs in zip(tests, paper, strict=True):
-                value = function(x, y).statistic if len(x) > 2 and np.ptp(x) > 0 and np.ptp(y) > 0 else math.nan
-                low, high = intervals.of_correlation(float(value), len(x), name == "rank")
+                each = [_correlation(function, *pair) for pair in alone]
+                value, low, high = intervals.of_correlations(each, row["networks"], name == "rank")
                 row |= {name: value, f"{name}_low": low, f"{name}_high": high, f"{name}_published": theirs}
             table.append(row)
     return table
+
+
+def _correlation(function: Callable, x: np.ndarray, y: np.ndarray) -> float:
+    return float(function(x, y).statistic) if len(x) > 2 and np.ptp(x) > 0 and np.ptp(y) > 0 else math.nan
 
 
 def draw(workdir: Path, config, rows, table: Sequence[Row], against: str, xlabel: str) -> None:
@@ -120,5 +128,5 @@ def claims_of(section: str, table: Sequence[Row], abscissa: str) -> Iterator[Row
             continue
         # On the scale where a correlation scatters evenly.
         bounds = np.arctanh(np.clip([low, high] if paper > 0 else [-high, -low], -1 + 1e-12, 1 - 1e-12))
-        judged = claims.Steps(bounds[0], bounds[1], np.inf)
+        judged = claims.Steps(bounds[0], bounds[1], None if one["network_seeds"] > 1 else np.inf)
         yield claims.row(claim, f"{one['rank']:.2f}", low, high, judged)
