@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from experiments.harness import estimate, experiment
+from experiments.harness import costs, experiment
 from experiments.harness.pages import figures
 from experiments.harness.pages.tables import Row
 from experiments.harness.progress import counted
@@ -197,8 +197,8 @@ def estimated(config: ToyConfig, dataset: None, options: Options, others: Sequen
     step = training.classifier_step(NETWORK, attack)
     points = data.two_gaussians(jax.random.key(0), config.points)
     work = lambda: analyse(attack, stacking.replica(train(step, points, jax.random.key(1)), 0), points)  # noqa: E731
-    warm, cold = estimate.warm_and_cold(work)
-    row = estimate.empty("toy", "boundary_tilting") | {
+    warm, cold = costs.warm_and_cold(work)
+    row = costs.empty("toy", "boundary_tilting") | {
         "networks": len(RADII) * config.repeats,
         "compile_seconds": cold,
         "trains": True,

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import estimate, experiment
+from experiments.harness import costs, experiment
 from experiments.harness.examination import dossier, removal, subjects
 from experiments.harness.examination.subjects import Subject
 from experiments.harness.measurement import alignment, estimates, evaluation, measures
@@ -149,7 +149,7 @@ def measure(run: Run) -> experiment.Arrays:
         found |= {f"{norm}/{name}": np.stack([part[name] for part in parts]) for name in parts[0]}
     arrays = estimates.fitted(run, train)
     keys = jax.random.split(stages.key_of(config.seed, "examine"), 3)
-    found |= estimates.pictures(run, arrays, test, keys[0]) | estimates.qualities(run, arrays, train, test)
+    found |= estimates.described(run, arrays, train, test, keys[0])
     analyses = []
     for one in every:
         # Each has an architecture of its own, and keeps its blocks in a place of its own.
@@ -257,15 +257,13 @@ def estimated(config: ExamineConfig, dataset: data.Dataset, options: Options, ot
         yield evaluation.passes_of(config, dataset, test, norm, len(every), apply, one.variables, True)
     for name in config.manifold:
         if manifolds.KINDS[name].fitting is not None:
-            yield estimate.row_of(dataset.name, stages.manifold_plan(config, name, shape), train, options, 1)
+            yield costs.row_of(dataset.name, stages.manifold_plan(config, name, shape), train, options, 1)
     some = test.take(min(config.chunk, config.measured_examples))
     score = score_of(run, one)
     keys = jax.random.split(jax.random.key(0), len(some.labels))
-    warm, cold = estimate.warm_and_cold(lambda: score(one.variables, keys, some))
+    warm, cold = costs.warm_and_cold(lambda: score(one.variables, keys, some))
     minutes = (warm * len(every) * config.measured_examples / len(some.labels) + cold * len(every)) / 60
-    named = estimate.empty(
-        dataset.name, f"{len(config.attributions)} attributions of {config.measured_examples} images"
-    )
+    named = costs.empty(dataset.name, f"{len(config.attributions)} attributions of {config.measured_examples} images")
     yield named | {"networks": len(every), "compile_seconds": cold, "minutes": minutes}
     if config.retrain:
         yield removal.row_of(config, dataset, options, len(every))

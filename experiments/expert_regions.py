@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import estimate, experiment
+from experiments.harness import costs, experiment
 from experiments.harness.pages import figures
 from experiments.harness.pages.tables import Row
 from experiments.harness.settings.config import ConfigError, TrainingConfig, setting, subsets
@@ -160,7 +160,7 @@ def draw(workdir: Path, config: ExpertConfig, arrays: experiment.Arrays, tables:
 def estimated(config: ExpertConfig, dataset: data.Dataset, options: Options, others: Sequence) -> Iterator[Row]:
     """The networks that other runs do not have; maps take seconds."""
     train, _ = subsets(config, dataset)
-    yield from estimate.classifiers(config, estimate.missing(config, others), dataset, train, options)
+    yield from costs.classifiers(config, costs.missing(config, others), dataset, train, options)
 
 
 _ENDS: Any = (("", ""), ("_low", ", 95% from"), ("_high", ", to"))

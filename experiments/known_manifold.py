@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from scipy import stats
 
-from experiments.harness import estimate, experiment
+from experiments.harness import costs, experiment
 from experiments.harness.measurement import alignment, estimates
 from experiments.harness.measurement.alignment import AnalysedConfig, fields_of
 from experiments.harness.pages import figures
@@ -69,7 +69,7 @@ def measure(run: Run) -> experiment.Arrays:
     variables = stages.train_networks(run, specs, train)
     arrays = estimates.fitted(run, train)
     keys = jax.random.split(stages.key_of(config.seed, "known_manifold"), 3)
-    measured = estimates.pictures(run, arrays, test, keys[0]) | estimates.qualities(run, arrays, train, test)
+    measured = estimates.described(run, arrays, train, test, keys[0])
     mesh = stacking.device_mesh(stacking.size(variables), config.chunk)
     predict = training.evaluate(network, attacks.no_attack, mesh, chunk=config.chunk)
     measured["clean_hits"] = np.asarray(predict(variables, test, keys[1])) == test.labels
@@ -284,7 +284,7 @@ def estimated(config: KnownConfig, dataset: data.Dataset, options: Options, othe
     train, _ = subsets(config, dataset)
     # On a generated set they are trained anew.
     shared = others if dataset.truth is not None else ()
-    yield from estimate.classifiers(config, estimate.missing(config, shared), dataset, train, options)
+    yield from costs.classifiers(config, costs.missing(config, shared), dataset, train, options)
     yield from alignment.estimated(config, dataset, options, len(stages.specs_of(config)))
 
 

@@ -27,7 +27,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments.harness import densities, estimate, experiment
+from experiments.harness import costs, experiment
 from experiments.harness.measurement import alignment, estimates, evaluation
 from experiments.harness.measurement.alignment import AnalysedConfig, fields_of
 from experiments.harness.pages import figures
@@ -38,6 +38,7 @@ from experiments.harness.training import stages
 from experiments.harness.training.stages import Run, Spec
 from experiments.harness.verdicts import claims
 from robgrad import data, intervals, manifolds
+from robgrad.manifolds import densities
 
 # Successful attacks below which no interval is given.
 FEWEST = 20
@@ -64,7 +65,7 @@ def measure(run: Run) -> experiment.Arrays:
     variables = stages.train_networks(run, specs, train)
     arrays = estimates.fitted(run, train)
     keys = jax.random.split(stages.key_of(config.seed, "manifold_distance"), 3)
-    measured = estimates.pictures(run, arrays, test, keys[0]) | estimates.qualities(run, arrays, train, test)
+    measured = estimates.described(run, arrays, train, test, keys[0])
     measured |= evaluation.hits_of(run, specs, variables, test, keys[1])
     return measured | alignment.measured(run, network, variables, arrays, train, test, keys[2])
 
@@ -274,7 +275,7 @@ def estimated(config: ManifoldConfig, dataset: data.Dataset, options: Options, o
     """Stacks of networks, the manifolds, accuracies, the analysis of all test images."""
     train, test = subsets(config, dataset)
     specs = stages.specs_of(config)
-    yield from estimate.classifiers(config, estimate.missing(config, others), dataset, train, options)
+    yield from costs.classifiers(config, costs.missing(config, others), dataset, train, options)
     yield evaluation.estimated(config, dataset, test, "l2", len(specs))
     yield from alignment.estimated(config, dataset, options, len(specs))
 

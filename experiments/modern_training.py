@@ -21,7 +21,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import estimate, experiment, launch
+from experiments.harness import costs, experiment, launch
 from experiments.harness.measurement import evaluation
 from experiments.harness.pages import figures
 from experiments.harness.pages.tables import Row
@@ -220,7 +220,7 @@ def estimated(config: ModernConfig, dataset: data.Dataset, options: Options, oth
     del others
     train, test = subsets(config, dataset)
     for recipe in recipes_of(config):
-        yield estimate.row_of(dataset.name, plan_of(config, recipe, dataset), train, options, config.network_seeds)
+        yield costs.row_of(dataset.name, plan_of(config, recipe, dataset), train, options, config.network_seeds)
     yield evaluation.estimated(config, dataset, test, config.norm, len(members_of(config)))
 
 

@@ -10,7 +10,7 @@ explanations against an expert's regions (`expert_regions`), each on the set tha
 from pathlib import Path
 
 from experiments import reproduce
-from experiments.harness import estimate, launch, registry
+from experiments.harness import costs, launch, registry
 from experiments.harness.settings.flags import Flags
 
 NAME, TITLE = "neighbours", "The neighbours: three works on the same question"
@@ -27,7 +27,7 @@ def program_flags() -> Flags:
     """Their flags together."""
     chosen = [one for one in registry.every() if one.neighbour]
     given = Flags(__doc__ or "", [one.config for one in chosen], chosen[0].presets)
-    given.add("run", "bool", "dry_run", False, estimate.DRY_RUN)
+    given.add("run", "bool", "dry_run", False, costs.DRY_RUN)
     return given
 
 

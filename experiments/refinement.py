@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import estimate, experiment
+from experiments.harness import costs, experiment
 from experiments.harness.measurement import evaluation
 from experiments.harness.pages import figures
 from experiments.harness.pages.tables import Row
@@ -217,13 +217,13 @@ def estimated(config: RefinementConfig, dataset: data.Dataset, options: Options,
     plan = stages.Plan("guided", step, states, sizes, ["guided"], *given)
     count = (len(guides_of(config, dataset)) + 2) * config.network_seeds
     examples = Guided(*train, np.zeros(train.images.shape[:3], bool))
-    row = estimate.row_of(dataset.name, plan, examples, options, count)
+    row = costs.row_of(dataset.name, plan, examples, options, count)
     yield row | {"minutes": (row["steps"] * row["ms_per_step"] / 1000 * count + row["compile_seconds"]) / 60}
     flag = explained(network, "lime", config.lime_samples, config.flagged_share, config.chunk)
     variables, some = networks.init(network, jax.random.key(0), shape), train.images[: config.chunk]
-    warm, cold = estimate.warm_and_cold(lambda: flag(variables, some, jax.random.key(0)))
+    warm, cold = costs.warm_and_cold(lambda: flag(variables, some, jax.random.key(0)))
     chunks = len(train.images) / len(some) * config.rounds * config.network_seeds
-    named = estimate.empty(dataset.name, f"LIME of {len(train.images)} images") | {"compile_seconds": cold}
+    named = costs.empty(dataset.name, f"LIME of {len(train.images)} images") | {"compile_seconds": cold}
     yield named | {"networks": config.network_seeds, "minutes": (warm * chunks + cold) / 60}
     yield evaluation.estimated(config, dataset, shown["removed"], "linf", count)
 

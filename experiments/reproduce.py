@@ -14,7 +14,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments.harness import estimate, experiment, launch, registry
+from experiments.harness import costs, experiment, launch, registry
 from experiments.harness.experiment import Experiment
 from experiments.harness.settings import config
 from experiments.harness.settings.flags import Flags
@@ -93,7 +93,7 @@ def run_all(given: Flags, name: str, title: str, experiments: Sequence[Experimen
     """Runs experiments one after another into directories below one, with a page of all."""
     parts = parts_of(given, experiments, root)
     if given.values.dry_run:
-        estimate.dry_run(parts, given.options())
+        costs.dry_run(parts, given.options())
         return
     # Each part knows its own configuration, so that others may join.
     runs.open_run(root, name, {}, launch.environment())
@@ -131,7 +131,7 @@ def program_flags() -> Flags:
     given.add(
         "run", "bool", "all", False, "The neighbours too: other works on the same question, on sets of their own."
     )
-    given.add("run", "bool", "dry_run", False, estimate.DRY_RUN)
+    given.add("run", "bool", "dry_run", False, costs.DRY_RUN)
     return given
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.harness import estimate, experiment, launch
+from experiments.harness import costs, experiment, launch
 from experiments.harness.measurement import evaluation
 from experiments.harness.pages import figures
 from experiments.harness.pages.tables import Row
@@ -177,7 +177,8 @@ def claim(config: RetrainingConfig, arrays: experiment.Arrays, tables: experimen
 
     Of one retraining the first is not asked: a network's interval would be over images alone, and another may differ.
     """
-    for benchmark, attribution in itertools.product((ROAR, KAR), config.attributions * (config.retraining_seeds > 1)):
+    asked = config.attributions if config.retraining_seeds > 1 else ()
+    for benchmark, attribution in itertools.product((ROAR, KAR), asked):
         rows = [row for row in tables["rows"] if (row["benchmark"], row["attribution"]) == (benchmark, attribution)]
         values = np.array([[row[name] for name in ("score", "score_low", "score_high")] for row in rows])
         above, below = int(np.sum(values[:, 1] > 0)), int(np.sum(values[:, 2] < 0))
@@ -219,8 +220,8 @@ def estimated(config: RetrainingConfig, dataset: data.Dataset, options: Options,
     """The networks that other runs do not have, and the retrainings of all."""
     train, test = subsets(config, dataset)
     specs = set(specs_of(config))
-    missing = [one for one in estimate.missing(config, others) if one in specs]
-    yield from estimate.classifiers(config, missing, dataset, train, options)
+    missing = [one for one in costs.missing(config, others) if one in specs]
+    yield from costs.classifiers(config, missing, dataset, train, options)
     shape, network = dataset.train.images.shape[1:], stages.network_of(config, dataset)
     size = options.stack_size or retraining.stack_size(network, shape, config.retraining_batch_size)
     part = grid_of(config, with_random=False)[:size]
@@ -231,7 +232,7 @@ def estimated(config: RetrainingConfig, dataset: data.Dataset, options: Options,
     maps = len(config.attributions) + config.retraining_seeds
     ranks = np.zeros((len(train.labels), maps, *shape[:2]), kind)
     examples = faithfulness.Examples(train.images, train.labels, ranks)
-    row = estimate.row_of(dataset.name, plan, examples, options, len(specs))
+    row = costs.row_of(dataset.name, plan, examples, options, len(specs))
     count = retrainings_of(config)
     working = row["steps"] * row["ms_per_step"] / 60_000 * count / len(part)
     yield evaluation.estimated(config, dataset, test, "l2", len(specs))

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.harness import estimate, experiment
+from experiments.harness import costs, experiment
 from experiments.harness.measurement import evaluation
 from experiments.harness.pages import figures
 from experiments.harness.pages.tables import Row
@@ -125,7 +125,7 @@ def draw(workdir: Path, config: RobustnessConfig, arrays: experiment.Arrays, tab
 def estimated(config: RobustnessConfig, dataset: data.Dataset, options: Options, others: Sequence) -> Iterator[Row]:
     """Stacks of networks, and the evaluation, scaled from the standard network before training at one radius."""
     train, test = subsets(config, dataset)
-    yield from estimate.classifiers(config, estimate.missing(config, others), dataset, train, options)
+    yield from costs.classifiers(config, costs.missing(config, others), dataset, train, options)
     count = sum(len(radii) for radii in config.evaluated.values()) * len(stages.specs_of(config))
     yield evaluation.estimated(config, dataset, test, next(iter(config.evaluated)), count)
 

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import estimate, experiment
+from experiments.harness import costs, experiment
 from experiments.harness.measurement import evaluation
 from experiments.harness.pages import figures
 from experiments.harness.pages.tables import Row
@@ -266,7 +266,7 @@ def estimated(config: WaysConfig, dataset: data.Dataset, options: Options, other
     train, test = subsets(config, dataset)
     for way in config.ways:
         plan = plan_of(config, way, dataset)
-        yield estimate.row_of(dataset.name, plan, train, options, len(plan.names))
+        yield costs.row_of(dataset.name, plan, train, options, len(plan.names))
     yield evaluation.estimated(config, dataset, test, "linf", len(config.ways) * config.network_seeds)
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.harness import densities
 from robgrad import attacks, data, faithfulness, gradients, manifolds, networks, stacking, training
 from robgrad.attacks import search
 from robgrad.gradients import controls, outputs
+from robgrad.manifolds import densities
 from robgrad.manifolds.neighbours import principal_directions
 from robgrad.training import regularisers
 

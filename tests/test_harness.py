@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from experiments import manifold_distance, tradeoff
-from experiments.harness import densities, experiment, registry
+from experiments.harness import experiment, registry
 from experiments.harness.pages import figures, glossary, html
 from experiments.harness.settings import presets
 from experiments.harness.training.stages import Spec
 from experiments.harness.verdicts import claims, correlations
 from robgrad import data as data_sets
 from robgrad import faithfulness
+from robgrad.manifolds import densities
 
 REPRODUCE = [
     *("--train_examples=100", "--test_examples=20", "--epochs=1", "--standard_epochs=1", "--attack_steps=2"),

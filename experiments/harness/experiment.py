@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Optional
 import jax
 import numpy as np
 
-from experiments.harness import estimate, launch
+from experiments.harness import costs, launch
 from experiments.harness.pages import figures, glossary, html, tables
 from experiments.harness.pages.tables import Row
 from experiments.harness.settings.config import Config, ConfigError, FittedConfig, TrainingConfig, label
@@ -62,7 +62,7 @@ class Experiment:
       others: tables beside `rows` on the page: caption and columns by name.
       captions: of figures by the pattern of their file's name; `{}` stands for the name's last part.
       estimate: what its stages would take: configuration, data set, options and the configurations of runs whose
-        networks it may take, to rows of `estimate.COLUMNS`.
+        networks it may take, to rows of `costs.COLUMNS`.
       paper_datasets: the data sets that the paper has for it; none for one without data sets.
       reads: the experiment whose measurements it tells of, where it makes none of its own.
       takes: minutes on two cores, in words.
@@ -364,7 +364,7 @@ def answers(results: Mapping[str, Any]) -> list[str]:
 def main(experiment: Experiment, about: str) -> None:
     """The program of one experiment; `about` is its module's docstring."""
     given = Flags(about, [experiment.config], experiment.presets, experiment.dataset)
-    given.add("run", "bool", "dry_run", False, estimate.DRY_RUN)
+    given.add("run", "bool", "dry_run", False, costs.DRY_RUN)
 
     def work(given: Flags) -> None:
         dataset = loaded(given.values) if experiment.has_dataset else None
@@ -373,7 +373,7 @@ def main(experiment: Experiment, about: str) -> None:
         if given.values.networks_from and trains:
             raise ConfigError("--networks_from: this experiment trains its networks in ways of its own; leave it out")
         if given.values.dry_run:
-            estimate.dry_run(
+            costs.dry_run(
                 [Part(experiment.base, workdir_of(experiment, given), dataset, configuration)], given.options()
             )
             return

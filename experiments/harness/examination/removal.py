@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.harness import estimate
+from experiments.harness import costs
 from experiments.harness.examination.subjects import Subject
 from experiments.harness.pages.tables import Row
 from experiments.harness.progress import progress
@@ -70,5 +70,5 @@ def row_of(config: Any, dataset: data.Dataset, options: Options, count: int) -> 
         min(100, len(train.labels)), config.retrain, True, networks.intensity(model, shape, 0),
     )  # fmt: skip
     examples = faithfulness.Examples(train.images, train.labels, ranks)
-    row = estimate.row_of(dataset.name, plan, examples, options, count)
+    row = costs.row_of(dataset.name, plan, examples, options, count)
     return row | {"retrainings": len(part) * count}

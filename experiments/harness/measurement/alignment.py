@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import estimate
+from experiments.harness import costs
 from experiments.harness.measurement import estimates
 from experiments.harness.pages.tables import Row
 from experiments.harness.progress import counted
@@ -221,12 +221,12 @@ def estimated(config: Any, dataset: data.Dataset, options: Options, count: int) 
             plan = stages.manifold_plan(config, name, run.image_shape)
             # Copied, since measuring the plan gives its buffers away.
             arrays[name] = jax.tree.map(jnp.copy, stacking.replica(plan.states.variables, 0))
-            yield estimate.row_of(dataset.name, plan, train, options, 1)
+            yield costs.row_of(dataset.name, plan, train, options, 1)
     once, each, compilation = _costs_of_a_chunk(run, train, test, arrays)
     chunks = len(test.labels) / min(config.chunk, len(test.labels))
     seconds = chunks * (once + each * count * len(config.analysis_losses))
     yield {
-        **estimate.empty(dataset.name, f"analysis of {len(test.labels)} images"),
+        **costs.empty(dataset.name, f"analysis of {len(test.labels)} images"),
         "networks": count,
         "compile_seconds": compilation,
         "minutes": (seconds + compilation) / 60,
@@ -244,9 +244,9 @@ def _costs_of_a_chunk(run: Run, train: data.Split, test: data.Split, arrays: Arr
     images = test.take(config.chunk)
     keys = jax.random.split(jax.random.key(0), len(images.labels))
     given = ((spread_of(train), arrays), keys, images.images)
-    once, compiling_places = estimate.warm_and_cold(lambda: place(*given))
+    once, compiling_places = costs.warm_and_cold(lambda: place(*given))
     tangents, _ = place(*given)
     shared = (arrays, stacking.replica(variables, 0), tangents, config.analysis_epsilon, config.analysis_step_size)
     examples = ((keys, images), others_of(images.labels, len(images.labels)))
-    each, compiling = estimate.warm_and_cold(lambda: analyse(shared, variables, examples))
+    each, compiling = costs.warm_and_cold(lambda: analyse(shared, variables, examples))
     return once, each, compiling_places + compiling

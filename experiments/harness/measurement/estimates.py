@@ -30,6 +30,11 @@ def fitted(run: Run, train: data.Split) -> dict[str, Any]:
     return {name: stages.fit_manifold(run, name, train) for name in run.config.manifold}
 
 
+def described(run: Run, arrays: Mapping[str, Any], train: data.Split, test: data.Split, key) -> Arrays:
+    """What is shown of the manifolds, and what speaks for and against them; see `pictures` and `qualities`."""
+    return pictures(run, arrays, test, key) | qualities(run, arrays, train, test)
+
+
 def pictures(run: Run, arrays: Mapping[str, Any], test: data.Split, key) -> Arrays:
     """Some test images, their projections on each manifold, and images sampled from those that can."""
     images, shape = data.scale(jnp.asarray(test.images[:SHOWN])), run.image_shape

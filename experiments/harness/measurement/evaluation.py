@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import estimate
+from experiments.harness import costs
 from experiments.harness.pages.tables import Row
 from experiments.harness.progress import counted
 from experiments.harness.settings.config import AutoAttackConfig, EvaluatedConfig
@@ -164,11 +164,11 @@ def passes_of(
     seconds = {}
     for name, one in (("forward", partial(apply, variables)), ("gradient", jax.value_and_grad(loss))):
         mapped = jax.jit(jax.vmap(one))
-        warm, cold = estimate.warm_and_cold(partial(mapped, images))
+        warm, cold = costs.warm_and_cold(partial(mapped, images))
         seconds[name], seconds["compiling"] = warm, seconds.get("compiling", 0.0) + cold
     parts, _ = attacks.ensemble(config.auto_attack, norm, len(dataset.classes))
     each = {part: seconds["forward"] + (part.name != "square") * seconds["gradient"] for part in parts}
     whole = sum(part.search.steps * cost for part, cost in each.items())
     minutes = right * whole * evaluations * len(some.labels) / len(images) / 60
-    named = estimate.empty(dataset.name, f"AutoAttack of {len(some.labels)} images in {norm}, at most")
+    named = costs.empty(dataset.name, f"AutoAttack of {len(some.labels)} images in {norm}, at most")
     return named | {"networks": evaluations, "compile_seconds": seconds["compiling"], "minutes": minutes}

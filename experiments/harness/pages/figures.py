@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.harness.densities import density
 from experiments.harness.pages.tables import Row, in_words
+from robgrad.manifolds.densities import density
 from robgrad.runs import write
 
 Colours = Mapping[str, Any]

@@ -18,15 +18,13 @@ RECORDS = power.RECORDS
 COLUMNS = {
     "": "digits (2.1 and robustness: ten seeds, else three), 2.2's plane",
     "digits-quick": "digits (2.1 and robustness: ten seeds, else three), 2.2's plane",
-    "digits-quick, whole grid": "digits, the paper's whole grid (81 networks, three seeds of each)",
+    "digits-quick, 20 strengths": "digits, the paper's whole grid (81 networks, three seeds of each)",
     "shapes-16-quick": "rendered shapes (2.1: five seeds, else one)",
     "digits-quick, generated": "images made from digits, five seeds",
     "fashion_mnist-quick": "Fashion-MNIST, small (2.1: five seeds, else one)",
     "mnist-quick": "MNIST, small, one seed",
     "cifar10-quick": "CIFAR-10 (photographs of a JPEG copy), small, three seeds",
 }
-# Strengths of each norm and loss that the paper has in sections 3.2 and 3.3.
-WHOLE_GRID = 20
 # Sets that are recorded of a copy which is not exact.
 COPIES = {"cifar10": "cifar10, photographs of a JPEG copy"}
 _POWER = (
@@ -90,9 +88,7 @@ def column_of(results: Mapping[str, Any]) -> str:
     name = f"{settings['dataset']}-{settings['preset']}" if "dataset" in settings else ""
     if results["experiment"] == "known_manifold" and not settings["dataset"].startswith("shapes"):
         name += ", generated"
-    if settings.get("epsilons") == WHOLE_GRID:
-        name += ", whole grid"
-    return COLUMNS.get(name, name)
+    return COLUMNS.get(f"{name}, {settings.get('epsilons')} strengths", COLUMNS.get(name, name))
 
 
 def readers_of(path: Path, one: experiment.Experiment) -> list[experiment.Experiment]:

@@ -29,7 +29,11 @@ def shared() -> Presets:
 @cache
 def presets_of(experiment: str) -> Presets:
     """The settings of an experiment by preset and data set: what all share, with its own over it."""
-    own = tables()[experiment]
+    own = tables().get(experiment)
+    if own is None:
+        raise ConfigError(
+            f"{SETTINGS.name}: expected tables [{experiment}.PRESET.SET], one for each preset that it has"
+        )
 
     def of(preset: str, dataset: str) -> Preset:
         parts = (part.get(name, {}) for part in (shared()[preset], own[preset]) for name in ("any", dataset))

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import estimate, launch
+from experiments.harness import costs, launch
 from experiments.harness.progress import counted
 from experiments.harness.settings.config import recipe_of, steps_of
 from experiments.harness.training import stages
@@ -124,11 +124,11 @@ def seconds_of(run: Run, train: data.Split) -> np.ndarray:
     path, ways = run.workdir / "analysis" / "seconds.npz", run.config.ways
     kept = runs.read_arrays(path)
     if kept is None:
-        costs = np.zeros((len(ways), TIMINGS))
+        spent = np.zeros((len(ways), TIMINGS))
         for place, _ in counted(range(TIMINGS * len(ways)), f"timing {len(ways)} ways to train"):
             turn, index = divmod(place, len(ways))
             plan = plan_of(run.config, ways[index], run.dataset)
-            costs[index, turn] = estimate.cost_of(plan, train, run.options, seconds=0.7).step / len(plan.names)
-        kept = {"seconds": costs}
+            spent[index, turn] = costs.cost_of(plan, train, run.options, seconds=0.7).step / len(plan.names)
+        kept = {"seconds": spent}
         runs.write_arrays(path, kept)
     return kept["seconds"]

@@ -17,7 +17,7 @@ def density(values: np.ndarray) -> Callable[[np.ndarray], np.ndarray] | None:
 
 
 def mode(values: np.ndarray) -> float:
-    """Where `density` of the values is highest, to a thousandth of their range; NaN below two values."""
+    """Where `density` of values `[N]` is highest, to a thousandth of their range; NaN below two values."""
     if len(values) < 2 or np.ptp(values) == 0:
         return math.nan
     centres, smooth = _counted(values)
