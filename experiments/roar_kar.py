@@ -269,8 +269,8 @@ EXPERIMENT = experiment.Experiment(
         "notes": evaluation.NOTES,
     },
     captions={
-        "roar_strength_*.svg": "ROAR scores against training strength ({} training); in the paper all lines rise. Points are "
-        "averages over seeds; correlations are each seed's own, averaged.",
+        "roar_strength_*.svg": "ROAR scores against training strength ({} training); in the paper all lines rise. "
+        "Points are averages over seeds; correlations are each seed's own, averaged.",
         "kar_strength_*.svg": "KAR scores against training strength ({} training); in the paper lines rise but for "
         "Gradient with l2 training.",
         "roar_curves.svg": "Accuracy after removing pixels: the faster it falls below Random's curve, the more "
