@@ -239,18 +239,23 @@ def test_the_best_epoch_is_kept_of_each_network(data, tmp_path):
 
 
 def test_robust_overfitting_is_undone_by_keeping_the_best(digits):
-    """100 digits by heart: held-out robust accuracy is higher at its best epoch than at the last."""
+    """100 digits by heart: held-out robust accuracy is higher at its best epoch than at the last, over four starts.
+
+    Of one start the difference is a few images of 300, which another processor's rounding can take away.
+    """
     network = networks.digits_cnn()
     some, held = (data_sets.Split(*(leaf[rows] for leaf in digits.train)) for rows in (slice(100), slice(600, 900)))
     attack = attacks.pgd("l2", attacks.cross_entropy, 5)
     accuracy = training.accuracies(network, attack, MESH)
     score = lambda variables: accuracy(variables, held, KEY, 1.0, 0.5)  # noqa: E731
-    first = stacking.stack([training.init_classifier(network, (8, 8, 1), KEY)])
+    first = stacking.stack([training.init_classifier(network, (8, 8, 1), key) for key in jax.random.split(KEY, 4)])
     step = training.classifier_step(network, attack)
     options = {"mesh": MESH, "batch_size": 20, "epochs": 40, "score": score}
     done = training.fit(step, training.with_best(first, 40), training.StepSizes(1.0, 0.5, 3e-3), some, **options)
     assert score(training.kept(done, "best")) == pytest.approx(done.best.score)
-    assert float(done.best.score[0]) > score(done.variables)[0] + 0.01
+    gains = np.asarray(done.best.score) - np.asarray(score(done.variables))
+    assert gains.min() >= 0
+    assert gains.mean() > 0.01
 
 
 def test_a_radius_grows_by_its_ramp(data):
