@@ -68,7 +68,7 @@ def areas_of(config: RetrainingConfig, arrays: experiment.Arrays) -> Areas:
     hits = roar_kar.hits_of(config, arrays)
     return {
         (spec, benchmark, attribution): faithfulness.areas(
-            benchmark, config.percentiles, hits(spec, benchmark, attribution), hits(Spec(), benchmark, RANDOM)
+            benchmark, config.percentiles, hits(spec, benchmark, attribution), hits(spec, benchmark, RANDOM)
         )
         for spec in roar_kar.specs_of(config)
         if spec.norm
@@ -113,7 +113,7 @@ def by_seed(gains: Sequence[tuple[int, np.ndarray]]) -> np.ndarray:
     """
     seeds = dict.fromkeys(seed for seed, _ in gains)
     means = [np.mean([gain for own, gain in gains if own == seed], axis=0) for seed in seeds]
-    return means[0] if len(means) == 1 else np.mean(means, axis=1)
+    return roar_kar.of_seeds(means)
 
 
 def _above(config: RetrainingConfig, text: str, group: str, published: str, areas: np.ndarray) -> Row:

@@ -92,11 +92,17 @@ def named(one: Retraining) -> str:
     return f"{one.benchmark} {one.method} {one.percentile:g}% seed {one.seed}"
 
 
-def plan_of(config: Any, name: str, part: Sequence[Retraining], tools: Tools, image_shape) -> stages.Plan:
-    """How one stack of retrainings is trained, on `faithfulness.Examples` with rank maps of all methods."""
+def plan_of(
+    config: Any, name: str, part: Sequence[Retraining], tools: Tools, image_shape: Sequence[int], seed: int = 0
+) -> stages.Plan:
+    """How one stack of retrainings is trained, on `faithfulness.Examples` with rank maps of all methods.
+
+    Retrainings of networks of one seed start alike, those of another seed anew, so that seeds share no luck.
+    """
     pixels = math.prod(image_shape[:2])
     sizes = faithfulness.numbers_of(part, config.attributions, pixels, config.learning_rate)
     key = stages.key_of(config.seed, "retraining")
+    key = jax.random.fold_in(key, seed) if seed else key
     states = faithfulness.initial_states(tools.network, image_shape, part, key)
     names, batch = [named(one) for one in part], config.retraining_batch_size
     epochs, work = config.retraining_epochs, networks.intensity(tools.network, tuple(image_shape), 0)
@@ -109,8 +115,9 @@ def hits_of(
     grid: Sequence[Retraining],
     tools: Tools,
     occluded: Callable[[], Sequence[faithfulness.Examples]],
+    seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Whether each retrained network of a source network is right on each test image, by the retraining's name.
+    """Whether each retrained network of a source network, of a seed, is right on each test image, by retraining's name.
 
     A stack that has finished is kept with the names of its retrainings, and so is its file; the occluded examples,
     training and test, are asked for where one has not.
@@ -126,7 +133,7 @@ def hits_of(
         kept = runs.read_arrays(path)
         if kept is None or kept["names"].tolist() != names:
             examples = examples or occluded()
-            plan = plan_of(config, stage, part, tools, run.image_shape)
+            plan = plan_of(config, stage, part, tools, run.image_shape, seed)
             states = stages.fit(run, plan, examples[0])
             right = np.asarray(tools.hits(states.variables, plan.numbers, examples[1]))
             kept = {"names": np.array(names), "hits": right}
