@@ -12,7 +12,6 @@ It asks what the paper leaves open: whether other attributions on robust network
 whether l-inf training keeps its gain; and what it does not ask: whether robust gradients do better than blurred ones.
 """
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -40,6 +39,9 @@ from robgrad.gradients import controls
 # Attributions that need more than a network and an image: the training images, an untrained network, the truth.
 BACKGROUND = ("expected_gradients", "gradient_untrained", "gradient_elsewhere", "true_mask")
 CONTROLS = (*gradients.CONTROLS, "gradient_untrained", "gradient_elsewhere")
+# Measures of hits of retrained networks.
+RETRAINED = (ROAR, KAR, "diff_roar")
+STANDARD = Spec().kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,53 +136,63 @@ def with_recorded(config: FaithfulnessConfig, arrays: experiment.Arrays) -> Fait
 
 
 def tabulate(config: FaithfulnessConfig, arrays: experiment.Arrays) -> experiment.Tables:
-    """A row for each network and attribution; one for each measure: whether it can be believed."""
+    """A row for each kind of network and attribution; one for each measure: whether it can be believed."""
     config = with_recorded(config, arrays)
-    hits, rows = roar_kar.hits_of(config, arrays), []
+    specs, rows = roar_kar.specs_of(config), []
     masks = dict(zip(arrays["masks"].tolist(), arrays["mask_hits"].mean(1), strict=True))
-    for place, spec in enumerate(roar_kar.specs_of(config)):
-        accuracies = evaluation.accuracies(config, arrays, [place])
+    retrained = {measure: values_of(config, arrays, measure) for measure in RETRAINED}
+    for kind, members in stages.kinds_of(specs).items():
+        accuracies = evaluation.accuracies(config, arrays, members)
         for index, name in enumerate(config.attributions):
-            row = {**spec.row, **accuracies, "attribution": name.replace("_", " ")}
+            row = {**specs[members[0]].row, "network_seeds": len(members), **accuracies}
+            row["attribution"] = name.replace("_", " ")
             for benchmark in (ROAR, KAR):
-                random = hits(Spec(), benchmark, RANDOM)
-                curve = faithfulness.curve(benchmark, config.percentiles, hits(spec, benchmark, name), random)
-                row |= {benchmark: curve.score, f"{benchmark}_low": curve.low, f"{benchmark}_high": curve.high}
-            own = faithfulness.diff_roar(config.percentiles, hits(spec, KAR, name), hits(spec, ROAR, name))
-            row["diff_roar"] = own.mean()
+                own = retrained[benchmark][kind, name]
+                low, high = faithfulness.bounds(own)
+                row |= {benchmark: own.mean(), f"{benchmark}_low": low, f"{benchmark}_high": high}
+            row["diff_roar"] = retrained["diff_roar"][kind, name].mean()
             for measure in MEASURES:
                 if f"measure/{measure}" in arrays:
-                    row[measure] = np.nanmean(arrays[f"measure/{measure}"][place, index])
-            if not place:
+                    row[measure] = np.nanmean(arrays[f"measure/{measure}"][members, index])
+            if specs[members[0]].norm is None:
                 given = [retraining.named(faithfulness.Retraining(KAR, name, q, 0)) for q in config.percentiles]
                 row["mask_alone"] = max(masks[one] for one in given)
             rows.append(row)
     return {
         "rows": rows,
         "measures": measures_table(config, arrays),
-        "notes": evaluation.notes_of(roar_kar.specs_of(config), "l2", arrays),
+        "notes": evaluation.notes_of(specs, "l2", arrays),
     }
 
 
-Values = Mapping[tuple[int, str], np.ndarray]
+Values = Mapping[tuple[str, str], np.ndarray]
 
 
 def values_of(config: FaithfulnessConfig, arrays: experiment.Arrays, measure: str) -> Values:
-    """A measure's values `[seed, image]`, higher better, by network's place and attribution."""
+    """A measure's values `[seed, image]`, higher better, by kind of network and attribution.
+
+    Of what is retrained they are averages over the retrainings of each network, or, where networks have one seed, its
+    retrainings.
+    """
     specs = roar_kar.specs_of(config)
-    pairs = list(itertools.product(range(len(specs)), enumerate(config.attributions)))
-    if measure not in (ROAR, KAR, "diff_roar"):
-        sign = 1 if MEASURES[measure] else -1
-        return {
-            (place, name): sign * arrays[f"measure/{measure}"][place, index][None] for place, (index, name) in pairs
-        }
+    places, names = stages.kinds_of(specs), list(enumerate(config.attributions))
+    if measure not in RETRAINED:
+        values = (1 if MEASURES[measure] else -1) * arrays[f"measure/{measure}"]
+        return {(kind, name): values[members, index] for kind, members in places.items() for index, name in names}
+    if measure != "diff_roar":
+        areas = roar_kar.areas_of(config, arrays)
+        return {(kind, name): areas(kind, measure, name) for kind in places for _, name in names}
     hits = roar_kar.hits_of(config, arrays)
-    if measure == "diff_roar":
-        own = partial(faithfulness.diff_roar, config.percentiles)
-        return {(at, name): own(hits(specs[at], KAR, name), hits(specs[at], ROAR, name)) for at, (_, name) in pairs}
-    random = hits(Spec(), measure, RANDOM)
-    areas = partial(faithfulness.areas, measure, config.percentiles)
-    return {(at, name): areas(hits(specs[at], measure, name), random) for at, (_, name) in pairs}
+
+    def own(place: int, name: str) -> np.ndarray:
+        kept, removed = (hits(specs[place], benchmark, name) for benchmark in (KAR, ROAR))
+        return faithfulness.diff_roar(config.percentiles, kept, removed)
+
+    return {
+        (kind, name): roar_kar.of_seeds([own(place, name) for place in members])
+        for kind, members in places.items()
+        for _, name in names
+    }
 
 
 def measures_table(config: FaithfulnessConfig, arrays: experiment.Arrays) -> list[Row]:
@@ -195,8 +207,8 @@ def measures_table(config: FaithfulnessConfig, arrays: experiment.Arrays) -> lis
         found = np.array([[means[pair], np.nanmean(smooth[pair])] for pair in pairs])
         row: Row = {"measure": measure.replace("_", " "), "with_smoothness": _rank(found)}
         if "true_mask" in config.attributions:
-            others = [means[0, name] for name in config.attributions if name != "true_mask"]
-            row["above_true_mask"] = int(np.sum(np.array(others) > means[0, "true_mask"]))
+            others = [means[STANDARD, name] for name in config.attributions if name != "true_mask"]
+            row["above_true_mask"] = int(np.sum(np.array(others) > means[STANDARD, "true_mask"]))
         rows.append(row)
     return rows
 
@@ -204,9 +216,7 @@ def measures_table(config: FaithfulnessConfig, arrays: experiment.Arrays) -> lis
 def measures_of(arrays: experiment.Arrays) -> list[str]:
     """The measures of faithfulness that a run has; smoothness is none."""
     return [
-        ROAR,
-        KAR,
-        "diff_roar",
+        *RETRAINED,
         *(name for name in MEASURES if name != "smoothness" and f"measure/{name}" in arrays),
     ]
 
@@ -230,37 +240,36 @@ def claim(config: FaithfulnessConfig, arrays: experiment.Arrays, tables: experim
     del tables
     config = with_recorded(config, arrays)
     specs = roar_kar.specs_of(config)
-    robust = {norm: max((r.epsilon, at) for at, r in enumerate(specs) if r.norm == norm)[1] for norm in config.norms}
+    robust = {norm: max(specs, key=lambda one: (one.norm == norm, one.epsilon)).kind for norm in config.norms}
     named = {name: name.replace("_", " ") for name in config.attributions}
     for measure in (ROAR, KAR, "diff_roar", "road"):
         values = values_of(config, arrays, measure)
         title = measure.upper().replace("DIFF_ROAR", "DiffROAR")
-        seeds, images = next(iter(values.values())).shape
-        of_each = f"{seeds} retrainings, {images} images" if seeds > 1 else f"{images} images"
-        over = claims.Over(config.network_seeds, of_each)
+        images = next(iter(values.values())).shape[1]
+        of_each = f"{config.retraining_seeds} retrainings of each, " if measure in RETRAINED else ""
+        over = claims.Over(config.network_seeds, f"{of_each}{images} images")
         of = partial(_judged, values, over)
         if {"gradient", "gradient_elsewhere"} <= {*named}:
-            for at in (0, *robust.values()):
+            for kind in (STANDARD, *robust.values()):
                 text = "the gradient at the image beats the gradient at another image (our test)"
-                yield of(text, f"{title}; {specs[at].kind}", (at, "gradient"), (at, "gradient_elsewhere"))
-        for at in robust.values():
-            kind = specs[at].kind
+                yield of(text, f"{title}; {kind}", (kind, "gradient"), (kind, "gradient_elsewhere"))
+        for kind in robust.values():
             if {"gradient", "gradient_blurred"} <= {*named}:
                 text = "robust gradients beat blurred standard ones (our test)"
-                yield of(text, f"{title}; {kind}", (at, "gradient"), (0, "gradient_blurred"))
+                yield of(text, f"{title}; {kind}", (kind, "gradient"), (STANDARD, "gradient_blurred"))
             for name in ("integrated_gradients", "deep_lift", "lrp"):
                 if {name, "gradient_times_input"} <= {*named}:
                     text = f"on a robust network {named[name]} beats Gradient * Input (open question a)"
-                    yield of(text, f"{title}; {kind}", (at, name), (at, "gradient_times_input"))
+                    yield of(text, f"{title}; {kind}", (kind, name), (kind, "gradient_times_input"))
         if {"l2", "linf"} <= {*robust}:
             for name in config.attributions:
                 if name not in CONTROLS and name != "true_mask":
                     text = "l-inf training scores above l2 training, strongest networks (open question b)"
                     yield of(text, f"{title}; {named[name]}", (robust["linf"], name), (robust["l2"], name))
         if "noise_blurred" in named and measure in (ROAR, KAR):
-            nothing = {**values, (0, RANDOM): np.zeros_like(values[0, "noise_blurred"])}
+            nothing = {**values, (STANDARD, RANDOM): np.zeros_like(values[STANDARD, "noise_blurred"])}
             text = "blurred noise, which knows nothing, scores no higher than noise (our test)"
-            yield _judged(nothing, over, text, title, (0, RANDOM), (0, "noise_blurred"))
+            yield _judged(nothing, over, text, title, (STANDARD, RANDOM), (STANDARD, "noise_blurred"))
     if "true_mask" in named:
         yield from _truth(config, arrays)
 
@@ -279,7 +288,7 @@ def _truth(config: FaithfulnessConfig, arrays: experiment.Arrays) -> Iterator[Ro
             continue
         values = values_of(config, arrays, measure)
         gaps = [
-            (*difference(values[0, "true_mask"], values[0, name]), name)
+            (*difference(values[STANDARD, "true_mask"], values[STANDARD, name]), name)
             for name in config.attributions
             if name != "true_mask"
         ]
@@ -295,8 +304,9 @@ def draw(workdir: Path, config: FaithfulnessConfig, arrays: experiment.Arrays, t
     """Scores with intervals by attribution, fronts against both accuracies, a gallery."""
     config = with_recorded(config, arrays)
     specs, rows = roar_kar.specs_of(config), tables["rows"]
-    colours = figures.palette([spec.kind for spec in specs])
-    kinds = [specs[0].kind, *{spec.norm: spec.kind for spec in specs if spec.norm}.values()]
+    places = stages.kinds_of(specs)
+    colours = figures.palette([*places])
+    kinds = [STANDARD, *{spec.norm: spec.kind for spec in specs if spec.norm}.values()]
     names = [name.replace("_", " ") for name in config.attributions]
     for benchmark in (ROAR, KAR):
         groups: dict[str, dict[str, list[figures.Interval]]] = {name: {} for name in names}
@@ -315,7 +325,7 @@ def draw(workdir: Path, config: FaithfulnessConfig, arrays: experiment.Arrays, t
         figures.scatter_figure(file, points, against.replace("_", " "), "ROAR score", legend="attribution")
     maps = arrays["shown/maps"].astype(np.float32)
     for image in range(min(2, maps.shape[2])):
-        grid = {spec.kind: maps[at, :, image, :, :, None] for at, spec in enumerate(specs)}
+        grid = {kind: maps[members[0], :, image, :, :, None] for kind, members in places.items()}
         path = workdir / f"gallery_{image + 1}.svg"
         figures.image_grid(path, {"test image": arrays["shown/test"][image : image + 1]}, grid, headings=names)
 
