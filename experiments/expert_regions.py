@@ -26,6 +26,7 @@ from experiments.harness.pages.tables import Row
 from experiments.harness.settings.config import ConfigError, TrainingConfig, setting, subsets
 from experiments.harness.settings.options import Options
 from experiments.harness.training import stages
+from experiments.harness.training.specs import kinds_of, specs_of
 from experiments.harness.training.stages import Run
 from experiments.harness.verdicts import claims
 from robgrad import attacks, data, faithfulness, gradients, networks, stacking, training
@@ -68,7 +69,7 @@ def measure(run: Run) -> experiment.Arrays:
     if not pointed.any():
         raise ConfigError(f"--dataset={run.dataset.name}: expected masks with pixels, got none in the test images used")
     masks, test = masks[pointed], test.take(pointed)
-    specs, network = stages.specs_of(config), stages.network_of(config, run.dataset)
+    specs, network = specs_of(config), stages.network_of(config, run.dataset)
     variables = stages.train_networks(run, specs, train)
     methods = methods_of(config)
 
@@ -100,8 +101,8 @@ def measure(run: Run) -> experiment.Arrays:
 
 def tabulate(config: ExpertConfig, arrays: experiment.Arrays) -> experiment.Tables:
     """A row for each kind of network and attribution."""
-    specs, rows = stages.specs_of(config), []
-    for kind, members in stages.kinds_of(specs).items():
+    specs, rows = specs_of(config), []
+    for kind, members in kinds_of(specs).items():
         for index, name in enumerate(arrays["attributions"].tolist()):
             row: Row = {"network": kind, "network_seeds": len(members), "attribution": name}
             row["test_accuracy"] = arrays["clean_hits"][members].mean()
@@ -115,8 +116,8 @@ def tabulate(config: ExpertConfig, arrays: experiment.Arrays) -> experiment.Tabl
 def claim(config: ExpertConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> Iterator[Row]:
     """Each attribution overlaps more on the strongest robust networks than on the standard one, and than edges do."""
     del tables
-    specs = stages.specs_of(config)
-    places, names = stages.kinds_of(specs), arrays["attributions"].tolist()
+    specs = specs_of(config)
+    places, names = kinds_of(specs), arrays["attributions"].tolist()
     strongest = {norm: [one.kind for one in specs if one.norm == norm][-1] for norm in config.norms}
     for field, measure in MEASURES.items():
         values = arrays[f"agreed/{field}"]
@@ -137,8 +138,8 @@ def claim(config: ExpertConfig, arrays: experiment.Arrays, tables: experiment.Ta
 
 def draw(workdir: Path, config: ExpertConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> None:
     """Overlaps by attribution and network; images, masks and maps."""
-    specs = stages.specs_of(config)
-    places = stages.kinds_of(specs)
+    specs = specs_of(config)
+    places = kinds_of(specs)
     colours = figures.palette([*places])
     groups: dict[str, dict[str, list[figures.Interval]]] = {}
     for row in tables["rows"]:

@@ -21,17 +21,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import roar_kar
 from experiments.harness import experiment
-from experiments.harness.measurement import evaluation, measures
+from experiments.harness.measurement import benchmarks, evaluation, measures
+from experiments.harness.measurement.benchmarks import RetrainingConfig
 from experiments.harness.measurement.measures import MEASURES
 from experiments.harness.pages import figures
 from experiments.harness.pages.tables import Row
 from experiments.harness.settings.config import setting, subsets
 from experiments.harness.training import retraining, stages
-from experiments.harness.training.stages import Run, Spec
+from experiments.harness.training.specs import Spec, kinds_of, specs_of
+from experiments.harness.training.stages import Run
 from experiments.harness.verdicts import claims
-from experiments.roar_kar import RetrainingConfig
 from robgrad import data, faithfulness, gradients, networks, stacking
 from robgrad.faithfulness import KAR, RANDOM, ROAR
 from robgrad.gradients import controls
@@ -97,9 +97,9 @@ def measure(run: Run) -> experiment.Arrays:
     run = run._replace(config=config)
     splits = subsets(config, run.dataset)
     methods, signed = (methods_of(run, *splits, signed=form) for form in (False, True))
-    specs, network = roar_kar.specs_of(config), stages.network_of(config, run.dataset)
+    specs, network = specs_of(config), stages.network_of(config, run.dataset)
     variables = stages.train_networks(run, specs, splits[0])
-    found = roar_kar.retrained_of(run, specs, network, variables, splits, methods)
+    found = benchmarks.retrained_of(run, specs, network, variables, splits, methods)
     found |= evaluation.hits_of(run, specs, variables, splits[1], stages.key_of(config.seed, "faithfulness"))
     found |= masks_alone(run, network, stacking.replica(variables, 0), splits, methods)
     return found | measured_of(run, specs, network, variables, splits[1], methods, signed)
@@ -138,10 +138,10 @@ def with_recorded(config: FaithfulnessConfig, arrays: experiment.Arrays) -> Fait
 def tabulate(config: FaithfulnessConfig, arrays: experiment.Arrays) -> experiment.Tables:
     """A row for each kind of network and attribution; one for each measure: whether it can be believed."""
     config = with_recorded(config, arrays)
-    specs, rows = roar_kar.specs_of(config), []
+    specs, rows = specs_of(config), []
     masks = dict(zip(arrays["masks"].tolist(), arrays["mask_hits"].mean(1), strict=True))
     retrained = {measure: values_of(config, arrays, measure) for measure in RETRAINED}
-    for kind, members in stages.kinds_of(specs).items():
+    for kind, members in kinds_of(specs).items():
         accuracies = evaluation.accuracies(config, arrays, members)
         for index, name in enumerate(config.attributions):
             row = {**specs[members[0]].row, "network_seeds": len(members), **accuracies}
@@ -174,22 +174,22 @@ def values_of(config: FaithfulnessConfig, arrays: experiment.Arrays, measure: st
     Of what is retrained they are averages over the retrainings of each network, or, where networks have one seed, its
     retrainings.
     """
-    specs = roar_kar.specs_of(config)
-    places, names = stages.kinds_of(specs), list(enumerate(config.attributions))
+    specs = specs_of(config)
+    places, names = kinds_of(specs), list(enumerate(config.attributions))
     if measure not in RETRAINED:
         values = (1 if MEASURES[measure] else -1) * arrays[f"measure/{measure}"]
         return {(kind, name): values[members, index] for kind, members in places.items() for index, name in names}
     if measure != "diff_roar":
-        areas = roar_kar.areas_of(config, arrays)
+        areas = benchmarks.areas_of(config, arrays)
         return {(kind, name): areas(kind, measure, name) for kind in places for _, name in names}
-    hits = roar_kar.hits_of(config, arrays)
+    hits = benchmarks.hits_of(config, arrays)
 
     def own(place: int, name: str) -> np.ndarray:
         kept, removed = (hits(specs[place], benchmark, name) for benchmark in (KAR, ROAR))
         return faithfulness.diff_roar(config.percentiles, kept, removed)
 
     return {
-        (kind, name): roar_kar.of_seeds([own(place, name) for place in members])
+        (kind, name): benchmarks.of_seeds([own(place, name) for place in members])
         for kind, members in places.items()
         for _, name in names
     }
@@ -239,7 +239,7 @@ def claim(config: FaithfulnessConfig, arrays: experiment.Arrays, tables: experim
     """Whether attributions beat chance and controls, the paper's open questions, and which measures hold up."""
     del tables
     config = with_recorded(config, arrays)
-    specs = roar_kar.specs_of(config)
+    specs = specs_of(config)
     robust = {norm: max(specs, key=lambda one: (one.norm == norm, one.epsilon)).kind for norm in config.norms}
     named = {name: name.replace("_", " ") for name in config.attributions}
     for measure in (ROAR, KAR, "diff_roar", "road"):
@@ -303,8 +303,8 @@ def _truth(config: FaithfulnessConfig, arrays: experiment.Arrays) -> Iterator[Ro
 def draw(workdir: Path, config: FaithfulnessConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> None:
     """Scores with intervals by attribution, fronts against both accuracies, a gallery."""
     config = with_recorded(config, arrays)
-    specs, rows = roar_kar.specs_of(config), tables["rows"]
-    places = stages.kinds_of(specs)
+    specs, rows = specs_of(config), tables["rows"]
+    places = kinds_of(specs)
     colours = figures.palette([*places])
     kinds = [STANDARD, *{spec.norm: spec.kind for spec in specs if spec.norm}.values()]
     names = [name.replace("_", " ") for name in config.attributions]
@@ -366,7 +366,7 @@ EXPERIMENT = experiment.Experiment(
         "front_*.svg": "ROAR score against {} accuracy, one point a network; the paper's pairs are gradient and "
         "gradient times input.",
     },
-    estimate=roar_kar.estimated,
+    estimate=benchmarks.estimated,
     takes="ten minutes",
     picture="scores_roar.svg",
 )

@@ -29,9 +29,9 @@ from experiments.harness.pages.tables import Row
 from experiments.harness.settings.config import setting, subsets
 from experiments.harness.settings.options import Options
 from experiments.harness.training import stages
-from experiments.harness.training.stages import Run, Spec
+from experiments.harness.training.specs import Spec, groups_of, kinds_of, specs_of
+from experiments.harness.training.stages import Run
 from experiments.harness.verdicts import claims
-from experiments.manifold_distance import draw_fractions, groups_of
 from robgrad import attacks, data, gradients, intervals, manifolds, networks, runs, stacking, training
 
 EXACT = "exact"
@@ -64,7 +64,7 @@ def measure(run: Run) -> experiment.Arrays:
     run = run._replace(config=with_exact(run.config))
     config = run.config
     train, test = subsets(config, run.dataset)
-    specs = stages.specs_of(config)
+    specs = specs_of(config)
     network = stages.network_of(config, run.dataset)
     variables = stages.train_networks(run, specs, train)
     arrays = estimates.fitted(run, train)
@@ -106,9 +106,9 @@ def estimates_of(config: KnownConfig) -> list[str]:
 
 def tabulate(config: KnownConfig, arrays: experiment.Arrays) -> experiment.Tables:
     """One row a kind of network; one an estimate; one a manifold."""
-    specs, rows = stages.specs_of(config), []
+    specs, rows = specs_of(config), []
     (loss,) = config.analysis_losses[:1]
-    for members in stages.kinds_of(specs).values():
+    for members in kinds_of(specs).values():
         truth = fields_of(arrays, loss, EXACT)
         fraction, low, high = intervals.of_seeds_and_rows(truth["tangent_fraction"][members], intervals.mean)
         rows.append(
@@ -209,7 +209,7 @@ def correlations(config: KnownConfig, arrays: experiment.Arrays, specs: Sequence
     def within(some: np.ndarray) -> np.ndarray:
         return intervals.mean(np.moveaxis(_rank_correlation(some), -1, 0))
 
-    kinds = stages.kinds_of(specs).values()
+    kinds = kinds_of(specs).values()
     # `[image, kind, seed, ...]`
     means = np.nanmean(pairs[:, np.array([*kinds])], axis=0)
     by_seed = [float(_rank_correlation(means[:, seed])) for seed in range(config.network_seeds)]
@@ -218,8 +218,8 @@ def correlations(config: KnownConfig, arrays: experiment.Arrays, specs: Sequence
 
 def claim(config: KnownConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> Iterator[Row]:
     """What is true of the gradients, and which estimate says so."""
-    specs, loss = stages.specs_of(config), config.analysis_losses[0]
-    places, truth = stages.kinds_of(specs), fields_of(arrays, loss, EXACT)
+    specs, loss = specs_of(config), config.analysis_losses[0]
+    places, truth = kinds_of(specs), fields_of(arrays, loss, EXACT)
     images = truth["tangent_fraction"].shape[1]
     over = claims.Over(config.network_seeds, f"{images} images")
     for pair, kinds in groups_of(specs).items():
@@ -259,10 +259,12 @@ def _difference_of_rises(values: np.ndarray) -> np.ndarray:
 def draw(workdir: Path, config: KnownConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> None:
     """True fractions with baselines, estimates against the truth, gradients, projections."""
     rows, loss = tables["rows"], config.analysis_losses[0]
-    members = stages.kinds_of(stages.specs_of(config))
+    members = kinds_of(specs_of(config))
     named = {"tangent_fraction_chance": "chance", "tangent_fraction_covariance": "covariance_chance"}
     every = [row | {name: row[field] for name, field in named.items()} for row in rows]
-    draw_fractions(workdir / "true_fraction.svg", every, "along the exact manifold", figures.palette([*members]))
+    alignment.draw_fractions(
+        workdir / "true_fraction.svg", every, "along the exact manifold", figures.palette([*members])
+    )
     label = "true share of the loss gradient along the manifold"
     against = {}
     for name, row in zip(estimates_of(config), tables["estimates"], strict=True):
@@ -285,7 +287,7 @@ def estimated(config: KnownConfig, dataset: data.Dataset, options: Options, othe
     # On a generated set they are trained anew.
     shared = others if dataset.truth is not None else ()
     yield from costs.classifiers(config, costs.missing(config, shared), dataset, train, options)
-    yield from alignment.estimated(config, dataset, options, len(stages.specs_of(config)))
+    yield from alignment.estimated(config, dataset, options, len(specs_of(config)))
 
 
 EXPERIMENT = experiment.Experiment(

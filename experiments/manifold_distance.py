@@ -35,7 +35,8 @@ from experiments.harness.pages.tables import Row
 from experiments.harness.settings.config import EvaluatedConfig, subsets
 from experiments.harness.settings.options import Options
 from experiments.harness.training import stages
-from experiments.harness.training.stages import Run, Spec
+from experiments.harness.training.specs import groups_of, kinds_of, specs_of
+from experiments.harness.training.stages import Run
 from experiments.harness.verdicts import claims
 from robgrad import data, intervals, manifolds
 from robgrad.manifolds import densities
@@ -60,7 +61,7 @@ def measure(run: Run) -> experiment.Arrays:
     """Everything that tables, claims and figures need, by name; of each image and network where it says so."""
     config = run.config
     train, test = subsets(config, run.dataset)
-    specs = stages.specs_of(config)
+    specs = specs_of(config)
     network = stages.network_of(config, run.dataset)
     variables = stages.train_networks(run, specs, train)
     arrays = estimates.fitted(run, train)
@@ -72,10 +73,10 @@ def measure(run: Run) -> experiment.Arrays:
 
 def tabulate(config: ManifoldConfig, arrays: experiment.Arrays) -> experiment.Tables:
     """One row a kind of network, manifold and analysis loss, averaged over its seeds; one a manifold."""
-    specs, rows = stages.specs_of(config), []
+    specs, rows = specs_of(config), []
     for name, loss in itertools.product(config.manifold, config.analysis_losses):
         fields = fields_of(arrays, loss, name)
-        for members in stages.kinds_of(specs).values():
+        for members in kinds_of(specs).values():
             own = {field: values[members] if values.ndim == 2 else values for field, values in fields.items()}
             about = {"network_seeds": len(members), "manifold": name, "analysis_loss": loss}
             accuracy = evaluation.accuracies(config, arrays, members)
@@ -137,18 +138,11 @@ def on_manifold(clean: np.ndarray) -> bool:
     return bool(clean.max() < 1e-3)
 
 
-def groups_of(specs: Sequence[Spec]) -> dict[tuple, list[str]]:
-    """The kinds of network of each group that the paper has a panel for: the standard one, then a norm and loss's."""
-    pairs = dict.fromkeys((one.norm, one.loss) for one in specs if one.norm)
-    kinds = {one.kind: (one.norm, one.loss) for one in specs}
-    return {pair: [kind for kind, of in kinds.items() if of in (pair, (None, None))] for pair in pairs}
-
-
 def claim(config: ManifoldConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> Iterator[Row]:
     """The order of distances and tangent fractions in each group and by each manifold, and the published modes."""
     del tables
-    specs = stages.specs_of(config)
-    places = stages.kinds_of(specs)
+    specs = specs_of(config)
+    places = kinds_of(specs)
     for name, loss in itertools.product(config.manifold, config.analysis_losses):
         fields = fields_of(arrays, loss, name)
         clean = np.broadcast_to(fields["distance"], (config.network_seeds, len(fields["distance"])))
@@ -226,8 +220,8 @@ def is_paper_size(config: ManifoldConfig) -> bool:
 
 def draw(workdir: Path, config: ManifoldConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> None:
     """Of each analysis attack densities, attacked images, tangent fractions; loss gradients; the manifolds."""
-    specs = stages.specs_of(config)
-    places, images = stages.kinds_of(specs), arrays["shown/test"]
+    specs = specs_of(config)
+    places, images = kinds_of(specs), arrays["shown/test"]
     colours = figures.palette([*places])
     for index, (name, loss) in enumerate(itertools.product(config.manifold, config.analysis_losses)):
         fields, title = fields_of(arrays, loss, name), manifolds.KINDS[name].title
@@ -245,7 +239,7 @@ def draw(workdir: Path, config: ManifoldConfig, arrays: experiment.Arrays, table
         xlabel = f"distance{unit} ({title}, {loss} analysis)"
         figures.density_figure(workdir / f"densities_{of}.svg", panels, xlabel, colours)
         rows = [row for row in tables["rows"] if (row["manifold"], row["analysis_loss"]) == (name, loss)]
-        draw_fractions(workdir / f"tangent_fraction_{of}.svg", rows, f"along the manifold ({title})", colours)
+        alignment.draw_fractions(workdir / f"tangent_fraction_{of}.svg", rows, f"along the manifold ({title})", colours)
         if index < len(config.analysis_losses):
             shown = {kind: arrays[f"shown/{loss}/attacked"][members[0]] for kind, members in places.items()}
             figures.image_grid(workdir / f"attacked_{loss}.svg", {"test image": images, **shown})
@@ -255,26 +249,10 @@ def draw(workdir: Path, config: ManifoldConfig, arrays: experiment.Arrays, table
     figures.image_grid(workdir / "manifold.svg", {"test image": images, **estimates.rows_of_pictures(config, arrays)})
 
 
-def draw_fractions(path: Path, rows: Sequence[Row], along: str, colours: figures.Colours) -> None:
-    """Tangent fractions of all networks, by how they were trained, beside their baselines."""
-    known = {"of another image of its class": "fraction_same_class", "of another image": "fraction_elsewhere"}
-    others = {text: field for text, field in known.items() if field in rows[0]}
-    groups: dict[str, dict[str, list[figures.Interval]]] = {}
-    for row in rows:
-        own = tuple(row[f"tangent_fraction{end}"] for end in ("", "_low", "_high"))
-        values = [own, *((row[field],) * 3 for field in others.values())]
-        groups.setdefault(figures.group_of(row["network"]), {})[row["network"]] = values
-    references = {"random direction": rows[0]["tangent_fraction_chance"]}
-    if np.isfinite(rows[0]["tangent_fraction_covariance"]):
-        references["direction with the data's covariance"] = rows[0]["tangent_fraction_covariance"]
-    marks = ("the image's own tangent space", *others)
-    figures.intervals_figure(path, groups, references, f"share of the loss gradient {along}", colours, marks)
-
-
 def estimated(config: ManifoldConfig, dataset: data.Dataset, options: Options, others: Sequence) -> Iterator[Row]:
     """Stacks of networks, the manifolds, accuracies, the analysis of all test images."""
     train, test = subsets(config, dataset)
-    specs = stages.specs_of(config)
+    specs = specs_of(config)
     yield from costs.classifiers(config, costs.missing(config, others), dataset, train, options)
     yield evaluation.estimated(config, dataset, test, "l2", len(specs))
     yield from alignment.estimated(config, dataset, options, len(specs))

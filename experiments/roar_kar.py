@@ -13,182 +13,27 @@ scores rise for Gradient * Input (0.56 to 0.88), for Gradient only with l-inf tr
 """
 
 import itertools
-import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.harness import costs, experiment, launch
-from experiments.harness.measurement import evaluation
+from experiments.harness import experiment
+from experiments.harness.measurement import benchmarks, evaluation
+from experiments.harness.measurement.benchmarks import RetrainingConfig
 from experiments.harness.pages import figures
 from experiments.harness.pages.tables import Row
-from experiments.harness.settings.config import EvaluatedConfig, setting, subsets
-from experiments.harness.settings.options import Options
-from experiments.harness.training import retraining, stages
-from experiments.harness.training.stages import Run, Spec
+from experiments.harness.training.specs import Spec, kinds_of, specs_of
 from experiments.harness.verdicts import claims, correlations
-from robgrad import data, faithfulness, gradients, intervals, stacking
-from robgrad.faithfulness import KAR, RANDOM, ROAR, Retraining
-
-
-@dataclass(frozen=True, kw_only=True)
-class RetrainingConfig(EvaluatedConfig):
-    """Sections 3.2 and 3.3: the retrainings too."""
-
-    epsilons: int = setting("How many of each norm's radii are used, evenly thinned down from the largest.", 20)
-    attributions: tuple[str, ...] = setting(
-        "Attributions whose faithfulness is measured.",
-        ("gradient", "gradient_times_input"),
-        choices=lambda: tuple(gradients.ATTRIBUTIONS),
-    )
-    percentiles: tuple[float, ...] = setting(
-        "Shares of pixels that ROAR removes and KAR keeps, in percent.", faithfulness.PERCENTILES, most=100.0
-    )
-    retraining_seeds: int = setting("Retrainings of each attribution, percentile and benchmark.", 3)
-    retraining_epochs: int = setting("Epochs of each retraining.")
-    retraining_batch_size: int = setting("Batch of each retraining.", 100)
-    random_ranking: bool = setting(
-        "Random ranks the pixels at random instead of tossing a coin for each, as the paper.", False
-    )
-    own_mean: bool = setting("Fill with each image's own mean colour instead of the data set's.", False)
-
-
-def thinned(radii: Sequence[float], count: int) -> tuple[float, ...]:
-    """Some of the radii, evenly spread down from the largest."""
-    ordered = sorted(radii)
-    count = min(count, len(ordered))
-    return tuple(ordered[round(len(ordered) * (index + 1) / count) - 1] for index in range(count))
-
-
-def specs_of(config: RetrainingConfig) -> list[Spec]:
-    """The networks, their radii thinned."""
-    kept = {norm: thinned(radii, config.epsilons) for norm, radii in config.radii.items()}
-    return [one for one in stages.specs_of(config) if one.norm is None or one.epsilon in kept[one.norm]]
-
-
-def grid_of(config: RetrainingConfig, with_random: bool) -> list[Retraining]:
-    """The retrainings of a network; Random, which no network matters to, goes with each seed's standard network."""
-    methods = (*config.attributions, *([RANDOM] if with_random else []))
-    return faithfulness.grid(methods, config.percentiles, config.retraining_seeds)
-
-
-def methods_of(config: RetrainingConfig) -> dict[str, gradients.Attribution]:
-    """The attributions of a run by name."""
-    return {name: gradients.ATTRIBUTIONS[name] for name in config.attributions}
-
-
-def measure(run: Run) -> experiment.Arrays:
-    """Whether each network is right on each test image, and each retrained one `[retraining, image]`, with its name."""
-    config, splits = run.config, subsets(run.config, run.dataset)
-    specs, network = specs_of(config), stages.network_of(config, run.dataset)
-    variables = stages.train_networks(run, specs, splits[0])
-    key = stages.key_of(config.seed, "roar_kar")
-    accuracies = evaluation.hits_of(run, specs, variables, splits[1], key)
-    return accuracies | retrained_of(run, specs, network, variables, splits, methods_of(config))
-
-
-def retrained_of(run: Run, specs, network, variables, splits, methods) -> experiment.Arrays:
-    """The hits of all retrainings of some networks and attributions, with their names."""
-    config = run.config
-    size, pixels = retraining.kept_stack_size(run, network), math.prod(run.image_shape[:2])
-    images = sum(len(split.labels) for split in splits)
-    maps = (len(config.attributions) + config.retraining_seeds) * pixels * (1 if pixels <= 256 else 2) * images
-    launch.show(
-        f"{retrainings_of(config)} retrainings of {len(specs)} networks, at most {size} in a stack; "
-        f"rank maps of a network: {maps / 2**20:.0f} MiB"
-    )
-    tools = retraining.tools_of(config, network, splits[0], size, methods)
-    hits: dict[str, np.ndarray] = {}
-    for index, spec in enumerate(specs):
-        grid, own = grid_of(config, spec.norm is None), stacking.replica(variables, index)
-        occluded = partial(retraining.occluded_examples, config, spec.name, own, tools, grid, splits)
-        own_hits = retraining.hits_of(run, spec.name, grid, tools, occluded, spec.seed)
-        hits |= {f"{spec.name}: {name}": right for name, right in own_hits.items()}
-    return {"retrainings": np.array(list(hits)), "retrained_hits": np.stack(list(hits.values()))}
-
-
-def retrainings_of(config: RetrainingConfig) -> int:
-    """How many retrainings the benchmarks of the networks are."""
-    return sum(len(grid_of(config, spec.norm is None)) for spec in specs_of(config))
-
-
-def hits_of(config: RetrainingConfig, arrays: experiment.Arrays) -> Callable[[Spec, str, str], np.ndarray]:
-    """The retrained networks' hits `[percentile, retraining, image]` by network, benchmark and method.
-
-    Random's are those of the network's seed.
-    """
-    by_name = dict(zip(arrays["retrainings"].tolist(), arrays["retrained_hits"], strict=True))
-    own = has_own_random(config, arrays)
-
-    def hits(spec: Spec, benchmark: str, method: str) -> np.ndarray:
-        seeds = range(config.retraining_seeds)
-        source = Spec(seed=spec.seed if own else 0) if method == RANDOM else spec
-        named = lambda q, seed: retraining.named(Retraining(benchmark, method, q, seed))  # noqa: E731
-        return np.array([[by_name[f"{source.name}: {named(q, s)}"] for s in seeds] for q in config.percentiles])
-
-    return hits
-
-
-def has_own_random(config: RetrainingConfig, arrays: experiment.Arrays) -> bool:
-    """Whether every network seed has retrainings on Random of its own; in older records all share the first's."""
-    last = Retraining(ROAR, RANDOM, config.percentiles[0], 0)
-    return f"{Spec(seed=config.network_seeds - 1).name}: {retraining.named(last)}" in arrays["retrainings"].tolist()
-
-
-def areas_of(config: RetrainingConfig, arrays: experiment.Arrays) -> Callable[[str, str, str], np.ndarray]:
-    """By kind of network, benchmark and attribution what each test image brings to the score, `[seed, image]`.
-
-    Seeds are the networks', whose retrainings are averaged; where networks have one seed, they are the retrainings.
-    """
-    hits, specs = hits_of(config, arrays), specs_of(config)
-    places = stages.kinds_of(specs)
-
-    def areas(kind: str, benchmark: str, method: str) -> np.ndarray:
-        every = [
-            faithfulness.areas(
-                benchmark, config.percentiles, hits(spec, benchmark, method), hits(spec, benchmark, RANDOM)
-            )
-            for spec in (specs[place] for place in places[kind])
-        ]
-        return of_seeds(every)
-
-    return areas
-
-
-def of_seeds(every: Sequence[np.ndarray]) -> np.ndarray:
-    """One array `[seed, image]` of networks' `[retraining, image]`: by networks, or of one network by retrainings."""
-    return every[0] if len(every) == 1 else np.mean(every, axis=1)
+from robgrad import faithfulness, intervals
+from robgrad.faithfulness import KAR, RANDOM, ROAR
 
 
 def tabulate(config: RetrainingConfig, arrays: experiment.Arrays) -> experiment.Tables:
     """A row for each network, benchmark and attribution; correlations with strength; an audit of Random."""
-    hits, rows = hits_of(config, arrays), []
-    for place, spec in enumerate(specs_of(config)):
-        accuracies = evaluation.accuracies(config, arrays, [place])
-        methods = (*config.attributions, *([RANDOM] if spec == Spec() else []))
-        for benchmark, method in itertools.product((ROAR, KAR), methods):
-            random = hits(spec, benchmark, RANDOM)
-            curve = faithfulness.curve(benchmark, config.percentiles, hits(spec, benchmark, method), random)
-            rows.append(
-                {
-                    **spec.row,
-                    "network_seed": spec.seed,
-                    **accuracies,
-                    "benchmark": benchmark,
-                    "attribution": method,
-                    "percentiles": list(config.percentiles),
-                    "curve": curve.mean.tolist(),
-                    "curve_std": curve.std.tolist(),
-                    "score": curve.score,
-                    "score_low": curve.low,
-                    "score_high": curve.high,
-                }
-            )
-    seeds = range(config.network_seeds if has_own_random(config, arrays) else 1)
+    hits, rows = benchmarks.hits_of(config, arrays), benchmarks.rows_of(config, arrays)
+    seeds = range(config.network_seeds if benchmarks.has_own_random(config, arrays) else 1)
     audit = list(
         audit_of(config, lambda benchmark: np.concatenate([hits(Spec(seed=n), benchmark, RANDOM) for n in seeds], 1))
     )
@@ -215,8 +60,11 @@ def claim(config: RetrainingConfig, arrays: experiment.Arrays, tables: experimen
 
     The first is not asked where all seeds share Random's retrainings: another draw may differ.
     """
-    asked, areas = config.attributions if has_own_random(config, arrays) else (), areas_of(config, arrays)
-    kinds = [*stages.kinds_of(specs_of(config))]
+    asked, areas = (
+        config.attributions if benchmarks.has_own_random(config, arrays) else (),
+        benchmarks.areas_of(config, arrays),
+    )
+    kinds = [*kinds_of(specs_of(config))]
     for benchmark, attribution in itertools.product((ROAR, KAR), asked):
         own = [areas(kind, benchmark, attribution) for kind in kinds]
         values = np.array([[one.mean(), *faithfulness.bounds(one)] for one in own])
@@ -255,29 +103,6 @@ def draw(workdir: Path, config: RetrainingConfig, arrays: experiment.Arrays, tab
     correlations.draw(workdir, config, tables["rows"], tables["correlations"], "strength", label)
 
 
-def estimated(config: RetrainingConfig, dataset: data.Dataset, options: Options, others: Sequence) -> Iterator[Row]:
-    """The networks that other runs do not have, and the retrainings of all."""
-    train, test = subsets(config, dataset)
-    specs = set(specs_of(config))
-    missing = [one for one in costs.missing(config, others) if one in specs]
-    yield from costs.classifiers(config, missing, dataset, train, options)
-    shape, network = dataset.train.images.shape[1:], stages.network_of(config, dataset)
-    size = options.stack_size or retraining.stack_size(network, shape, config.retraining_batch_size)
-    part = grid_of(config, with_random=False)[:size]
-    # Nothing is attributed: ranks are made up below.
-    tools = retraining.tools_of(config, network, train, len(part), {})
-    plan = retraining.plan_of(config, "retraining", part, tools, shape)
-    kind = np.uint8 if math.prod(shape[:2]) <= 256 else np.uint16
-    maps = len(config.attributions) + config.retraining_seeds
-    ranks = np.zeros((len(train.labels), maps, *shape[:2]), kind)
-    examples = faithfulness.Examples(train.images, train.labels, ranks)
-    row = costs.row_of(dataset.name, plan, examples, options, len(specs))
-    count = retrainings_of(config)
-    working = row["steps"] * row["ms_per_step"] / 60_000 * count / len(part)
-    yield evaluation.estimated(config, dataset, test, "l2", len(specs))
-    yield row | {"retrainings": count, "minutes": working + row["compile_seconds"] / 60}
-
-
 EXPERIMENT = experiment.Experiment(
     name="roar_kar",
     title="3.2 How faithful gradients are: ROAR and KAR",
@@ -285,20 +110,11 @@ EXPERIMENT = experiment.Experiment(
     "ranked highest and retrains, KAR keeps only them; the score is the area against pixels drawn at random, above "
     "zero where an attribution knows more than chance.",
     config=RetrainingConfig,
-    measure=measure,
+    measure=benchmarks.measure,
     tabulate=tabulate,
     claim=claim,
     draw=draw,
-    columns={
-        "network": "network",
-        "network_seed": "seed",
-        **{name: evaluation.COLUMNS[name] for name in ("test_accuracy", "robust_accuracy", "auto_attack")},
-        "benchmark": "benchmark",
-        "attribution": "attribution",
-        "score": "score",
-        "score_low": "95% from",
-        "score_high": "to",
-    },
+    columns=benchmarks.COLUMNS,
     others={
         "correlations": ("Correlations of scores with training strength", correlations.COLUMNS),
         "audit": (
@@ -316,7 +132,7 @@ EXPERIMENT = experiment.Experiment(
         "faithful the attribution.",
         "kar_curves.svg": "Accuracy after keeping pixels only: the farther above Random's curve, the more faithful.",
     },
-    estimate=estimated,
+    estimate=benchmarks.estimated,
     paper_datasets=("cifar10",),
     takes="seven minutes",
     picture="roar_strength_xent.svg",

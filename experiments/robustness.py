@@ -25,6 +25,7 @@ from experiments.harness.pages.tables import Row
 from experiments.harness.settings.config import AttackedConfig, setting, subsets
 from experiments.harness.settings.options import Options
 from experiments.harness.training import stages
+from experiments.harness.training.specs import kinds_of, specs_of
 from experiments.harness.training.stages import Run
 from experiments.harness.verdicts import claims
 from robgrad import attacks, data, intervals
@@ -43,7 +44,7 @@ def measure(run: Run) -> experiment.Arrays:
     """By norm whether each image is robust and which attack broke it, `[network, radius, image]`; and notes."""
     config = run.config
     train, test = subsets(config, run.dataset)
-    specs = stages.specs_of(config)
+    specs = specs_of(config)
     variables = stages.train_networks(run, specs, train)
     arrays: experiment.Arrays = {}
     for norm, radii in config.evaluated.items():
@@ -54,10 +55,10 @@ def measure(run: Run) -> experiment.Arrays:
 
 def tabulate(config: RobustnessConfig, arrays: experiment.Arrays) -> experiment.Tables:
     """A row for each kind of network, norm and radius; what each attack broke; what speaks against the numbers."""
-    specs, rows, broken, notes = stages.specs_of(config), [], [], []
+    specs, rows, broken, notes = specs_of(config), [], [], []
     for norm, radii in config.evaluated.items():
         for place, radius in enumerate(radii):
-            for kind, members in stages.kinds_of(specs).items():
+            for kind, members in kinds_of(specs).items():
                 robust = arrays[f"{norm}/robust"][members, place] * 1.0
                 value, low, high = intervals.of_seeds_and_rows(robust, intervals.mean)
                 named = {**specs[members[0]].row, "norm": norm, "epsilon": radius}
@@ -90,8 +91,8 @@ def tabulate(config: RobustnessConfig, arrays: experiment.Arrays) -> experiment.
 def claim(config: RobustnessConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> Iterator[Row]:
     """Each network trained for a radius is more robust there than the standard one."""
     del tables
-    specs = stages.specs_of(config)
-    places = stages.kinds_of(specs)
+    specs = specs_of(config)
+    places = kinds_of(specs)
     for norm, radii in config.evaluated.items():
         for spec in specs:
             if spec.norm != norm or spec.seed or spec.epsilon not in radii:
@@ -118,7 +119,7 @@ def draw(workdir: Path, config: RobustnessConfig, arrays: experiment.Arrays, tab
         assert all(len(rows) == len(radii) for rows in of.values())
         curves = {name: figures.along_radii(rows) for name, rows in of.items()}
         panels[f"{norm}, AutoAttack {config.auto_attack}"] = curves
-    colours = figures.palette([*stages.kinds_of(stages.specs_of(config))])
+    colours = figures.palette([*kinds_of(specs_of(config))])
     figures.curve_figure(workdir / "robust_accuracy.svg", panels, "radius, pixel range 2", "accuracy", colours)
 
 
@@ -126,7 +127,7 @@ def estimated(config: RobustnessConfig, dataset: data.Dataset, options: Options,
     """Stacks of networks, and the evaluation, scaled from the standard network before training at one radius."""
     train, test = subsets(config, dataset)
     yield from costs.classifiers(config, costs.missing(config, others), dataset, train, options)
-    count = sum(len(radii) for radii in config.evaluated.values()) * len(stages.specs_of(config))
+    count = sum(len(radii) for radii in config.evaluated.values()) * len(specs_of(config))
     yield evaluation.estimated(config, dataset, test, next(iter(config.evaluated)), count)
 
 

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import roar_kar
 from experiments.harness import experiment
+from experiments.harness.measurement import benchmarks
+from experiments.harness.measurement.benchmarks import RetrainingConfig
 from experiments.harness.pages.tables import Row
-from experiments.harness.training.stages import Spec
+from experiments.harness.training.specs import Spec, specs_of
 from experiments.harness.verdicts import claims, correlations
-from experiments.roar_kar import RetrainingConfig
 from robgrad import faithfulness
 from robgrad.faithfulness import KAR, RANDOM, ROAR
 
@@ -31,7 +31,7 @@ LOCAL, GLOBAL = "gradient", "gradient_times_input"
 
 def tabulate(config: RetrainingConfig, arrays: experiment.Arrays) -> experiment.Tables:
     """The scores of the run, their correlations with accuracy, mean scores by norm and attribution."""
-    rows = roar_kar.tabulate(config, arrays)["rows"]
+    rows = benchmarks.rows_of(config, arrays)
     return {
         "rows": rows,
         "correlations": correlations.table_of(config, rows, "accuracy"),
@@ -65,12 +65,12 @@ Areas = Mapping[tuple[Spec, str, str], np.ndarray]
 
 def areas_of(config: RetrainingConfig, arrays: experiment.Arrays) -> Areas:
     """What each test image and retraining seed contributes to the scores of robust networks, `[seed, image]`."""
-    hits = roar_kar.hits_of(config, arrays)
+    hits = benchmarks.hits_of(config, arrays)
     return {
         (spec, benchmark, attribution): faithfulness.areas(
             benchmark, config.percentiles, hits(spec, benchmark, attribution), hits(spec, benchmark, RANDOM)
         )
-        for spec in roar_kar.specs_of(config)
+        for spec in specs_of(config)
         if spec.norm
         for benchmark, attribution in itertools.product((ROAR, KAR), config.attributions)
     }
@@ -113,7 +113,7 @@ def by_seed(gains: Sequence[tuple[int, np.ndarray]]) -> np.ndarray:
     """
     seeds = dict.fromkeys(seed for seed, _ in gains)
     means = [np.mean([gain for own, gain in gains if own == seed], axis=0) for seed in seeds]
-    return roar_kar.of_seeds(means)
+    return benchmarks.of_seeds(means)
 
 
 def _above(config: RetrainingConfig, text: str, group: str, published: str, areas: np.ndarray) -> Row:
@@ -150,11 +150,11 @@ EXPERIMENT = experiment.Experiment(
     question="Does accuracy have to be given up for faithful gradients, and are there ways out? The paper names two: "
     "attributions that are global, such as Gradient * Input, and l-inf training.",
     config=RetrainingConfig,
-    measure=roar_kar.measure,
+    measure=benchmarks.measure,
     tabulate=tabulate,
     claim=claim,
     draw=draw,
-    columns=roar_kar.EXPERIMENT.columns,
+    columns=benchmarks.COLUMNS,
     others={
         "correlations": ("Correlations of scores with test accuracy", correlations.COLUMNS),
         "means": (
@@ -169,7 +169,7 @@ EXPERIMENT = experiment.Experiment(
     },
     estimate=lambda config, dataset, options, others: iter(()),
     paper_datasets=("cifar10",),
-    reads=roar_kar.EXPERIMENT,
+    reads="roar_kar",
     takes="seven minutes, or a second after `roar_kar`",
     picture="roar_accuracy_xent.svg",
 )

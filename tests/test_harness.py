@@ -12,7 +12,7 @@ from experiments import manifold_distance, tradeoff
 from experiments.harness import experiment, registry
 from experiments.harness.pages import figures, glossary, html
 from experiments.harness.settings import presets
-from experiments.harness.training.stages import Spec
+from experiments.harness.training.specs import Spec
 from experiments.harness.verdicts import claims, correlations
 from robgrad import data as data_sets
 from robgrad import faithfulness

@@ -142,7 +142,7 @@ def test_importing_starts_no_backend():
 
 def test_the_page_of_settings_says_only_what_an_experiment_takes():
     tables = presets.tables()
-    every = {one.name: one for one in registry.every() if one.reads is None}
+    every = {one.name: one for one in registry.every() if not one.reads}
     assert set(tables) == {"shared", *every}
     taken = {name: {field.name for field in dataclasses.fields(one.config)} for name, one in every.items()}
     taken["shared"] = set().union(*taken.values())

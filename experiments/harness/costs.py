@@ -16,6 +16,7 @@ from experiments.harness.pages import tables
 from experiments.harness.pages.tables import Row
 from experiments.harness.settings.options import Options
 from experiments.harness.training import stages
+from experiments.harness.training.specs import Spec, specs_of, stacks_of
 from experiments.harness.verdicts import claims, power
 from robgrad import stacking, training
 
@@ -69,10 +70,10 @@ def empty(dataset: str, stage: str) -> Row:
     return dict.fromkeys(COLUMNS) | {"dataset": dataset, "stage": stage}
 
 
-def classifiers(config, specs: Sequence[stages.Spec], dataset, train, options: Options) -> Iterator[Row]:
+def classifiers(config, specs: Sequence[Spec], dataset, train, options: Options) -> Iterator[Row]:
     """A row for each stack; of the robust ones the first is measured, the others take as long a network."""
     measured: Row = {}
-    for members in stages.stacks_of(specs):
+    for members in stacks_of(specs):
         plan = stages.classifiers_plan(config, members, dataset)
         if not measured or not measured["robust"]:
             measured = row_of(dataset.name, plan, train, options, len(members))
@@ -84,14 +85,12 @@ def classifiers(config, specs: Sequence[stages.Spec], dataset, train, options: O
             yield measured | {"stage": plan.name, "networks": len(members), "ms_per_step": step, "minutes": minutes}
 
 
-def missing(config, others: Sequence[Any]) -> list[stages.Spec]:
+def missing(config, others: Sequence[Any]) -> list[Spec]:
     """The networks that no other run trains alike."""
     there = {
-        (spec, tuple(stages.training_settings(other, spec).items()))
-        for other in others
-        for spec in stages.specs_of(other)
+        (spec, tuple(stages.training_settings(other, spec).items())) for other in others for spec in specs_of(other)
     }
-    own = stages.specs_of(config)
+    own = specs_of(config)
     return [one for one in own if (one, tuple(stages.training_settings(config, one).items())) not in there]
 
 

@@ -5,6 +5,7 @@ Running, the page, `reproduce`, the estimate of time and the flags' help read th
 
 import csv
 import dataclasses
+import importlib
 import io
 import json
 import shlex
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -64,7 +65,7 @@ class Experiment:
       estimate: what its stages would take: configuration, data set, options and the configurations of runs whose
         networks it may take, to rows of `costs.COLUMNS`.
       paper_datasets: the data sets that the paper has for it; none for one without data sets.
-      reads: the experiment whose measurements it tells of, where it makes none of its own.
+      reads: the name of the experiment whose measurements it tells of, where it makes none of its own.
       takes: minutes on two cores, in words.
       picture: the figure to look at first.
       dataset: its program's default.
@@ -85,7 +86,7 @@ class Experiment:
     estimate: Callable[[Any, Any, Options, Sequence[Any]], Iterator[Row]]
     others: Mapping[str, tuple[str, Sequence[str]]] = dataclasses.field(default_factory=dict)
     paper_datasets: tuple[str, ...] = ()
-    reads: Optional["Experiment"] = None
+    reads: str = ""
     takes: str = ""
     picture: str = ""
     dataset: str = "digits"
@@ -95,7 +96,7 @@ class Experiment:
     @property
     def base(self) -> "Experiment":
         """The experiment whose run it shares: itself, or the one it reads."""
-        return self.reads or self
+        return importlib.import_module(f"experiments.{self.reads}").EXPERIMENT if self.reads else self
 
     @property
     def presets(self) -> Presets:
@@ -121,7 +122,7 @@ class Experiment:
 
     def file(self, name: str) -> str:
         """What the experiment calls a file that an experiment it reads has too."""
-        return name if self.reads is None else f"{self.name}{Path(name).suffix}"
+        return name if not self.reads else f"{self.name}{Path(name).suffix}"
 
     def named(self, dataset: data.Dataset | None, flags: Flags):
         """Its configuration by a program's flags."""
@@ -178,7 +179,7 @@ def run(
     # Compiled programs depend on the precision, so that runs of different ones may share a process.
     with jax.default_matmul_precision(configuration.matmul_precision):
         if experiment.reads:
-            run(experiment.reads, workdir, configuration, options, dataset, source)
+            run(experiment.base, workdir, configuration, options, dataset, source)
         environment, asked = launch.environment(), plain_config(configuration)
         if experiment.has_dataset and dataset is not None:
             environment |= _origin(source)

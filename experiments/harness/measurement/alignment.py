@@ -11,6 +11,7 @@ import numpy as np
 
 from experiments.harness import costs
 from experiments.harness.measurement import estimates
+from experiments.harness.pages import figures
 from experiments.harness.pages.tables import Row
 from experiments.harness.progress import counted
 from experiments.harness.settings.config import DataConfig, TrainingConfig, blocks, losses_of, setting, subsets
@@ -207,6 +208,22 @@ def fields_of(arrays: Arrays, loss: str, manifold: str) -> Arrays:
     for prefix in (f"{manifold}/", f"{loss}/{manifold}/"):
         found |= {name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)}
     return found
+
+
+def draw_fractions(path: Path, rows: Sequence[Row], along: str, colours: figures.Colours) -> None:
+    """Tangent fractions of all networks, by how they were trained, beside their baselines."""
+    known = {"of another image of its class": "fraction_same_class", "of another image": "fraction_elsewhere"}
+    others = {text: field for text, field in known.items() if field in rows[0]}
+    groups: dict[str, dict[str, list[figures.Interval]]] = {}
+    for row in rows:
+        own = tuple(row[f"tangent_fraction{end}"] for end in ("", "_low", "_high"))
+        values = [own, *((row[field],) * 3 for field in others.values())]
+        groups.setdefault(figures.group_of(row["network"]), {})[row["network"]] = values
+    references = {"random direction": rows[0]["tangent_fraction_chance"]}
+    if np.isfinite(rows[0]["tangent_fraction_covariance"]):
+        references["direction with the data's covariance"] = rows[0]["tangent_fraction_covariance"]
+    marks = ("the image's own tangent space", *others)
+    figures.intervals_figure(path, groups, references, f"share of the loss gradient {along}", colours, marks)
 
 
 def estimated(config: Any, dataset: data.Dataset, options: Options, count: int) -> Iterator[Row]:

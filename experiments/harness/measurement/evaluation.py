@@ -14,7 +14,8 @@ from experiments.harness.pages.tables import Row
 from experiments.harness.progress import counted
 from experiments.harness.settings.config import AutoAttackConfig, EvaluatedConfig
 from experiments.harness.training import stages
-from experiments.harness.training.stages import Run, Spec
+from experiments.harness.training.specs import Spec
+from experiments.harness.training.stages import Run
 from robgrad import attacks, data, intervals, networks, runs, stacking, training
 
 Arrays = dict[str, np.ndarray]

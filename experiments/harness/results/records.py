@@ -95,7 +95,7 @@ def readers_of(path: Path, one: experiment.Experiment) -> list[experiment.Experi
     """The experiments that tell of a record's measurements, where it has kept them."""
     if not (path / experiment.MEASUREMENTS).exists():
         return []
-    return [other for other in registry.every() if other.reads is one]
+    return [other for other in registry.every() if other.reads == one.name]
 
 
 @cache

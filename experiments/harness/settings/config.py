@@ -141,6 +141,11 @@ class TrainingConfig(FittedConfig):
         "CW margins that set the true logit to 0 instead of leaving it out, as the paper's code.", False
     )
 
+    @property
+    def trained_radii(self) -> Mapping[str, Sequence[float]]:
+        """The radii by norm that the run trains for."""
+        return self.radii
+
 
 @dataclass(frozen=True, kw_only=True)
 class AutoAttackConfig(Config):

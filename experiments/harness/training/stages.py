@@ -5,7 +5,6 @@ checkpoint; with a source, what another run has trained in the same way is taken
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,59 +17,11 @@ from experiments.harness import launch
 from experiments.harness.progress import progress
 from experiments.harness.settings.config import FittedConfig, TrainingConfig, losses_of, recipe_of, steps_of
 from experiments.harness.settings.options import Options
+from experiments.harness.training.specs import Spec, stacks_of
 from robgrad import attacks, data, gradients, manifolds, networks, runs, stacking, training
 
 # What is kept of networks whose best epoch was looked for.
 HELD_OUT = "held_out"
-
-
-class Spec(NamedTuple):
-    """How one network is trained; a standard one has no norm, no loss and epsilon 0. Seeds differ in their start."""
-
-    norm: str | None = None
-    loss: str | None = None
-    epsilon: float = 0.0
-    seed: int = 0
-
-    @property
-    def kind(self) -> str:
-        """What all seeds of it are called, for instance `l2-xent-4`, or `standard`."""
-        return f"{self.stack}-{self.epsilon:g}" if self.norm else self.stack
-
-    @property
-    def name(self) -> str:
-        """Its kind, and from the second seed on the seed: `l2-xent-4-seed1`."""
-        return f"{self.kind}-seed{self.seed}" if self.seed else self.kind
-
-    @property
-    def stack(self) -> str:
-        """The stack it is trained in: networks of one norm and loss are one."""
-        return f"{self.norm}-{self.loss}" if self.norm else "standard"
-
-    @property
-    def row(self) -> dict[str, Any]:
-        """What tables say of it."""
-        return {
-            "network": self.kind,
-            "train_norm": self.norm,
-            "train_loss": self.loss,
-            "train_epsilon": self.epsilon,
-        }
-
-
-def specs_of(config: TrainingConfig) -> list[Spec]:
-    """The networks of an experiment: standard ones, then those of each norm and training loss; seeds innermost."""
-    pairs = [(norm, loss) for norm in config.norms for loss in config.train_losses]
-    kinds = [(None, None, 0.0), *((*pair, epsilon) for pair in pairs for epsilon in sorted(config.radii[pair[0]]))]
-    return [Spec(*kind, seed) for kind in kinds for seed in range(config.network_seeds)]
-
-
-def kinds_of(specs: Sequence[Spec]) -> dict[str, list[int]]:
-    """Places of the networks of each kind, one a seed."""
-    kinds: dict[str, list[int]] = {}
-    for index, spec in enumerate(specs):
-        kinds.setdefault(spec.kind, []).append(index)
-    return kinds
 
 
 def key_of(seed: int, name: str) -> jax.Array:
@@ -146,11 +97,6 @@ def mesh_in_words(config: FittedConfig, dataset: data.Dataset) -> str:
     split = "split" if stacking.splits_batches(1, work) else "not split"
     counted = f"{work:.3g} operations for each parameter, {stacking.INTENSE} are enough"
     return f"batches of adversarial training {split} over host devices: {counted}"
-
-
-def stacks_of(specs: Sequence[Spec]) -> list[list[Spec]]:
-    """The networks by the stack they are trained in, in their order."""
-    return [list(group) for _, group in groupby(specs, lambda spec: spec.stack)]
 
 
 def train_networks(run: Run, specs: Sequence[Spec], train: data.Split) -> Any:
