@@ -12,10 +12,9 @@ one generates and the other labels (Bordt et al., 2022, did so for MNIST: mean r
 direction, 0.3118 for a standard and 0.6754 for a robust network, with another generator).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -144,8 +143,10 @@ def tabulate(config: KnownConfig, arrays: experiment.Arrays) -> experiment.Table
 def _of_estimate(config: KnownConfig, arrays: experiment.Arrays, specs: Sequence[Spec], name: str) -> Row:
     """How an estimate's fractions and tangent spaces compare with the true ones."""
     by_image, by_network = correlations(config, arrays, specs, name)
-    pairs = _pairs(config, arrays, name)
-    bias, low, high = _over_images(pairs, lambda some: np.nanmean(some[..., 0] - some[..., 1], axis=(0, -1)))
+    pairs = _pairs(config, arrays, specs, name)
+    bias, low, high = intervals.of_seeds_and_rows(
+        np.diff(pairs[..., ::-1])[..., 0], lambda some: intervals.mean(np.moveaxis(intervals.mean(some), -1, 0))
+    )
     angles = principal_angles(arrays[f"{name}/products"])
     return {
         "estimate": manifolds.KINDS[name].title,
@@ -174,16 +175,11 @@ def principal_angles(products: np.ndarray) -> np.ndarray:
     return np.arccos(np.clip(np.pad(cosines, ((0, 0), (0, max(missing, 0)))), 0, 1))
 
 
-def _pairs(config: KnownConfig, arrays: experiment.Arrays, name: str) -> np.ndarray:
-    """An estimate's fractions and the true ones, `[image, network, 2]`."""
-    loss = config.analysis_losses[0]
-    both = (fields_of(arrays, loss, one)["tangent_fraction"] for one in (name, EXACT))
-    return np.stack([*both], axis=-1).swapaxes(0, 1)
-
-
-def _over_images(values: np.ndarray, statistic: Callable[[np.ndarray], Any]) -> tuple[float, float, float]:
-    """A statistic over the first axis, images, and its interval."""
-    return float(statistic(values)), *intervals.of_many(values, statistic)
+def _pairs(config: KnownConfig, arrays: experiment.Arrays, specs: Sequence[Spec], name: str) -> np.ndarray:
+    """An estimate's fractions and the true ones, `[seed, image, kind of network, 2]`."""
+    loss, places = config.analysis_losses[0], np.array([*kinds_of(specs).values()]).T
+    both = (fields_of(arrays, loss, one)["tangent_fraction"][places] for one in (name, EXACT))
+    return np.stack([*both], axis=-1).swapaxes(1, 2)
 
 
 def _rank_correlation(pairs: np.ndarray) -> np.ndarray:
@@ -202,18 +198,16 @@ def _rank_correlation(pairs: np.ndarray) -> np.ndarray:
 def correlations(config: KnownConfig, arrays: experiment.Arrays, specs: Sequence[Spec], name: str):
     """An estimate's rank correlations with the truth, each with its interval.
 
-    Over images within a network, averaged over networks; over kinds of networks of one seed, averaged over seeds.
+    Over images within a network, averaged over networks; over kinds of networks of one seed; both judged by seeds.
     """
-    pairs = _pairs(config, arrays, name)
+    pairs = _pairs(config, arrays, specs, name)
 
     def within(some: np.ndarray) -> np.ndarray:
         return intervals.mean(np.moveaxis(_rank_correlation(some), -1, 0))
 
-    kinds = kinds_of(specs).values()
-    # `[image, kind, seed, ...]`
-    means = np.nanmean(pairs[:, np.array([*kinds])], axis=0)
-    by_seed = [float(_rank_correlation(means[:, seed])) for seed in range(config.network_seeds)]
-    return _over_images(pairs, within), intervals.of_correlations(by_seed, len(means), rank=True)
+    means = np.nanmean(pairs, axis=1)
+    by_network = intervals.of_correlations([float(_rank_correlation(one)) for one in means], means.shape[1], rank=True)
+    return tuple(map(float, intervals.of_seeds_and_rows(pairs, within))), by_network
 
 
 def claim(config: KnownConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> Iterator[Row]:
