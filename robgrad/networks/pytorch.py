@@ -80,13 +80,16 @@ def of_torch(
     if missing:
         raise ValueError(f"{type(module).__name__}: no rule for the operators {', '.join(missing)}")
 
+    # Compiled programs take it in; what traces the network often, and each of its derivatives, traces this once.
+    run = jax.jit(lambda variables, pixels: _run(graph, names, variables, pixels))
+
     def of_image(variables: Variables, image: Array) -> Array:
         if image.shape != (height, width, channels) or not jnp.issubdtype(image.dtype, jnp.floating):
             wanted = f"a floating-point image [{height}, {width}, {channels}]"
             raise ValueError(f"expected {wanted}, got {image.dtype} of shape {list(image.shape)}")
         # Weights of float32 take no images of float64.
         image = image.astype(next(iter(variables["params"].values()), image).dtype)
-        logits = _run(graph, names, variables, jnp.transpose(shown(image), (2, 0, 1))[None])
+        logits = run(variables, jnp.transpose(shown(image), (2, 0, 1))[None])
         return logits[0] if logits.shape[-1] > 1 else jnp.concatenate([jnp.zeros_like(logits[0]), logits[0]])
 
     def evaluate(variables: Variables, images: Array) -> Array:
