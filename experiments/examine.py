@@ -154,8 +154,8 @@ def measure(run: Run) -> experiment.Arrays:
     for one in every:
         # Each has an architecture of its own, and keeps its blocks in a place of its own.
         own = run._replace(workdir=run.workdir / "analysis" / one.name)
-        stack = stacking.stack([one.variables])
-        analyses.append(alignment.measured(own, one.network, stack, arrays, train, test, keys[1]))
+        alone = runs.Classifiers(one.network, stacking.stack([one.variables]), (one.name,))
+        analyses.append(alignment.measured(own, alone, arrays, train, test, keys[1]))
     found |= _beside(analyses) | scores_of(run, every, test, keys[2])
     return found | (removal.measured(run, every, train, test) if config.retrain else {})
 
@@ -238,7 +238,7 @@ def scores_of(run: Run, every: Sequence[Subject], test: data.Split, key: jax.Arr
         # Networks that show no parameters cannot be randomised.
         return {"randomisation": np.full_like(said["road"], np.nan), **said}
 
-    parts = measures.of_networks(run, every, every.__getitem__, test, key, of_one)
+    parts = measures.of_networks(run, [one.name for one in every], every.__getitem__, test, key, of_one)
     found = measures.joined(parts, list(config.attributions), test.images)
     # The manifold's pictures show more of the same images.
     del found["shown/test"]

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.harness import costs, experiment
+from experiments.harness.measurement import evaluation
 from experiments.harness.pages import figures
 from experiments.harness.pages.tables import Row
 from experiments.harness.settings.config import ConfigError, TrainingConfig, setting, subsets
@@ -29,7 +30,7 @@ from experiments.harness.training import stages
 from experiments.harness.training.specs import kinds_of, specs_of
 from experiments.harness.training.stages import Run
 from experiments.harness.verdicts import claims
-from robgrad import attacks, data, faithfulness, gradients, networks, stacking, training
+from robgrad import data, faithfulness, gradients, networks
 from robgrad.data import marks
 
 SECTION = "expert regions"
@@ -69,13 +70,12 @@ def measure(run: Run) -> experiment.Arrays:
     if not pointed.any():
         raise ConfigError(f"--dataset={run.dataset.name}: expected masks with pixels, got none in the test images used")
     masks, test = masks[pointed], test.take(pointed)
-    specs, network = specs_of(config), stages.network_of(config, run.dataset)
-    variables = stages.train_networks(run, specs, train)
+    trained = stages.train_networks(run, specs_of(config), train)
     methods = methods_of(config)
 
     def of_image(_, variables, example):
         key, pixels, mask = example
-        image, own, found = data.scale(pixels), networks.logits_fn(network, variables), []
+        image, own, found = data.scale(pixels), networks.logits_fn(trained.network, variables), []
         for name, attribution in methods.items():
             one = gradients.key_named(key, name)
             values = attribution(one, own, image)
@@ -83,15 +83,13 @@ def measure(run: Run) -> experiment.Arrays:
             found.append({field: getattr(agreed, field) * 1.0 for field in (*MEASURES, "chance")} | {"map": values})
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
 
-    mesh = stacking.device_mesh(stacking.size(variables), config.chunk)
     keys = jax.random.split(stages.key_of(config.seed, "expert"), len(masks))
-    said = jax.device_get(stacking.per_example(of_image, mesh, config.chunk)((), variables, (keys, test.images, masks)))
-    predict = training.evaluate(network, attacks.no_attack, mesh, chunk=config.chunk)
+    said = stages.per_example(run, trained, of_image, (keys, test.images, masks))
     maps = said.pop("map")[:, :SHOWN].swapaxes(1, 2)
     arrays = {f"agreed/{name}": values.swapaxes(1, 2) for name, values in said.items()}
     images = np.asarray(data.scale(jnp.asarray(test.images[:SHOWN])), np.float16)
     return arrays | {
-        "clean_hits": np.asarray(predict(variables, test, keys[0])) == test.labels,
+        "clean_hits": evaluation.hits(run, trained, test, keys[0]),
         "attributions": np.array(list(methods)),
         "shown/maps": maps.astype(np.float16),
         "shown/test": images,

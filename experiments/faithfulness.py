@@ -32,7 +32,7 @@ from experiments.harness.training import retraining, stages
 from experiments.harness.training.specs import Spec, kinds_of, specs_of
 from experiments.harness.training.stages import Run
 from experiments.harness.verdicts import claims
-from robgrad import data, faithfulness, gradients, networks, stacking
+from robgrad import data, faithfulness, gradients, networks, runs
 from robgrad.faithfulness import KAR, RANDOM, ROAR
 from robgrad.gradients import controls
 
@@ -97,23 +97,22 @@ def measure(run: Run) -> experiment.Arrays:
     run = run._replace(config=config)
     splits = subsets(config, run.dataset)
     methods, signed = (methods_of(run, *splits, signed=form) for form in (False, True))
-    specs, network = specs_of(config), stages.network_of(config, run.dataset)
-    variables = stages.train_networks(run, specs, splits[0])
-    found = benchmarks.retrained_of(run, specs, network, variables, splits, methods)
-    found |= evaluation.hits_of(run, specs, variables, splits[1], stages.key_of(config.seed, "faithfulness"))
-    found |= masks_alone(run, network, stacking.replica(variables, 0), splits, methods)
-    return found | measured_of(run, specs, network, variables, splits[1], methods, signed)
+    trained = stages.train_networks(run, specs_of(config), splits[0])
+    found = benchmarks.retrained_of(run, trained, splits, methods)
+    found |= evaluation.hits_of(run, trained, splits[1], stages.key_of(config.seed, "faithfulness"))
+    found |= masks_alone(run, trained, splits, methods)
+    return found | measured_of(run, trained, splits[1], methods, signed)
 
 
-def masks_alone(run: Run, network, variables, splits: Sequence[data.Split], methods) -> experiment.Arrays:
+def masks_alone(run: Run, trained: runs.Classifiers, splits: Sequence[data.Split], methods) -> experiment.Arrays:
     """Retrainings on the occluding masks of the standard network, white on the mean colour, without any image."""
     config = run.config
     grid = [one for one in faithfulness.grid([*methods], config.percentiles, 1) if one.benchmark == KAR]
-    size = retraining.kept_stack_size(run, network)
-    tools = retraining.tools_of(config, network, splits[0], size, methods)
+    size = retraining.kept_stack_size(run, trained.network)
+    tools = retraining.tools_of(config, trained.network, splits[0], size, methods)
 
     def occluded() -> list[faithfulness.Examples]:
-        whole = retraining.occluded_examples(config, "standard", variables, tools, grid, splits)
+        whole = retraining.occluded_examples(config, "standard", trained.at(0), tools, grid, splits)
         white = 255 if splits[0].images.dtype == np.uint8 else 1
         return [one._replace(images=np.full_like(np.asarray(one.images), white)) for one in whole]
 
@@ -121,12 +120,14 @@ def masks_alone(run: Run, network, variables, splits: Sequence[data.Split], meth
     return {"masks": np.array(list(hits)), "mask_hits": np.stack(list(hits.values()))}
 
 
-def measured_of(run: Run, specs, network, variables, test: data.Split, methods, signed) -> experiment.Arrays:
+def measured_of(run: Run, trained: runs.Classifiers, test: data.Split, methods, signed) -> experiment.Arrays:
     """The measures that need no retraining, and some maps for the gallery; one network after another is kept."""
-    fresh = networks.init(network, stages.key_of(run.config.seed, "randomised"), run.image_shape)
-    of_one = measures.of_images(network, fresh, methods, signed, run.config.sensitivity_samples, run.config.chunk)
-    named, key = partial(stacking.replica, variables), stages.key_of(run.config.seed, "measures")
-    parts = measures.of_networks(run, specs, named, test, key, of_one)
+    fresh = networks.init(trained.network, stages.key_of(run.config.seed, "randomised"), run.image_shape)
+    of_one = measures.of_images(
+        trained.network, fresh, methods, signed, run.config.sensitivity_samples, run.config.chunk
+    )
+    key = stages.key_of(run.config.seed, "measures")
+    parts = measures.of_networks(run, trained.names, trained.at, test, key, of_one)
     return measures.joined(parts, list(methods), test.images)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from scipy import stats
 
 from experiments.harness import costs, experiment
-from experiments.harness.measurement import alignment, estimates
+from experiments.harness.measurement import alignment, estimates, evaluation
 from experiments.harness.measurement.alignment import AnalysedConfig, fields_of
 from experiments.harness.pages import figures
 from experiments.harness.pages.tables import Row
@@ -31,7 +31,7 @@ from experiments.harness.training import stages
 from experiments.harness.training.specs import Spec, groups_of, kinds_of, specs_of
 from experiments.harness.training.stages import Run
 from experiments.harness.verdicts import claims
-from robgrad import attacks, data, gradients, intervals, manifolds, networks, runs, stacking, training
+from robgrad import data, gradients, intervals, manifolds, networks, runs
 
 EXACT = "exact"
 
@@ -63,34 +63,29 @@ def measure(run: Run) -> experiment.Arrays:
     run = run._replace(config=with_exact(run.config))
     config = run.config
     train, test = subsets(config, run.dataset)
-    specs = specs_of(config)
-    network = stages.network_of(config, run.dataset)
-    variables = stages.train_networks(run, specs, train)
+    trained = stages.train_networks(run, specs_of(config), train)
     arrays = estimates.fitted(run, train)
     keys = jax.random.split(stages.key_of(config.seed, "known_manifold"), 3)
     measured = estimates.described(run, arrays, train, test, keys[0])
-    mesh = stacking.device_mesh(stacking.size(variables), config.chunk)
-    predict = training.evaluate(network, attacks.no_attack, mesh, chunk=config.chunk)
-    measured["clean_hits"] = np.asarray(predict(variables, test, keys[1])) == test.labels
-    measured |= sensitivities(run, network, variables, arrays[EXACT], test, keys[1])
-    return measured | alignment.measured(run, network, variables, arrays, train, test, keys[2])
+    measured["clean_hits"] = evaluation.hits(run, trained, test, keys[1])
+    measured |= sensitivities(run, trained, arrays[EXACT], test, keys[1])
+    return measured | alignment.measured(run, trained, arrays, train, test, keys[2])
 
 
-def sensitivities(run: Run, network, variables, bank, test: data.Split, key) -> experiment.Arrays:
+def sensitivities(run: Run, trained: runs.Classifiers, bank, test: data.Split, key) -> experiment.Arrays:
     """Change of each network's softmax under noise along and across the exact manifold; and Etmann's alignment."""
     config, shape = run.config, run.image_shape
 
     def of_image(shared, variables, example):
         key, pixels = example
-        image, own = data.scale(pixels), networks.logits_fn(network, variables)
+        image, own = data.scale(pixels), networks.logits_fn(trained.network, variables)
         tangent = estimates.surface_of(config, EXACT, shape, shared).tangent_space(image)
         radius, samples = config.sensitivity_radius, config.sensitivity_samples
         found = gradients.sensitivity(key, own, image, tangent, radius, samples=samples)
         return {"on": found.on, "off": found.off, "image_alignment": gradients.image_alignment(own, image)}
 
-    mesh = stacking.device_mesh(stacking.size(variables), config.chunk)
     keys = jax.random.split(key, len(test.labels))
-    return jax.device_get(stacking.per_example(of_image, mesh, config.chunk)(bank, variables, (keys, test.images)))
+    return stages.per_example(run, trained, of_image, (keys, test.images), bank)
 
 
 def with_exact(config: KnownConfig) -> KnownConfig:

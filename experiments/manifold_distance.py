@@ -61,14 +61,12 @@ def measure(run: Run) -> experiment.Arrays:
     """Everything that tables, claims and figures need, by name; of each image and network where it says so."""
     config = run.config
     train, test = subsets(config, run.dataset)
-    specs = specs_of(config)
-    network = stages.network_of(config, run.dataset)
-    variables = stages.train_networks(run, specs, train)
+    trained = stages.train_networks(run, specs_of(config), train)
     arrays = estimates.fitted(run, train)
     keys = jax.random.split(stages.key_of(config.seed, "manifold_distance"), 3)
     measured = estimates.described(run, arrays, train, test, keys[0])
-    measured |= evaluation.hits_of(run, specs, variables, test, keys[1])
-    return measured | alignment.measured(run, network, variables, arrays, train, test, keys[2])
+    measured |= evaluation.hits_of(run, trained, test, keys[1])
+    return measured | alignment.measured(run, trained, arrays, train, test, keys[2])
 
 
 def tabulate(config: ManifoldConfig, arrays: experiment.Arrays) -> experiment.Tables:

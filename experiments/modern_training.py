@@ -38,7 +38,7 @@ from experiments.harness.settings.options import Options
 from experiments.harness.training import stages
 from experiments.harness.training.stages import Run
 from experiments.harness.verdicts import claims
-from robgrad import attacks, data, networks, stacking, training
+from robgrad import attacks, data, networks, runs, stacking, training
 
 SECTION = "today's training"
 WHOLE = "all parts"
@@ -129,8 +129,8 @@ def plan_of(config: ModernConfig, recipe: str, dataset: data.Dataset) -> stages.
     )  # fmt: skip
 
 
-def trained_by(run: Run, recipe: str, train: data.Split) -> Any:
-    """The variables of a recipe's networks: the last epoch of every seed, then the best."""
+def trained_by(run: Run, recipe: str, train: data.Split) -> runs.Classifiers:
+    """A recipe's networks: the last epoch of every seed, then the best."""
     own = recipes_of(run.config)[recipe]
     rows = [{"network": one.name} for one in members_of(run.config) if one.recipe == recipe]
     named = ("attack_steps", "train_attack", "epochs", "train_radius", "train_step_size", "norm")
@@ -150,12 +150,9 @@ def measure(run: Run) -> experiment.Arrays:
     """Whether each network is right on each test image `test_hits`, and under AutoAttack `robust_hits`."""
     config = run.config
     train, test = subsets(config, run.dataset)
-    network = stages.network_of(config, run.dataset)
-    variables = stacking.concatenate([trained_by(run, recipe, train) for recipe in recipes_of(config)])
-    mesh = stacking.device_mesh(1, config.chunk, intensity=networks.intensity(network, run.image_shape))
-    predict = training.evaluate(network, attacks.no_attack, mesh, chunk=config.chunk)
-    hits = np.asarray(predict(variables, test, stages.key_of(config.seed, "modern"))) == test.labels
-    found = evaluation.auto_attacked(run, members_of(config), variables, test, config.norm, (config.train_radius,))
+    trained = runs.joined([trained_by(run, recipe, train) for recipe in recipes_of(config)])
+    hits = evaluation.hits(run, trained, test, stages.key_of(config.seed, "modern"))
+    found = evaluation.auto_attacked(run, trained, test, config.norm, (config.train_radius,))
     notes = {name: values for name, values in found.items() if "notes" in name}
     return {"test_hits": hits, "robust_hits": found["robust"][:, 0], **notes}
 

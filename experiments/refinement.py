@@ -39,12 +39,12 @@ from experiments.harness.training.guidance import (
     names_of,
     recipe_for,
     step_of,
+    trained_of,
     trainings_of,
-    variables_of,
 )
 from experiments.harness.training.stages import Run
 from experiments.harness.verdicts import claims
-from robgrad import attacks, data, networks, stacking, training
+from robgrad import data, networks, training
 from robgrad.data import corruptions, marks
 
 SECTION = "refinement"
@@ -115,12 +115,9 @@ def measure(run: Run) -> experiment.Arrays:
     run = run._replace(config=replace(run.config, guides=guides_of(run.config, run.dataset)))
     config = run.config
     train, keys, shown = sets_of(config, run.dataset)
-    variables, flags = variables_of(run, train, keys)
-    network = stages.network_of(config, run.dataset)
-    mesh = stacking.device_mesh(stacking.size(variables), config.chunk)
-    predict, key = training.evaluate(network, attacks.no_attack, mesh, chunk=config.chunk), jax.random.key(0)
-    arrays = {f"hits/{name}": np.asarray(predict(variables, of, key)) == of.labels for name, of in shown.items()}
-    found = evaluation.auto_attacked(run, names_of(config), variables, shown["removed"], "linf", (config.train_radius,))
+    trained, flags = trained_of(run, train, keys)
+    arrays = {f"hits/{name}": evaluation.hits(run, trained, of, jax.random.key(0)) for name, of in shown.items()}
+    found = evaluation.auto_attacked(run, trained, shown["removed"], "linf", (config.train_radius,))
     arrays |= {"hits/robust": found.pop("robust")[:, 0]} | {name: of for name, of in found.items() if "notes" in name}
     first = {name: of.images[:SHOWN] for name, of in shown.items()}
     images = {f"shown/{name}": np.asarray(data.scale(jnp.asarray(of)), np.float16) for name, of in first.items()}

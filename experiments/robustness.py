@@ -44,11 +44,10 @@ def measure(run: Run) -> experiment.Arrays:
     """By norm whether each image is robust and which attack broke it, `[network, radius, image]`; and notes."""
     config = run.config
     train, test = subsets(config, run.dataset)
-    specs = specs_of(config)
-    variables = stages.train_networks(run, specs, train)
+    trained = stages.train_networks(run, specs_of(config), train)
     arrays: experiment.Arrays = {}
     for norm, radii in config.evaluated.items():
-        found = evaluation.auto_attacked(run, specs, variables, test, norm, radii)
+        found = evaluation.auto_attacked(run, trained, test, norm, radii)
         arrays |= {f"{norm}/{name}": values for name, values in found.items()}
     return arrays
 

@@ -15,9 +15,8 @@ gradients; several come near PGD training in a fraction of its time; gradients a
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +31,7 @@ from experiments.harness.training import stages
 from experiments.harness.training.stages import Run
 from experiments.harness.training.ways import REFERENCE, WAYS, members_of, plan_of, seconds_of, strength_of, trained_way
 from experiments.harness.verdicts import claims
-from robgrad import attacks, data, faithfulness, gradients, intervals, manifolds, networks, stacking, training
+from robgrad import data, faithfulness, gradients, intervals, manifolds, networks, runs
 
 SECTION = "second order"
 # How far clean accuracies on held-out images may lie below PGD training's and be called equal.
@@ -64,20 +63,17 @@ def measure(run: Run) -> experiment.Arrays:
     config = run.config
     train, test = subsets(config, run.dataset)
     held = run.dataset.train.take(config.held_out)
-    network = stages.network_of(config, run.dataset)
-    variables = stacking.concatenate([trained_way(run, way, train) for way in config.ways])
-    mesh = stacking.device_mesh(1, config.chunk, intensity=networks.intensity(network, run.image_shape))
-    predict = training.evaluate(network, attacks.no_attack, mesh, chunk=config.chunk)
+    trained = runs.joined([trained_way(run, way, train) for way in config.ways])
     key = stages.key_of(config.seed, "ways")
-    hits = {name: np.asarray(predict(variables, of, key)) == of.labels for name, of in (("held", held), ("test", test))}
-    arrays = {f"{name}_hits": values for name, values in hits.items()} | {"seconds": seconds_of(run, train)}
+    shown = {"held_hits": held, "test_hits": test}
+    arrays = {name: evaluation.hits(run, trained, of, key) for name, of in shown.items()}
+    arrays["seconds"] = seconds_of(run, train)
     chosen = chosen_of(config, arrays)
     places = [place for places in chosen.values() for place in places]
-    specs = [members_of(config)[place] for place in places]
-    own = stacking.replicas(variables, places)
-    found = evaluation.auto_attacked(run, specs, own, test, "linf", (config.train_radius,))
+    own = trained.take(places)
+    found = evaluation.auto_attacked(run, own, test, "linf", (config.train_radius,))
     arrays |= {"robust_hits": found.pop("robust")[:, 0]} | {name: of for name, of in found.items() if "notes" in name}
-    return arrays | gradients_of(run, network, own, train, test)
+    return arrays | gradients_of(run, own, train, test)
 
 
 def chosen_of(config: WaysConfig, arrays: experiment.Arrays) -> dict[str, list[int]]:
@@ -110,9 +106,7 @@ def taken_of(config: WaysConfig, held: np.ndarray) -> dict[str, tuple[int, bool]
     return taken
 
 
-def gradients_of(
-    run: Run, network: nn.Module, variables: Any, train: data.Split, test: data.Split
-) -> experiment.Arrays:
+def gradients_of(run: Run, trained: runs.Classifiers, train: data.Split, test: data.Split) -> experiment.Arrays:
     """Of each chosen network and image: tangent fractions, and ROAD of the gradient there and at another image."""
     config, shape = run.config, run.image_shape
     some = test.take(config.measured_examples)
@@ -124,7 +118,7 @@ def gradients_of(
 
     def of_image(_, variables, example):
         key, (pixels, label) = example
-        image, own = data.scale(pixels), networks.logits_fn(network, variables)
+        image, own = data.scale(pixels), networks.logits_fn(trained.network, variables)
         slope = gradients.loss_gradient(own, image)
         said = {
             f"fraction/{name}": gradients.tangent_fraction(slope, plane.tangent_space(image).basis)
@@ -133,11 +127,8 @@ def gradients_of(
         maps = {"road": gradients.gradient(key, own, image), "road_elsewhere": elsewhere(key, own, image)}
         return said | {name: faithfulness.road(key, own, image, label, values).score for name, values in maps.items()}
 
-    mesh = stacking.device_mesh(stacking.size(variables), config.chunk)
     keys = jax.random.split(stages.key_of(config.seed, "gradients"), len(some.labels))
-    found = jax.device_get(stacking.per_example(of_image, mesh, config.chunk)((), variables, (keys, some)))
-    assert isinstance(found, dict)
-    return found
+    return stages.per_example(run, trained, of_image, (keys, some))
 
 
 def places_of(config: WaysConfig, arrays: experiment.Arrays) -> dict[str, list[int]]:

@@ -24,8 +24,8 @@ RUN = [
 ]
 
 
-def start():
-    keys = jax.random.split(jax.random.key(0), 2)
+def start(seed=0):
+    keys = jax.random.split(jax.random.key(seed), 2)
     return stacking.stack([training.init_classifier(MODEL, (8, 8, 1), key) for key in keys])
 
 
@@ -262,3 +262,20 @@ def test_large_stacks_lie_in_files_that_travel(tmp_path):
     sizes = [path.stat().st_size for path in (tmp_path / "large").rglob("*") if path.is_file()]
     assert sum(sizes) > 0.8 * values.nbytes > 2**26
     assert max(sizes) < 2**26
+
+
+def test_classifiers_by_name():
+    """Some of several stacks, in another order, are the same networks under their names."""
+    image = jnp.ones((8, 8, 1)) / 3
+    stacks = [
+        runs.Classifiers(MODEL, start(seed).variables, names) for seed, names in ((0, ("a", "b")), (1, ("c", "d")))
+    ]
+    every = runs.joined(stacks)
+    some = every.take([3, 0])
+    assert every.names == ("a", "b", "c", "d")
+    assert some.names == ("d", "a")
+    for name, (stack, place) in {"d": (1, 1), "a": (0, 0)}.items():
+        own = networks.logits_fn(MODEL, stacking.replica(stacks[stack].variables, place))
+        np.testing.assert_array_equal(some.logits_fn(name)(image), own(image))
+    with pytest.raises(ValueError, match="expected a network of d, a, got 'b'"):
+        some.logits_fn("b")

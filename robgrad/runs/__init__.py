@@ -1,7 +1,6 @@
 """Run directories: what they hold, how they are written, and what is loaded from them."""
 
 from robgrad.runs.checkpoints import (
-    Classifiers,
     DamagedError,
     FormatError,
     finished,
@@ -14,6 +13,7 @@ from robgrad.runs.checkpoints import (
     stages,
     states_of,
 )
+from robgrad.runs.classifiers import Classifiers, joined
 from robgrad.runs.directory import (
     RunError,
     check_run,
@@ -36,6 +36,7 @@ __all__ = [
     "exists",
     "finished",
     "generated",
+    "joined",
     "load_arrays",
     "load_classifiers",
     "load_manifold",

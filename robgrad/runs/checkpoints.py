@@ -15,10 +15,9 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import chex
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +25,8 @@ import orbax.checkpoint as ocp
 
 from robgrad import stacking
 from robgrad.manifolds import KINDS, Manifold
-from robgrad.networks import LogitsFn, init, logits_fn, network_named
+from robgrad.networks import LogitsFn, init, network_named
+from robgrad.runs.classifiers import Classifiers
 from robgrad.runs.directory import RunError, exists, first_line, of_file_system, writing
 
 FORMAT = 2
@@ -41,15 +41,6 @@ class FormatError(RunError):
 
 class DamagedError(RunError):
     """Something kept whose files are damaged: it may be put aside and made again."""
-
-
-class Classifiers(NamedTuple):
-    """Trained classifiers of one architecture: their `names` and what else is known of each, and the stack."""
-
-    network: nn.Module
-    variables: Any
-    names: tuple[str, ...]
-    about: Mapping[str, Any]
 
 
 @contextlib.contextmanager
@@ -210,9 +201,7 @@ def load_network(run: str | os.PathLike, name: str) -> LogitsFn:
             continue
         names = [network["network"] for network in about["networks"]]
         if name in names:
-            loaded = load_classifiers(path)
-            own = logits_fn(loaded.network, stacking.replica(loaded.variables, names.index(name)))
-            return _of_shape(own, tuple(about["image_shape"]), name)
+            return _of_shape(load_classifiers(path).logits_fn(name), tuple(about["image_shape"]), name)
         known += names
     expected = ", ".join(sorted(known)) or "a run that trained some"
     raise RunError(f"{run}: expected a network of {expected}, got '{name}'")

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.harness.settings.config import ConfigError
-from robgrad import data, networks, runs, stacking
+from robgrad import data, networks, runs
 from robgrad.data.calls import logits_of, of_one_image
 from robgrad.networks import Network, Variables
 from robgrad.networks.pixels import normalised
@@ -151,7 +151,7 @@ def _of_run(source: str) -> Iterator[Subject]:
         known += stack.names
         for index, name in enumerate(stack.names):
             if wanted in ("", name):
-                yield Subject(name, stack.network, stacking.replica(stack.variables, index))
+                yield Subject(name, stack.network, stack.at(index))
     if not known or (wanted and wanted not in known):
         raise ConfigError(f"--network={source}: expected a run with {wanted or 'networks'}, it has {known or 'none'}")
 

@@ -142,21 +142,25 @@ def others_of(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, n
     return here, (here + 1) % count, same
 
 
-def measured(run: Run, network, variables, arrays: Mapping[str, Any], train: data.Split, test: data.Split, key):
+def measured(
+    run: Run, trained: runs.Classifiers, arrays: Mapping[str, Any], train: data.Split, test: data.Split, key: jax.Array
+) -> Arrays:
     """What is measured of all test images on all networks, by name; `[image, ...]`, or `[network, image, ...]`.
 
     A block of images comes after another; each is saved in the run's `analysis` and, where it was saved before, read
     from there. Attacked images and gradients are kept of the first images only.
     """
-    config, shape = run.config, run.image_shape
-    mesh = stacking.device_mesh(stacking.size(variables), config.chunk)
+    config, shape, count = run.config, run.image_shape, len(trained.names)
+    mesh = stacking.device_mesh(count, config.chunk)
     place = places(config, shape)
-    compiled = {name: analyser(config, network, shape, loss, mesh) for name, loss in losses_of_analysis(config).items()}
-    standard, keys = stacking.replica(variables, 0), jax.random.split(key, len(test.labels))
+    compiled = {
+        name: analyser(config, trained.network, shape, loss, mesh) for name, loss in losses_of_analysis(config).items()
+    }
+    standard, keys = trained.at(0), jax.random.split(key, len(test.labels))
     spread = spread_of(train)
     parts: dict[str, list] = {name: [] for name in ("", *compiled)}
     every = list(blocks(len(test.labels), 5 * config.chunk))
-    for block, rows in counted(every, f"analysing {len(test.labels)} images, {stacking.size(variables)} networks"):
+    for block, rows in counted(every, f"analysing {len(test.labels)} images, {count} networks"):
         images, tangents = test.take(rows), None
         for name in ("", *compiled):
             path = run.workdir / "analysis" / f"{name or 'images'}-{block}.npz"
@@ -169,7 +173,7 @@ def measured(run: Run, network, variables, arrays: Mapping[str, Any], train: dat
                 else:
                     shared = (arrays, standard, tangents, config.analysis_epsilon, config.analysis_step_size)
                     examples = ((keys[rows], images), others_of(images.labels, len(np.unique(rows))))
-                    part = jax.device_get(compiled[name](shared, variables, examples))
+                    part = jax.device_get(compiled[name](shared, trained.variables, examples))
                     part |= {
                         field: part[field][:, : 0 if block else estimates.SHOWN] for field in ("attacked", "gradient")
                     }

@@ -16,7 +16,7 @@ from experiments.harness.settings.options import Options
 from experiments.harness.training import retraining, stages
 from experiments.harness.training.specs import Spec, kinds_of, specs_of
 from experiments.harness.training.stages import Run
-from robgrad import data, faithfulness, gradients, stacking
+from robgrad import data, faithfulness, gradients, runs
 from robgrad.faithfulness import KAR, RANDOM, ROAR, Retraining
 
 Arrays = dict[str, np.ndarray]
@@ -70,27 +70,31 @@ def methods_of(config: RetrainingConfig) -> dict[str, gradients.Attribution]:
 def measure(run: Run) -> Arrays:
     """Whether each network is right on each test image, and each retrained one `[retraining, image]`, with its name."""
     config, splits = run.config, subsets(run.config, run.dataset)
-    specs, network = specs_of(config), stages.network_of(config, run.dataset)
-    variables = stages.train_networks(run, specs, splits[0])
+    trained = stages.train_networks(run, specs_of(config), splits[0])
     key = stages.key_of(config.seed, "roar_kar")
-    accuracies = evaluation.hits_of(run, specs, variables, splits[1], key)
-    return accuracies | retrained_of(run, specs, network, variables, splits, methods_of(config))
+    accuracies = evaluation.hits_of(run, trained, splits[1], key)
+    return accuracies | retrained_of(run, trained, splits, methods_of(config))
 
 
-def retrained_of(run: Run, specs, network, variables, splits, methods) -> Arrays:
+def retrained_of(
+    run: Run,
+    trained: runs.Classifiers,
+    splits: Sequence[data.Split],
+    methods: Mapping[str, gradients.Attribution],
+) -> Arrays:
     """The hits of all retrainings of some networks and attributions, with their names."""
-    config = run.config
-    size, pixels = retraining.kept_stack_size(run, network), math.prod(run.image_shape[:2])
+    config, specs = run.config, specs_of(run.config)
+    size, pixels = retraining.kept_stack_size(run, trained.network), math.prod(run.image_shape[:2])
     images = sum(len(split.labels) for split in splits)
     maps = (len(config.attributions) + config.retraining_seeds) * pixels * (1 if pixels <= 256 else 2) * images
     launch.show(
         f"{retrainings_of(config)} retrainings of {len(specs)} networks, at most {size} in a stack; "
         f"rank maps of a network: {maps / 2**20:.0f} MiB"
     )
-    tools = retraining.tools_of(config, network, splits[0], size, methods)
+    tools = retraining.tools_of(config, trained.network, splits[0], size, methods)
     hits: dict[str, np.ndarray] = {}
     for index, spec in enumerate(specs):
-        grid, own = grid_of(config, spec.norm is None), stacking.replica(variables, index)
+        grid, own = grid_of(config, spec.norm is None), trained.at(index)
         occluded = partial(retraining.occluded_examples, config, spec.name, own, tools, grid, splits)
         own_hits = retraining.hits_of(run, spec.name, grid, tools, occluded, spec.seed)
         hits |= {f"{spec.name}: {name}": right for name, right in own_hits.items()}

@@ -14,9 +14,8 @@ from experiments.harness.pages.tables import Row
 from experiments.harness.progress import counted
 from experiments.harness.settings.config import AutoAttackConfig, EvaluatedConfig
 from experiments.harness.training import stages
-from experiments.harness.training.specs import Spec
 from experiments.harness.training.stages import Run
-from robgrad import attacks, data, intervals, networks, runs, stacking, training
+from robgrad import attacks, data, intervals, networks, runs, training
 
 Arrays = dict[str, np.ndarray]
 ROBUST = ("robust", "broken_by")
@@ -36,62 +35,68 @@ def attacked_of(config: AutoAttackConfig, test: data.Split) -> data.Split:
     return test.take(config.attacked_examples)
 
 
-def auto_attacked(
-    run: Run, specs: Sequence[Named], variables: Any, test: data.Split, norm: str, radii: Sequence[float]
-) -> Arrays:
+def auto_attacked(run: Run, trained: runs.Classifiers, test: data.Split, norm: str, radii: Sequence[float]) -> Arrays:
     """AutoAttack on each network: `robust` and `broken_by` `[network, radius, image]`, and notes by network.
 
     A network that has been evaluated is kept in the run and read from there.
     """
     config, some = run.config, attacked_of(run.config, test)
     # One function for all, so that networks share what is compiled.
-    apply = partial(_logits, stages.network_of(config, run.dataset))
+    apply = partial(_logits, trained.network)
     kept: list[Arrays] = []
-    what = f"AutoAttack ({config.auto_attack}) on {len(some.labels)} images in {norm}, {len(specs)} networks"
-    for index, spec in counted(specs, what):
-        path = run.workdir / "analysis" / f"auto_attack-{norm}-{spec.name}.npz"
+    what = f"AutoAttack ({config.auto_attack}) on {len(some.labels)} images in {norm}, {len(trained.names)} networks"
+    for index, name in counted(trained.names, what):
+        path = run.workdir / "analysis" / f"auto_attack-{norm}-{name}.npz"
         part = runs.read_arrays(path)
         if part is None:
             found = attacks.robust_accuracy(
                 apply,
                 *some,
-                variables=jax.device_get(stacking.replica(variables, index)),
+                variables=jax.device_get(trained.at(index)),
                 epsilon=radii,
                 norm=norm,
                 version=config.auto_attack,
                 seed=config.seed,
             )
-            part = {name: np.stack([getattr(one, name) for one in found]) for name in ROBUST}
+            part = {field: np.stack([getattr(one, field) for one in found]) for field in ROBUST}
             part["notes"] = np.array(sorted({note for one in found for note in one.notes}))
             runs.write_arrays(path, part)
         kept.append(part)
-    notes = {f"notes/{spec.name}": one["notes"] for spec, one in zip(specs, kept, strict=True)}
-    return notes | {name: np.stack([one[name] for one in kept]) for name in ROBUST}
+    notes = {f"notes/{name}": one["notes"] for name, one in zip(trained.names, kept, strict=True)}
+    return notes | {field: np.stack([one[field] for one in kept]) for field in ROBUST}
 
 
-def _logits(network: nn.Module, variables: Any, image: jax.Array) -> jax.Array:
+def _logits(network: nn.Module | networks.Network, variables: Any, image: jax.Array) -> jax.Array:
     return networks.logits_fn(network, variables)(image)
 
 
-def hits_of(run: Run, specs: Sequence[Spec], variables: Any, test: data.Split, key: jax.Array) -> Arrays:
+def hits(
+    run: Run,
+    trained: runs.Classifiers,
+    test: data.Split,
+    key: jax.Array,
+    attack: attacks.Attack = attacks.no_attack,
+    epsilon: float = 0.0,
+    step_size: float = 0.0,
+) -> np.ndarray:
+    """Whether each network is right on each image, under an attack, `[network, image]`."""
+    mesh = stages.mesh_of(run.config, trained, run.image_shape)
+    predict = training.evaluate(trained.network, attack, mesh, chunk=run.config.chunk)
+    return np.asarray(predict(trained.variables, test, key, epsilon, step_size)) == test.labels
+
+
+def hits_of(run: Run, trained: runs.Classifiers, test: data.Split, key: jax.Array) -> Arrays:
     """Whether each network is right on each test image `[network, image]`.
 
     `clean_hits`; `pgd_hits` under the paper's attack, l2 on the cross-entropy; `robust_hits` under AutoAttack at the
     same radius, on the first images alone, and what it noted.
     """
     config = run.config
-    network = stages.network_of(config, run.dataset)
-    work = networks.intensity(network, run.image_shape)
-    mesh = stacking.device_mesh(stacking.size(variables), config.chunk, intensity=work)
-
-    def hits(attack: attacks.Attack) -> np.ndarray:
-        predict = training.evaluate(network, attack, mesh, chunk=config.chunk)
-        return np.asarray(predict(variables, test, key, config.robust_epsilon, config.pgd_step_size)) == test.labels
-
-    found = auto_attacked(run, specs, variables, test, "l2", (config.robust_epsilon,))
+    pgd = attacks.pgd("l2", attacks.cross_entropy, config.pgd_steps)
+    found = auto_attacked(run, trained, test, "l2", (config.robust_epsilon,))
     return {
-        "clean_hits": hits(attacks.no_attack),
-        "pgd_hits": hits(attacks.pgd("l2", attacks.cross_entropy, config.pgd_steps)),
+        "clean_hits": hits(run, trained, test, key),
+        "pgd_hits": hits(run, trained, test, key, pgd, config.robust_epsilon, config.pgd_step_size),
         "robust_hits": found["robust"][:, 0],
         **{name: values for name, values in found.items() if name not in ROBUST},
     }

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness.measurement import evaluation
 from experiments.harness.progress import counted
 from experiments.harness.training.stages import Run
 from robgrad import data, faithfulness, gradients, networks, runs, stacking
@@ -118,14 +117,14 @@ def joined(parts: Sequence[Arrays], names: Sequence[str], images: np.ndarray) ->
 
 
 def of_networks(
-    run: Run, specs: Sequence[evaluation.Named], named: Callable[[int], Any], test: data.Split, key: jax.Array, measure
+    run: Run, names: Sequence[str], variables: Callable[[int], Any], test: data.Split, key: jax.Array, measure
 ) -> list[Arrays]:
     """The measures of each network, one after another; each is kept in the run's `analysis` and read from there.
 
     Args:
       run: whose.
-      specs: the networks.
-      named: the variables of one, by its place.
+      names: of the networks.
+      variables: of one, by its place.
       test: images, of which the configuration says how many are used.
       key: of all that is random.
       measure: of `of_images`, or by a network's place.
@@ -133,12 +132,12 @@ def of_networks(
     some = test.take(run.config.measured_examples)
     keys = jax.random.split(key, len(some.labels))
     parts = []
-    what = f"measuring {len(run.config.attributions)} attributions of {len(specs)} networks"
-    for index, spec in counted(specs, what):
-        path = run.workdir / "analysis" / f"measures-{spec.name}.npz"
+    what = f"measuring {len(run.config.attributions)} attributions of {len(names)} networks"
+    for index, name in counted(names, what):
+        path = run.workdir / "analysis" / f"measures-{name}.npz"
         part = runs.read_arrays(path)
         if part is None:
-            part = measure(named(index), keys, some)
+            part = measure(variables(index), keys, some)
             runs.write_arrays(path, part)
         parts.append(part)
     return parts

@@ -107,8 +107,8 @@ def fitted(
     return states
 
 
-def variables_of(run: Run, train: data.Split, keys: np.ndarray) -> tuple[Any, Arrays]:
-    """The variables of all trainings, seeds innermost, and what share of the marks each guide has flagged at first.
+def trained_of(run: Run, train: data.Split, keys: np.ndarray) -> tuple[runs.Classifiers, Arrays]:
+    """The networks of all trainings, seeds innermost, and what share of the marks each guide has flagged at first.
 
     Args:
       run: whose.
@@ -129,14 +129,14 @@ def variables_of(run: Run, train: data.Split, keys: np.ndarray) -> tuple[Any, Ar
         """Copies, since training gives its buffers away."""
         return jax.tree.map(jnp.copy, stacking.replicas(base(), some))
 
-    def keep(name: str, names: Sequence[str], make: Callable[[], Any]) -> Any:
+    def keep(name: str, names: Sequence[str], make: Callable[[], Any]) -> runs.Classifiers:
         numbers = ("epochs", "standard_epochs", "rounds", "train_radius", "train_step_size", "mark_agreement")
         settings = stages.settings_of(config, *numbers) | {"refined": name}
         with launch.patiently():
             rows = [{"network": one} for one in names]
             return stages.kept(run, name, rows, settings, lambda: stages.Trained(make()))
 
-    def alike(name: str) -> Any:
+    def alike(name: str) -> runs.Classifiers:
         step = step_of(config, network, name)
         make = lambda: training.kept(fitted(run, name, step, again(seeds), train, every, 0.0), config.keep)  # noqa: E731
         return keep(name, [Member(name, seed).name for seed in seeds], make)
@@ -146,13 +146,13 @@ def variables_of(run: Run, train: data.Split, keys: np.ndarray) -> tuple[Any, Ar
     for guide in config.guides:
         own, shares = [], []
         for seed in seeds:
-            name, robust = Member(guide, seed).name, stacking.replica(found[ADVERSARIAL], seed)
+            name, robust = Member(guide, seed).name, found[ADVERSARIAL].at(seed)
             one = partial(refined, run, guide, seed, partial(again, [seed]), robust, train, keys)
             own.append(keep(name, [name], one))
             kept = runs.read_arrays(run.workdir / "analysis" / f"flagged-{name}.npz")
             shares.append(np.nan if kept is None else float(kept["share"]))
-        found[guide], flags[f"flagged/{guide}"] = stacking.concatenate(own), np.array(shares)
-    return stacking.concatenate(list(found.values())), flags
+        found[guide], flags[f"flagged/{guide}"] = runs.joined(own), np.array(shares)
+    return runs.joined(list(found.values())), flags
 
 
 def refined(

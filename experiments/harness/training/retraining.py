@@ -20,7 +20,7 @@ from robgrad.faithfulness import Retraining
 STACK_SIZE = "stack_size.txt"
 
 
-def stack_size(network: nn.Module, image_shape: Sequence[int], batch: int) -> int:
+def stack_size(network: nn.Module | networks.Network, image_shape: Sequence[int], batch: int) -> int:
     """How many networks' training fits into half of the free memory of all devices.
 
     A network needs its variables five times (itself, Adam's two moments, its gradients and a copy on the
@@ -42,7 +42,7 @@ def stack_size(network: nn.Module, image_shape: Sequence[int], batch: int) -> in
     return max(1, int(free / 2 / needed))
 
 
-def kept_stack_size(run: Run, network: nn.Module) -> int:
+def kept_stack_size(run: Run, network: nn.Module | networks.Network) -> int:
     """The size of this run's stacks: memory that is free today must not change what is under way."""
     path, wanted = run.workdir / STACK_SIZE, run.options.stack_size
     kept = int(path.read_text()) if runs.exists(path) else None
@@ -55,7 +55,7 @@ def kept_stack_size(run: Run, network: nn.Module) -> int:
 class Tools(NamedTuple):
     """What is compiled once for all networks: rank maps, with Random's and without; the retraining step; the test."""
 
-    network: nn.Module
+    network: nn.Module | networks.Network
     maps: Mapping[bool, Callable]
     step: training.Step
     hits: Callable
@@ -63,7 +63,11 @@ class Tools(NamedTuple):
 
 
 def tools_of(
-    config: Any, network: nn.Module, train: data.Split, count: int, methods: Mapping[str, gradients.Attribution]
+    config: Any,
+    network: nn.Module | networks.Network,
+    train: data.Split,
+    count: int,
+    methods: Mapping[str, gradients.Attribution],
 ) -> Tools:
     """Builds them for stacks of `count`; networks attributed and retrained are of one architecture."""
     work = networks.intensity(network, train.images.shape[1:])

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from experiments.harness import launch
 from experiments.harness.progress import progress
@@ -99,17 +100,17 @@ def mesh_in_words(config: FittedConfig, dataset: data.Dataset) -> str:
     return f"batches of adversarial training {split} over host devices: {counted}"
 
 
-def train_networks(run: Run, specs: Sequence[Spec], train: data.Split) -> Any:
-    """Trains, continues or loads the networks, a stack for each norm and loss; returns their variables stacked."""
+def train_networks(run: Run, specs: Sequence[Spec], train: data.Split) -> runs.Classifiers:
+    """Trains, continues or loads the networks, a stack for each norm and loss."""
     stacks = []
     for members in stacks_of(specs):
         with launch.patiently():
             stacks.append(_stack(run, members, train))
-    return stacking.concatenate(stacks)
+    return runs.joined(stacks)
 
 
-def _stack(run: Run, members: list[Spec], train: data.Split):
-    """The variables of one stack, loaded, or made and kept."""
+def _stack(run: Run, members: list[Spec], train: data.Split) -> runs.Classifiers:
+    """One stack, loaded, or made and kept."""
     rows = [{**spec.row, "network": spec.name, "network_seed": spec.seed} for spec in members]
     settings = training_settings(run.config, members[0])
     return kept(run, members[0].stack, rows, settings, lambda: _completed(run, members, train))
@@ -117,8 +118,8 @@ def _stack(run: Run, members: list[Spec], train: data.Split):
 
 def kept(
     run: Run, name: str, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], make: Callable[[], Trained]
-) -> Any:
-    """The variables of a finished stack of classifiers, loaded from the run, or made and kept there.
+) -> runs.Classifiers:
+    """A finished stack of classifiers, loaded from the run, or made and kept there.
 
     Args:
       run: whose.
@@ -130,7 +131,7 @@ def kept(
     path = run.workdir / "networks" / name
     stack = runs.finished(path, runs.load_classifiers)
     if stack is not None:
-        return stack.variables
+        return stack
     variables, curves = make()
     about = {
         "kind": "classifier",
@@ -142,7 +143,23 @@ def kept(
     }
     runs.save_stack(path, variables, about)
     runs.remove(run.workdir / "checkpoints" / name)
-    return variables
+    names = tuple(row["network"] for row in rows)
+    return runs.Classifiers(network_of(run.config, run.dataset), variables, names, about)
+
+
+def per_example(
+    run: Run, trained: runs.Classifiers, function: Callable[[Any, Any, Any], Any], examples: Any, shared: Any = ()
+) -> Any:
+    """`function(shared, variables, example)` of every network and example, as arrays `[network, example, ...]`."""
+    mesh = mesh_of(run.config, trained, run.image_shape)
+    mapped = stacking.per_example(function, mesh, run.config.chunk)
+    return jax.device_get(mapped(shared, trained.variables, examples))
+
+
+def mesh_of(config: Any, trained: runs.Classifiers, image_shape: Sequence[int]) -> Mesh:
+    """How networks and examples are laid over devices where networks are evaluated."""
+    work = networks.intensity(trained.network, tuple(image_shape))
+    return stacking.device_mesh(len(trained.names), config.chunk, intensity=work)
 
 
 def _curve(curve: Sequence[float] | None) -> dict[str, Sequence[float]]:

@@ -105,8 +105,8 @@ def plan_of(config: Any, way: str, dataset: data.Dataset) -> stages.Plan:
     )  # fmt: skip
 
 
-def trained_way(run: Run, way: str, train: data.Split) -> Any:
-    """The variables of a way's networks, trained, continued or loaded."""
+def trained_way(run: Run, way: str, train: data.Split) -> runs.Classifiers:
+    """A way's networks, trained, continued or loaded."""
     rows = [{"network": one.name} for one in members_of(run.config) if one.way == way]
     named = ("attack_steps", "train_attack", "epochs", "standard_epochs", "train_radius", "train_step_size")
     settings = stages.settings_of(run.config, *named) | {"objective": WAYS[way].objective}
