@@ -4,7 +4,7 @@ import importlib
 import pkgutil
 
 import experiments
-from experiments.harness import registry
+from experiments.harness import experiment
 from experiments.harness.pages import tables
 
 _OTHERS = {
@@ -19,9 +19,9 @@ def main() -> None:
     """Prints a line for each program: what it asks, how long it takes on two cores, what to look at."""
     rows = [
         {"program": f"python -m experiments.{one.name}", "about": one.title, "two cores": one.takes, "see": one.picture}
-        for one in registry.every()
+        for one in experiment.every()
     ]
-    named = {one.name for one in registry.every()}
+    named = {one.name for one in experiment.every()}
     for info in pkgutil.iter_modules(experiments.__path__):
         if info.name in _OTHERS and info.name not in named and importlib.util.find_spec(f"experiments.{info.name}"):
             about, takes, see = _OTHERS[info.name]

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from experiments.harness import costs, experiment
+from experiments.harness import costs, experiment, running
 from experiments.harness.pages import figures
 from experiments.harness.pages.tables import Row
 from experiments.harness.progress import counted
@@ -238,4 +238,4 @@ EXPERIMENT = experiment.Experiment(
 )
 
 if __name__ == "__main__":
-    experiment.main(EXPERIMENT, __doc__)
+    running.main(EXPERIMENT, __doc__)

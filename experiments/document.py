@@ -20,7 +20,7 @@ from absl import flags as absl_flags
 
 from experiments.benchmark import suites
 from experiments.harness import experiment, launch
-from experiments.harness.pages import html, tables
+from experiments.harness.pages import html, report, tables
 from experiments.harness.pages.tables import Row
 from experiments.harness.results import findings, records
 from experiments.harness.settings import config
@@ -186,7 +186,7 @@ def write_site(directory: Path) -> Path:
     for path in records.records():
         one, results, recomputed = records.judged(path)
         page = directory / f"{path.name}.html"
-        experiment.write_page(page, one.title, [(one, experiment.Finished(path, results))])
+        report.write_page(page, one.title, [(one, experiment.Finished(path, results))])
         lines.append(html.Link(f"{path.name}.html", path.name, records.about(one, results, recomputed)))
     said = re.sub(r"\*\*|<!--.*?-->", "", findings.answers(results_of)).split("\n")
     found = [line.removeprefix("- ") for line in said if line]

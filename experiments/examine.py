@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import costs, experiment
+from experiments.harness import costs, experiment, running
 from experiments.harness.examination import dossier, removal, subjects
 from experiments.harness.examination.subjects import Subject
 from experiments.harness.measurement import alignment, estimates, evaluation, measures
@@ -349,4 +349,4 @@ EXPERIMENT = experiment.Experiment(
 )
 
 if __name__ == "__main__":
-    experiment.main(EXPERIMENT, __doc__)
+    running.main(EXPERIMENT, __doc__)

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import experiment
+from experiments.harness import experiment, running
 from experiments.harness.measurement import benchmarks, evaluation, measures
 from experiments.harness.measurement.benchmarks import RetrainingConfig
 from experiments.harness.measurement.measures import MEASURES
@@ -373,4 +373,4 @@ EXPERIMENT = experiment.Experiment(
 )
 
 if __name__ == "__main__":
-    experiment.main(EXPERIMENT, __doc__)
+    running.main(EXPERIMENT, __doc__)

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from scipy import stats
 
-from experiments.harness import costs, experiment
+from experiments.harness import costs, experiment, running
 from experiments.harness.measurement import alignment, estimates, evaluation
 from experiments.harness.measurement.alignment import AnalysedConfig, fields_of
 from experiments.harness.pages import figures
@@ -333,4 +333,4 @@ EXPERIMENT = experiment.Experiment(
 )
 
 if __name__ == "__main__":
-    experiment.main(EXPERIMENT, __doc__)
+    running.main(EXPERIMENT, __doc__)

@@ -10,7 +10,7 @@ explanations against an expert's regions (`expert_regions`), each on the set tha
 from pathlib import Path
 
 from experiments import reproduce
-from experiments.harness import costs, launch, registry
+from experiments.harness import costs, experiment, launch
 from experiments.harness.settings.flags import Flags
 
 NAME, TITLE = "neighbours", "The neighbours: three works on the same question"
@@ -18,14 +18,14 @@ NAME, TITLE = "neighbours", "The neighbours: three works on the same question"
 
 def work(given: Flags) -> None:
     """Runs all three."""
-    chosen = [one for one in registry.every() if one.neighbour]
+    chosen = [one for one in experiment.every() if one.neighbour]
     root = Path(given.values.workdir or f"runs/{NAME}-{given.values.preset}").expanduser()
     reproduce.run_all(given, NAME, TITLE, chosen, root)
 
 
 def program_flags() -> Flags:
     """Their flags together."""
-    chosen = [one for one in registry.every() if one.neighbour]
+    chosen = [one for one in experiment.every() if one.neighbour]
     given = Flags(__doc__ or "", [one.config for one in chosen], chosen[0].presets)
     given.add("run", "bool", "dry_run", False, costs.DRY_RUN)
     return given

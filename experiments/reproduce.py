@@ -14,8 +14,9 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments.harness import costs, experiment, launch, registry
+from experiments.harness import costs, experiment, launch, running
 from experiments.harness.experiment import Experiment
+from experiments.harness.pages import report
 from experiments.harness.settings import config
 from experiments.harness.settings.flags import Flags
 from experiments.harness.training.stages import Source
@@ -85,7 +86,7 @@ def _is_paper(given: Flags) -> bool:
 
 def work(given: Flags) -> None:
     """Runs all experiments of the flags, or says what they would take."""
-    chosen = [one for one in registry.every() if not one.alone and (given.values.all or not one.neighbour)]
+    chosen = [one for one in experiment.every() if not one.alone and (given.values.all or not one.neighbour)]
     run_all(given, NAME, TITLE, chosen, root_of(given))
 
 
@@ -102,12 +103,12 @@ def run_all(given: Flags, name: str, title: str, experiments: Sequence[Experimen
     for index, part in enumerate(parts):
         source = source_of(part, parts[:index], given)
         changed |= not runs.exists(part.workdir / part.experiment.file(experiment.RESULTS))
-        done = experiment.run(part.experiment, part.workdir, part.config, given.options(), part.dataset, source)
+        done = running.run(part.experiment, part.workdir, part.config, given.options(), part.dataset, source)
         finished.append((part.experiment, done))
         if changed:
-            experiment.write_page(root / experiment.REPORT, title, finished)
+            report.write_page(root / experiment.REPORT, title, finished)
         what = part.experiment.title + (f": {part.dataset.name}" if part.dataset else "")
-        launch.show(f"{what}: {experiment.verdicts(done.results['claims'])} ({root / experiment.REPORT})")
+        launch.show(f"{what}: {report.verdicts(done.results['claims'])} ({root / experiment.REPORT})")
 
 
 def source_of(part: experiment.Part, before: list[experiment.Part], given: Flags) -> Source | None:
@@ -123,7 +124,7 @@ def source_of(part: experiment.Part, before: list[experiment.Part], given: Flags
 
 def program_flags() -> Flags:
     """All experiments' flags, and which data sets."""
-    every = [one for one in registry.every() if not one.alone]
+    every = [one for one in experiment.every() if not one.alone]
     kinds = list(dict.fromkeys(one.config for one in every))
     given = Flags(__doc__ or "", kinds, next(one.presets for one in every if one.has_dataset))
     text = "Data sets, instead of --dataset. Default with --preset=paper: those that the paper has."

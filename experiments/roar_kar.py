@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.harness import experiment
+from experiments.harness import experiment, running
 from experiments.harness.measurement import benchmarks, evaluation
 from experiments.harness.measurement.benchmarks import RetrainingConfig
 from experiments.harness.pages import figures
@@ -139,4 +139,4 @@ EXPERIMENT = experiment.Experiment(
 )
 
 if __name__ == "__main__":
-    experiment.main(EXPERIMENT, __doc__)
+    running.main(EXPERIMENT, __doc__)

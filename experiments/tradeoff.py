@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.harness import experiment
+from experiments.harness import experiment, running
 from experiments.harness.measurement import benchmarks
 from experiments.harness.measurement.benchmarks import RetrainingConfig
 from experiments.harness.pages.tables import Row
@@ -175,4 +175,4 @@ EXPERIMENT = experiment.Experiment(
 )
 
 if __name__ == "__main__":
-    experiment.main(EXPERIMENT, __doc__)
+    running.main(EXPERIMENT, __doc__)

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import costs, experiment
+from experiments.harness import costs, experiment, running
 from experiments.harness.measurement import evaluation
 from experiments.harness.pages import figures
 from experiments.harness.pages.tables import Row
@@ -302,4 +302,4 @@ EXPERIMENT = experiment.Experiment(
 )
 
 if __name__ == "__main__":
-    experiment.main(EXPERIMENT, __doc__)
+    running.main(EXPERIMENT, __doc__)

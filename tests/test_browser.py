@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.harness import experiment, registry
+from experiments.harness import experiment
+from experiments.harness.pages import report
 
 RESULTS = Path(__file__).parent.parent / "experiments" / "results"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -46,9 +47,9 @@ def seen(page, width, scheme=1):
 @pytest.mark.parametrize("record", ["robustness-digits", "manifold_distance-digits"])
 def test_a_page_fits_every_screen(record, tmp_path):
     results = json.loads((RESULTS / record / "results.json").read_text())
-    one = next(one for one in registry.every() if one.name == results["experiment"])
+    one = experiment.named(results["experiment"])
     page = tmp_path / "report.html"
-    experiment.write_page(page, one.title, [(one, experiment.Finished(RESULTS / record, results))])
+    report.write_page(page, one.title, [(one, experiment.Finished(RESULTS / record, results))])
     colours = set()
     for width, scheme in ((1280, 1), (500, 0), (390, 1)):
         found = seen(page, width, scheme)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from experiments import manifold_distance, tradeoff
-from experiments.harness import experiment, registry
-from experiments.harness.pages import figures, glossary, html
+from experiments.harness import experiment
+from experiments.harness.pages import figures, glossary, html, report
 from experiments.harness.settings import presets
 from experiments.harness.training.specs import Spec
 from experiments.harness.verdicts import claims, correlations
@@ -139,7 +139,7 @@ def test_claims_are_grouped_with_what_fails_first():
         row("mixed", claims.FAILS),
         row("x", claims.UNTESTED),
     ]
-    folds = experiment.folded(rows)
+    folds = report.folded(rows)
     assert [(fold.line, fold.verdict, fold.mark) for fold in folds] == [
         ("2.1: mixed", "does not hold in 1 of 2, holds in 1 of 2", "bad"),
         ("2.1: x", "not told", "open"),
@@ -151,7 +151,7 @@ def test_claims_are_grouped_with_what_fails_first():
 
 
 def test_every_column_is_explained():
-    for one in registry.every():
+    for one in experiment.every():
         columns = [*one.columns, *(name for _, names in one.others.values() for name in names)]
         assert {*columns} <= {*glossary.COLUMNS}, one.name
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.harness import registry
+from experiments.harness import experiment
 from experiments.harness.results import findings, records
 from experiments.harness.settings import flags
 from robgrad import runs
@@ -55,7 +55,7 @@ def test_commands_are_understood_by_the_program_they_name(command):
 def test_every_program_is_named():
     named = {one.split()[0] for one in commands()}
     named |= {*re.findall(r"^\| `(\w+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE)}
-    assert {one.name for one in registry.every()} | {"reproduce", "benchmark", "document"} <= named
+    assert {one.name for one in experiment.every()} | {"reproduce", "benchmark", "document"} <= named
 
 
 def test_the_front_page_runs(capsys):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from experiments import boundary_tilting, manifold_distance, roar_kar
-from experiments.harness import experiment, registry
+from experiments.harness import experiment, running
 from experiments.harness.settings import flags, presets
 from experiments.harness.settings.options import Options
 from robgrad import attacks, gradients, networks, runs, stacking, training
@@ -109,7 +109,7 @@ def test_a_third_norm_has_flags_strengths_and_steps_of_its_own(third_norm, digit
     asked = given.given(manifold_distance.ManifoldConfig)
     assert asked["radii"] == {"half-l2": (2.0, 4.0)}
     asked |= {"radii": {"l2": (1.0, 2.0), **asked["radii"]}}
-    done = experiment.run(manifold_distance.EXPERIMENT, tmp_path / "run", made(digits, **asked), dataset=digits)
+    done = running.run(manifold_distance.EXPERIMENT, tmp_path / "run", made(digits, **asked), dataset=digits)
     rows = {row["network"]: row for row in done.results["rows"]}
     # Half the radius is twice the strength: the same networks under two names.
     for name in ("1", "2"):
@@ -119,7 +119,7 @@ def test_a_third_norm_has_flags_strengths_and_steps_of_its_own(third_norm, digit
 
 def test_a_second_run_in_one_process_has_other_options(digits, tmp_path):
     one = made(digits, norms=("l2",), radii={"l2": (1.0,)})
-    run = experiment.run
+    run = running.run
     first = run(manifold_distance.EXPERIMENT, tmp_path / "one", one, Options(checkpoint_every="2"), digits)
     other = dataclasses.replace(one, seed=1, matmul_precision="bfloat16")
     options = Options(tensorboard=True, networks_from=None)
@@ -135,14 +135,14 @@ def test_a_second_run_in_one_process_has_other_options(digits, tmp_path):
 
 def test_importing_starts_no_backend():
     """Programs set devices up, and join other processes, after everything is imported."""
-    names = ", ".join(f"experiments.{one.name}" for one in registry.every())
+    names = ", ".join(f"experiments.{one.name}" for one in experiment.every())
     asked = "from jax._src import xla_bridge; assert not xla_bridge.backends_are_initialized()"
     subprocess.run([sys.executable, "-c", f"import {names}; {asked}"], check=True, cwd=Path(__file__).parent.parent)
 
 
 def test_the_page_of_settings_says_only_what_an_experiment_takes():
     tables = presets.tables()
-    every = {one.name: one for one in registry.every() if not one.reads}
+    every = {one.name: one for one in experiment.every() if not one.reads}
     assert set(tables) == {"shared", *every}
     taken = {name: {field.name for field in dataclasses.fields(one.config)} for name, one in every.items()}
     taken["shared"] = set().union(*taken.values())
@@ -154,7 +154,7 @@ def test_the_page_of_settings_says_only_what_an_experiment_takes():
 
 
 def test_every_setting_has_a_help_text_and_a_flag():
-    for one in registry.every():
+    for one in experiment.every():
         given = flags.Flags(one.title, [one.config], one.presets)
         free = {"preset", "seed", "matmul_precision", "dataset", "checksums"}
         for field in dataclasses.fields(one.config):
@@ -168,7 +168,7 @@ def test_every_setting_has_a_help_text_and_a_flag():
         assert one.takes
 
 
-@pytest.mark.parametrize("program", [*(one.name for one in registry.every()), "reproduce", "benchmark", "document"])
+@pytest.mark.parametrize("program", [*(one.name for one in experiment.every()), "reproduce", "benchmark", "document"])
 def test_every_flag_of_every_program_is_explained(program, monkeypatch, capsys):
     """By `--help`, each once, in a sentence or more."""
     monkeypatch.delitem(sys.modules, f"experiments.{program}", raising=False)

@@ -4,14 +4,14 @@ import json
 
 import pytest
 
-from experiments.harness import experiment, progress, registry
+from experiments.harness import experiment, progress, running
 from experiments.harness.results import records
 
 
 def finished():
     for path in records.records():
         results = json.loads((path / "results.json").read_text())
-        one = next(one for one in registry.every() if one.name == results["experiment"])
+        one = experiment.named(results["experiment"])
         if all(name in results for name in (*one.others, "claims")):
             yield pytest.param(one, experiment.Finished(path, results), id=path.name)
 
@@ -20,7 +20,7 @@ def finished():
 @pytest.mark.parametrize(("one", "run"), [*finished()])
 def test_no_line_of_a_run_is_wider_than_the_terminal(one, run, width, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", str(width))
-    experiment.show(one, run)
+    running.show(one, run)
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == str(run.workdir)
     assert max(map(len, lines[:-1])) <= width

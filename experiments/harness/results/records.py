@@ -8,8 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from experiments.harness import experiment, registry
-from experiments.harness.pages import tables
+from experiments.harness import experiment
+from experiments.harness.pages import report, tables
 from experiments.harness.pages.tables import Row
 from experiments.harness.verdicts import claims, power
 from robgrad import runs
@@ -59,7 +59,7 @@ def records() -> list[Path]:
 def judged(path: Path) -> tuple[experiment.Experiment, dict[str, Any], bool]:
     """A record's experiment and results, tables computed anew where measurements were kept; whether they were."""
     results = json.loads((path / "results.json").read_text())
-    one = next(one for one in registry.every() if one.name == results["experiment"])
+    one = experiment.named(results["experiment"])
     arrays = runs.read_arrays(path / experiment.MEASUREMENTS)
     if arrays is not None:
         return one, results | tables.plain(experiment.judge(one, config_of(one, results["config"]), arrays)), True
@@ -83,7 +83,7 @@ def config_of(one: experiment.Experiment, recorded: Mapping[str, Any]) -> Any:
 def column_of(results: Mapping[str, Any]) -> str:
     """Which column of the verdicts a record is in."""
     settings = results["config"]
-    if next(one for one in registry.every() if one.name == results["experiment"]).neighbour:
+    if experiment.named(results["experiment"]).neighbour:
         return f"small sets, {settings['network_seeds']} seeds"
     name = f"{settings['dataset']}-{settings['preset']}" if "dataset" in settings else ""
     if results["experiment"] == "known_manifold" and not settings["dataset"].startswith("shapes"):
@@ -95,13 +95,13 @@ def readers_of(path: Path, one: experiment.Experiment) -> list[experiment.Experi
     """The experiments that tell of a record's measurements, where it has kept them."""
     if not (path / experiment.MEASUREMENTS).exists():
         return []
-    return [other for other in registry.every() if other.reads == one.name]
+    return [other for other in experiment.every() if other.reads == one.name]
 
 
 @cache
 def told(path: Path, name: str) -> dict[str, list[Row]]:
     """The tables that another experiment makes of a record's measurements."""
-    other = next(one for one in registry.every() if one.name == name)
+    other = experiment.named(name)
     arrays, recorded = runs.read_arrays(path / experiment.MEASUREMENTS), judged(path)[1]["config"]
     assert arrays is not None
     return tables.plain(experiment.judge(other, config_of(other, recorded), arrays))
@@ -178,7 +178,7 @@ def record_page(path: Path) -> str:
     one, results, recomputed = judged(path)
     place, settings = results["environment"], results["config"]
     parts = [f"# {path.name}\n", f"{about(one, results, recomputed)}.\n"]
-    found = experiment.answers(results)
+    found = report.answers(results)
     parts += ["".join(f"- {answer}\n" for answer in found)] if found else []
     if one.picture and (path / one.picture).exists():
         parts.append(f"![{_caption(one)}]({one.picture})\n\n{_caption(one)}\n")
