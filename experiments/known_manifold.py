@@ -34,6 +34,8 @@ from experiments.harness.verdicts import claims
 from robgrad import data, gradients, intervals, manifolds, networks, runs
 
 EXACT = "exact"
+# Accuracy below which a network is said not to have trained.
+UNTRAINED = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +112,7 @@ def tabulate(config: KnownConfig, arrays: experiment.Arrays) -> experiment.Table
                 **specs[members[0]].row,
                 "network_seeds": len(members),
                 "test_accuracy": np.mean(arrays["clean_hits"][members]),
+                "untrained": int(np.sum(arrays["clean_hits"][members].mean(1) < UNTRAINED)),
                 "tangent_fraction": fraction,
                 "tangent_fraction_low": low,
                 "tangent_fraction_high": high,
@@ -154,6 +157,7 @@ def _of_estimate(config: KnownConfig, arrays: experiment.Arrays, specs: Sequence
         "rank_over_networks": by_network[0],
         "rank_over_networks_low": by_network[1],
         "rank_over_networks_high": by_network[2],
+        "rank_over_networks_share": by_network[3],
         "shared": np.mean(np.cos(angles) ** 2),
         "smallest_angle": np.degrees(np.median(angles.min(axis=1))),
         "median_angle": np.degrees(np.median(angles)),
@@ -234,9 +238,12 @@ def claim(config: KnownConfig, arrays: experiment.Arrays, tables: experiment.Tab
             spread = claims.Over(config.network_seeds, of or f"{len(places)} kinds of network")
             one = claims.Claim("2.1", text, row["estimate"], "-", spread)
             ours = f"rank correlation {value:.3g}"
-            yield (
-                claims.row(one, ours, low, high, claims.Steps(low, high)) if np.isfinite(low) else claims.untested(one)
-            )
+            steps = claims.Steps(low, high)
+            if name == "networks":
+                steps = claims.Steps.of_correlation(
+                    intervals.Correlation(value, low, high, row[f"rank_over_{name}_share"])
+                )
+            yield claims.row(one, ours, low, high, steps) if np.isfinite(low) else claims.untested(one)
 
 
 def _difference_of_rises(values: np.ndarray) -> np.ndarray:
@@ -292,6 +299,7 @@ EXPERIMENT = experiment.Experiment(
     columns={
         "network": "network",
         "test_accuracy": "test accuracy",
+        "untrained": "seeds not trained",
         "tangent_fraction": "true fraction",
         "tangent_fraction_low": "95% from",
         "tangent_fraction_high": "to",

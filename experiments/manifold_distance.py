@@ -42,7 +42,7 @@ from robgrad import data, intervals, manifolds
 from robgrad.manifolds import densities
 
 # Successful attacks below which no interval is given.
-FEWEST = 20
+FEWEST = claims.FEWEST
 # Modes of the rescaled distances, read off the figures (cross-entropy analysis, l2 networks trained on
 # cross-entropy): test data, standard, and the networks of growing epsilon.
 PUBLISHED_MODES = {

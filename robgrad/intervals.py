@@ -6,10 +6,10 @@ simulates how often they cover the truth.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 Bounds = tuple[Any, Any]
 # Numbers of bootstrap samples in memory at a time, few enough to stay in a processor's caches.
@@ -137,12 +137,27 @@ def of_seeds(estimates: np.ndarray, shared: Any = 0.0, least: Any = 0.0) -> Boun
     if len(estimates) < 2:
         nothing = np.full(estimates.shape[1:], math.nan)
         return nothing, nothing
-    by_seed = estimates.var(0, ddof=1) / len(estimates)
-    total = np.maximum(by_seed + shared, least)
-    share = np.divide(by_seed, total, out=np.zeros_like(total), where=total > 0) ** 1.5
-    t, z = stats.t.ppf(0.975, len(estimates) - 1), stats.norm.ppf(0.975)
-    half = np.sqrt(total * (t**2 * share + z**2 * (1 - share)))
+    total = np.maximum(estimates.var(0, ddof=1) / len(estimates) + shared, least)
+    half = np.sqrt(total) * reach(0.025, len(estimates) - 1, share_of_seeds(estimates, shared, least))
     return estimates.mean(0) - half, estimates.mean(0) + half
+
+
+def share_of_seeds(estimates: np.ndarray, shared: Any = 0.0, least: Any = 0.0) -> Any:
+    """The seeds' share p of the variance of the mean of `[seeds, ...]`, see `of_seeds`; 1 for one seed."""
+    if len(estimates) < 2:
+        return np.ones(np.shape(estimates)[1:])
+    by_seed = np.asarray(estimates, float).var(0, ddof=1) / len(estimates)
+    total = np.maximum(by_seed + shared, least)
+    return np.divide(by_seed, total, out=np.zeros_like(total), where=total > 0)
+
+
+def reach(chance: Any, degrees: float, share: Any = 1.0) -> Any:
+    """How many standard errors an interval reaches that misses with this chance on one side.
+
+    The root of t^2 p^1.5 + z^2 (1 - p^1.5), see `of_seeds`: Student's t at p = 1, the normal's at p = 0.
+    """
+    weight = np.asarray(share, float) ** 1.5
+    return np.sqrt(special.stdtrit(degrees, chance) ** 2 * weight + special.ndtri(chance) ** 2 * (1 - weight))
 
 
 def shared_variance(by_seed: np.ndarray) -> Any:
@@ -152,6 +167,15 @@ def shared_variance(by_seed: np.ndarray) -> Any:
     return np.maximum(of_sum - by_seed.var(0, ddof=1).sum(0), 0.0) / max(count * (count - 1), 1)
 
 
+class Correlation(NamedTuple):
+    """A mean of correlations and its interval; `share` is the seeds' of its variance, see `of_seeds`."""
+
+    value: float
+    low: float
+    high: float
+    share: float
+
+
 def of_correlation(value: float, count: int, rank: bool) -> Bounds:
     """Fisher's interval of a correlation of `count` pairs, by its inverse hyperbolic tangent; NaN below four.
 
@@ -159,10 +183,10 @@ def of_correlation(value: float, count: int, rank: bool) -> Bounds:
     Wright, 2000), a perfect order taken half a step below 1, since few pairs can be in order by chance. Ranks of six
     pairs come in steps, so that coverage there is 95 to 98.5%.
     """
-    return of_correlations([value], count, rank)[1:]
+    return of_correlations([value], count, rank)[1:3]
 
 
-def of_correlations(by_seed: Sequence[float], count: int, rank: bool) -> tuple[float, float, float]:
+def of_correlations(by_seed: Sequence[float], count: int, rank: bool) -> Correlation:
     """The mean over seeds of their correlations of `count` pairs each, and its interval; see `of_correlation`.
 
     The mean is taken of inverse hyperbolic tangents. What seeds differ by widens the interval, by `of_seeds`, where
@@ -182,11 +206,12 @@ def of_correlations(by_seed: Sequence[float], count: int, rank: bool) -> tuple[f
     scaled = np.arctanh(np.clip(values, -most, most))
     value = float(values[0] if len(values) == 1 else np.tanh(scaled.mean()))
     if count < 4 or math.isnan(value):
-        return value, math.nan, math.nan
+        return Correlation(value, math.nan, math.nan, 1.0)
     variance = (1 + value**2 / 2 if rank else 1.0) / (count - 3)
     half = stats.norm.ppf(0.975) * math.sqrt(variance)
     low, high = of_seeds(scaled, variance) if len(values) > 1 else (scaled[0] - half, scaled[0] + half)
-    return value, float(np.tanh(low)), float(np.tanh(high))
+    share = float(share_of_seeds(scaled, variance)) if len(values) > 1 else 0.0
+    return Correlation(value, float(np.tanh(low)), float(np.tanh(high)), share)
 
 
 def of_seeds_and_rows(values: np.ndarray, statistic: Callable[[np.ndarray], Any]) -> tuple[Any, Any, Any]:

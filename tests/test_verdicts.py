@@ -1,14 +1,18 @@
 """The rule for verdicts keeps its word: simulated families in which nothing is true, and such in which all is."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from experiments.harness import experiment
+from experiments.harness.results import records
 from experiments.harness.results.records import RECORDS
+from experiments.harness.training.specs import specs_of
 from experiments.harness.verdicts import claims, power
-from robgrad import intervals
+from robgrad import intervals, runs
 
 TIMES = 600
 SEEDS = {
@@ -58,6 +62,23 @@ def test_where_all_is_true_ten_seeds_say_so(kind):
     assert fails < 0.05
 
 
+@pytest.mark.parametrize("slopes", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(("seeds", "groups"), [(3, 8), (5, 24), (10, 8)])
+def test_correlations_that_are_none_are_seldom_told(seeds, groups, slopes):
+    """Each seed has its own slope over 21 networks, none on average; 1 is a deviation of what a network adds."""
+    generator, places = np.random.default_rng(seeds + groups), np.arange(21)
+    shape = (TIMES, groups, seeds)
+    values = slopes * generator.normal(size=(*shape, 1)) * (places / 10 - 1) + generator.normal(size=(*shape, 21))
+    ranks = values.argsort(-1).argsort(-1) - 10
+    every = (ranks * (places - 10)).sum(-1) / ((places - 10) ** 2).sum()
+    told = np.zeros(2)
+    for time in range(TIMES):
+        family = [claims.Steps.of_correlation(intervals.of_correlations(one, 21, rank=True)) for one in every[time]]
+        verdicts = claims.verdicts(family, seeds)
+        told += claims.HOLDS in verdicts, claims.FAILS in verdicts
+    assert (told / TIMES <= 0.05 + 3 * (0.05 * 0.95 / TIMES) ** 0.5).all()
+
+
 def test_a_share_of_none_is_not_surely_none():
     """Wilson's interval, by its formula: of 0 in 100 up to z^2 / (100 + z^2)."""
     square = 1.959964**2
@@ -94,14 +115,20 @@ def test_seeds_and_effects_are_each_others_inverse():
 def test_a_pilot_says_what_a_larger_run_would_tell():
     low, high = intervals.of_mean(np.array([0.8, 1.0, 1.3, 0.9]))
     assert power.deviation_of(low, high, 4) == pytest.approx(np.std([0.8, 1.0, 1.3, 0.9], ddof=1))
+    over = claims.Over(4, "300 images")
+    given = [("rises", 0.5, 1.5), ("rises", -0.5, 1.0), ("the other way", -2.0, -1.0), ("tiny", math.nan, math.nan)]
     rows = [
-        {"claim": "rises", "low": 0.5, "high": 1.5, "over": "4 seeds, 300 images"},
-        {"claim": "rises", "low": -0.5, "high": 1.0, "over": "4 seeds, 300 images"},
-        {"claim": "falls", "low": -2.0, "high": -1.0, "over": "4 seeds, 300 images"},
-        {"claim": "once", "low": 0.5, "high": 1.0, "over": "300 images; one seed"},
+        claims.row(claims.Claim("-", text, str(place), "-", over), "", low, high, claims.Steps(low, high))
+        for place, (text, low, high) in enumerate(given)
     ]
-    found = power.rows_of(rows, 10)
-    assert [row["claim"] for row in found] == ["rises", "falls"]
+    once = claims.Claim("-", "once", "", "-", claims.Over(1, "300 images"))
+    rows.append(claims.row(once, "", 0.5, 1.0, claims.Steps(0.5, 1.0)))
+    # Falls as claimed, which the displayed correlation does not say.
+    falls = claims.Steps.of_correlation(intervals.Correlation(-0.8, -0.9, -0.6, 0.5), -1)
+    rows.append(claims.row(claims.Claim("-", "falls", "", "-", over), "-0.8", -0.9, -0.6, falls))
+    found = power.rows_of(claims.judged(rows), 10)
+    assert found.pop()["seen"] == pytest.approx(np.tanh((np.arctanh(0.9) + np.arctanh(0.6)) / 2))
+    assert [row["claim"] for row in found] == ["rises", "the other way"]
     assert found[0]["seen"] == 0.25
     assert found[0]["seeds"] > 10
     assert found[0]["told"] > 0.25
@@ -110,3 +137,27 @@ def test_a_pilot_says_what_a_larger_run_would_tell():
     assert name == "manifold_distance-digits"
     assert all(row["seeds"] <= 10 for row in power.rows_of(recorded, 5))
     assert power.pilot(RECORDS, "manifold_distance", "no-such-set") is None
+
+
+@pytest.mark.parametrize("name", ["faithfulness-digits", "roar_kar-digits", "robustness-digits"])
+def test_the_order_of_seeds_changes_no_verdict(name):
+    """A claim is about all trainings of a kind: none may hang on which of them comes first or last."""
+    results = json.loads((RECORDS / name / "results.json").read_text())
+    one = experiment.named(results["experiment"])
+    config, arrays = records.config_of(one, results["config"]), runs.read_arrays(RECORDS / name / "measurements.npz")
+    specs = specs_of(config)
+    turned = [spec._replace(seed=config.network_seeds - 1 - spec.seed) for spec in specs]
+    renamed = {spec.name: other.name for spec, other in zip(specs, turned, strict=True)}
+    changed = {}
+    for field, values in arrays.items():
+        head, _, tail = field.rpartition("/")
+        if field == "retrainings":
+            pairs = [text.split(": ") for text in values.tolist()]
+            values = np.array([f"{renamed[network]}: {rest}" for network, rest in pairs])
+        elif len(values) == len(specs):
+            values = values[[specs.index(other) for other in turned]]
+        changed[f"{head}/{renamed[tail]}" if tail in renamed else field] = values
+    first, second = (experiment.judge(one, config, given)["claims"] for given in (arrays, changed))
+    assert [row["verdict"] for row in first] == [row["verdict"] for row in second]
+    for bound in ("low", "high"):
+        np.testing.assert_allclose(*([row[bound] or 0.0 for row in rows] for rows in (first, second)), atol=1e-6)

@@ -16,9 +16,9 @@ from robgrad import runs
 
 RECORDS = power.RECORDS
 COLUMNS = {
-    "": "digits (2.1 and robustness: ten seeds, else three), 2.2's plane",
-    "digits-quick": "digits (2.1 and robustness: ten seeds, else three), 2.2's plane",
-    "digits-quick, 20 strengths": "digits, the paper's whole grid (81 networks, three seeds of each)",
+    "": "digits (ten seeds; ways to train: three), 2.2's plane",
+    "digits-quick": "digits (ten seeds; ways to train: three), 2.2's plane",
+    "digits-quick, 20 strengths": "digits, the paper's whole grid (81 networks, three seeds)",
     "shapes-16-quick": "rendered shapes (2.1: five seeds, else one)",
     "digits-quick, generated": "images made from digits, five seeds",
     "fashion_mnist-quick": "Fashion-MNIST, small (2.1: five seeds, else one)",

@@ -86,8 +86,9 @@ def table_of(config, rows: Sequence[Row], against: str) -> list[Row]:
             tests = (("linear", stats.pearsonr), ("rank", stats.spearmanr))
             for (name, function), theirs in zip(tests, paper, strict=True):
                 each = [_correlation(function, *pair) for pair in alone]
-                value, low, high = intervals.of_correlations(each, row["networks"], name == "rank")
+                value, low, high, share = intervals.of_correlations(each, row["networks"], name == "rank")
                 row |= {name: value, f"{name}_low": low, f"{name}_high": high, f"{name}_published": theirs}
+                row[f"{name}_share"] = share
             table.append(row)
     return table
 
@@ -117,16 +118,20 @@ def claims_of(section: str, table: Sequence[Row], abscissa: str) -> Iterator[Row
         paper = one["rank_published"]
         if paper is None:
             continue
-        verb = "rises" if paper > 0 else "falls"
+        verb = _verb(one["benchmark"], one["against"])
         over = claims.Over(one["network_seeds"], f"{one['networks']} kinds of network")
-        text = f"{one['benchmark'].upper()} score {verb} with {abscissa} (rank correlation)"
+        text = f"{one['benchmark'].upper()} score {verb} with {abscissa}, as published (rank correlation)"
         group = f"{one['train_norm']}, {one['train_loss']}; {one['attribution'].replace('_', ' ')}"
         claim = claims.Claim(section, text, group, f"{paper:.2f} (CIFAR-10)", over)
-        low, high = one["rank_low"], one["rank_high"]
-        if not np.isfinite([low, high]).all():
+        found = intervals.Correlation(*(one[f"rank{end}"] for end in ("", "_low", "_high", "_share")))
+        if not np.isfinite(found).all():
             yield claims.untested(claim)
             continue
-        # On the scale where a correlation scatters evenly.
-        bounds = np.arctanh(np.clip([low, high] if paper > 0 else [-high, -low], -1 + 1e-12, 1 - 1e-12))
-        judged = claims.Steps(bounds[0], bounds[1], None if one["network_seeds"] > 1 else np.inf)
-        yield claims.row(claim, f"{one['rank']:.2f}", low, high, judged)
+        judged = claims.Steps.of_correlation(found, 1 if paper > 0 else -1)
+        yield claims.row(claim, f"{found.value:.2f}", found.low, found.high, judged)
+
+
+def _verb(benchmark: str, against: str) -> str:
+    """What the published rank correlations do: all rise, all fall, or each group as it does."""
+    signs = {value > 0 for value in map(float, _PUBLISHED[benchmark, against].split()[1::2])}
+    return "rises or falls" if len(signs) > 1 else "rises" if signs == {True} else "falls"

@@ -12,6 +12,7 @@ from scipy import optimize, stats
 
 from experiments.harness.pages.tables import Row
 from experiments.harness.verdicts import claims
+from robgrad import intervals
 
 # With this chance a run should tell what is there.
 WANTED = 0.8
@@ -26,13 +27,13 @@ COLUMNS = {
 }
 
 
-def deviation_of(low: float, high: float, seeds: int) -> float:
+def deviation_of(low: float, high: float, seeds: int, share: float = 1.0) -> float:
     """The standard deviation of one training's value, from the 95% interval of the mean of several.
 
     What the test images add counts as the trainings' own, though more trainings do not lessen it: where it is large,
-    the seeds that are named are too few.
+    the seeds that are named are too few. `share` is the trainings' share of the variance, see `intervals.of_seeds`.
     """
-    return (high - low) / 2 / float(stats.t.ppf(0.975, seeds - 1)) * math.sqrt(seeds)
+    return (high - low) / 2 / float(intervals.reach(0.025, seeds - 1, share)) * math.sqrt(seeds)
 
 
 def chance_of_telling(effect: float, deviation: float, seeds: int, tests: int) -> float:
@@ -79,6 +80,8 @@ def seeds_needed(effect: float, deviation: float, tests: int) -> int | None:
 def rows_of(found: Sequence[Mapping[str, Any]], seeds: int) -> list[Row]:
     """A row for each claim of an earlier run: its weakest group's step, and what a run of so many seeds would tell.
 
+    Above zero is as claimed: a fall, or what is gained beyond a margin, too.
+
     Args:
       found: claims of `results.json`, over three trainings or more; others are left out.
       seeds: of the run that is planned.
@@ -88,20 +91,23 @@ def rows_of(found: Sequence[Mapping[str, Any]], seeds: int) -> list[Row]:
         families.setdefault(one["claim"], []).append(one)
     rows = []
     for text, groups in families.items():
-        known = [one for one in groups if seeds_of(one) >= claims.LEAST_SEEDS and None not in (one["low"], one["high"])]
-        steps = [
-            ((one["low"] + one["high"]) / 2, deviation_of(one["low"], one["high"], seeds_of(one))) for one in known
-        ]
+        steps = []
+        for one in groups:
+            judged, trainings = one.get("judged"), seeds_of(one)
+            if judged and trainings >= claims.LEAST_SEEDS and None not in judged.values():
+                low, high, share, fisher = (judged[name] for name in ("low", "high", "share", "fisher"))
+                steps.append(((low + high) / 2, deviation_of(low, high, trainings, share), fisher))
         if not steps:
             continue
-        effect, deviation = min(steps, key=lambda step: step[0] / step[1] if step[1] else np.inf)
+        effect, deviation, fisher = min(steps, key=lambda step: step[0] / step[1] if step[1] else np.inf)
         needed = seeds_needed(effect, deviation, len(groups)) if effect > 0 else None
+        plain = math.tanh if fisher else float
         rows.append(
             {
                 "claim": text,
                 "groups": len(groups),
-                "seen": effect,
-                "told": least_effect(deviation, seeds, len(groups)),
+                "seen": plain(effect),
+                "told": plain(least_effect(deviation, seeds, len(groups))),
                 "seeds": needed or (f"over {MOST_SEEDS}" if effect > 0 else "none: it went the other way"),
             }
         )
