@@ -33,7 +33,7 @@ _POWER = (
 # Columns of a record's main table that its page shows; all are in `results.json`.
 SHOWN = 8
 # Rows beyond which a page shows one seed of each network.
-LONG = 500
+LONG = 200
 INDEX = """# Recorded results
 
 A record is what a run left: `results.json` (settings, versions, commit, tables, claims), figures, and
