@@ -205,7 +205,9 @@ def correlations(config: KnownConfig, arrays: experiment.Arrays, specs: Sequence
         return intervals.mean(np.moveaxis(_rank_correlation(some), -1, 0))
 
     means = np.nanmean(pairs, axis=1)
-    by_network = intervals.of_correlations([float(_rank_correlation(one)) for one in means], means.shape[1], rank=True)
+    each = [float(_rank_correlation(one)) for one in means]
+    alike = intervals.likeness(means[..., 1], means[..., 0], rank=True)
+    by_network = intervals.of_correlations(each, means.shape[1], True, alike)
     return tuple(map(float, intervals.of_seeds_and_rows(pairs, within))), by_network
 
 

@@ -186,17 +186,18 @@ def of_correlation(value: float, count: int, rank: bool) -> Bounds:
     return of_correlations([value], count, rank)[1:3]
 
 
-def of_correlations(by_seed: Sequence[float], count: int, rank: bool) -> Correlation:
+def of_correlations(by_seed: Sequence[float], count: int, rank: bool, alike: float = 1.0) -> Correlation:
     """The mean over seeds of their correlations of `count` pairs each, and its interval; see `of_correlation`.
 
-    The mean is taken of inverse hyperbolic tangents. What seeds differ by widens the interval, by `of_seeds`, where
-    Fisher's variance is what the pairs bring to all seeds alike: pairs of one seed share its luck, so that to take them
-    for independent draws would tell what another seed does not bear out.
+    The mean is taken of inverse hyperbolic tangents. What seeds differ by widens the interval, by `of_seeds`: pairs of
+    one seed share its luck, so that to take all for independent draws would tell what another seed does not bear out.
+    Of Fisher's variance v the pairs bring v alike to all seeds in common, and the rest to each by itself.
 
     Args:
       by_seed: each seed's correlation; of one seed the interval is Fisher's.
       count: of pairs of a seed.
       rank: whether they are Spearman's.
+      alike: how much of it seeds share, see `likeness`; all of it is cautious.
     """
     values = np.asarray(by_seed, float)
     if not (np.isnan(values) | (np.abs(values) <= 1)).all():
@@ -209,9 +210,32 @@ def of_correlations(by_seed: Sequence[float], count: int, rank: bool) -> Correla
         return Correlation(value, math.nan, math.nan, 1.0)
     variance = (1 + value**2 / 2 if rank else 1.0) / (count - 3)
     half = stats.norm.ppf(0.975) * math.sqrt(variance)
-    low, high = of_seeds(scaled, variance) if len(values) > 1 else (scaled[0] - half, scaled[0] + half)
-    share = float(share_of_seeds(scaled, variance)) if len(values) > 1 else 0.0
+    # The least is what the mean varies by where seeds have no luck of their own.
+    common = (variance * alike, variance * (alike + (1 - alike) / len(values)))
+    low, high = of_seeds(scaled, *common) if len(values) > 1 else (scaled[0] - half, scaled[0] + half)
+    share = float(share_of_seeds(scaled, *common)) if len(values) > 1 else 0.0
     return Correlation(value, float(np.tanh(low)), float(np.tanh(high)), share)
+
+
+def likeness(x: np.ndarray, y: np.ndarray, rank: bool) -> float:
+    """How alike seeds deviate from their own lines, in 0..1: the mean correlation of two seeds' residuals of y on x.
+
+    Args:
+      x, y: pairs `[seeds, points]`, the same points, for instance kinds of network, for every seed.
+      rank: whether lines are through ranks.
+
+    1 for one seed, and where a seed's x are all alike; seeds in perfect order have no residuals and are left out.
+    """
+    x, y = (stats.rankdata(of, axis=1) if rank else np.asarray(of, float) for of in (x, y))
+    x, y = (of - of.mean(1, keepdims=True) for of in (x, y))
+    if len(x) < 2 or (np.ptp(x, axis=1) == 0).any():
+        return 1.0
+    left = y - x * ((x * y).sum(1) / (x**2).sum(1))[:, None]
+    lengths = np.linalg.norm(left, axis=1)
+    unit = (left / np.maximum(lengths, 1e-9)[:, None])[lengths > 1e-9]
+    if len(unit) < 2:
+        return 1.0
+    return float(np.clip(((unit.sum(0) ** 2).sum() / len(unit) - 1) / (len(unit) - 1), 0, 1))
 
 
 def of_seeds_and_rows(values: np.ndarray, statistic: Callable[[np.ndarray], Any]) -> tuple[Any, Any, Any]:

@@ -62,18 +62,27 @@ def test_where_all_is_true_ten_seeds_say_so(kind):
     assert fails < 0.05
 
 
-@pytest.mark.parametrize("slopes", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize(("seeds", "groups"), [(3, 8), (5, 24), (10, 8)])
-def test_correlations_that_are_none_are_seldom_told(seeds, groups, slopes):
-    """Each seed has its own slope over 21 networks, none on average; 1 is a deviation of what a network adds."""
-    generator, places = np.random.default_rng(seeds + groups), np.arange(21)
+@pytest.mark.parametrize(("slopes", "alike"), [(0.0, 0.0), (0.3, 0.5), (1.0, 0.0), (0.0, 0.7)])
+@pytest.mark.parametrize(("seeds", "groups", "points"), [(3, 8, 21), (10, 4, 6)])
+def test_correlations_that_are_none_are_seldom_told(seeds, groups, points, slopes, alike):
+    """Each seed has its own slope over networks, none on average; 1 is a deviation of what a network adds.
+
+    Of that a share is alike in all seeds.
+    """
+    generator, places = np.random.default_rng(seeds + groups), np.linspace(-1, 1, points)
     shape = (TIMES, groups, seeds)
-    values = slopes * generator.normal(size=(*shape, 1)) * (places / 10 - 1) + generator.normal(size=(*shape, 21))
-    ranks = values.argsort(-1).argsort(-1) - 10
-    every = (ranks * (places - 10)).sum(-1) / ((places - 10) ** 2).sum()
+    values = slopes * generator.normal(size=(*shape, 1)) * places
+    values += (1 - alike) ** 0.5 * generator.normal(size=(*shape, points))
+    values += alike**0.5 * generator.normal(size=(TIMES, groups, 1, points))
+    ranks = values.argsort(-1).argsort(-1) - (points - 1) / 2
+    every = (ranks * places).sum(-1) / np.sqrt((ranks**2).sum(-1) * (places**2).sum())
     told = np.zeros(2)
+    x = np.broadcast_to(places, (seeds, points))
     for time in range(TIMES):
-        family = [claims.Steps.of_correlation(intervals.of_correlations(one, 21, rank=True)) for one in every[time]]
+        family = [
+            claims.Steps.of_correlation(intervals.of_correlations(one, points, True, intervals.likeness(x, own, True)))
+            for one, own in zip(every[time], values[time], strict=True)
+        ]
         verdicts = claims.verdicts(family, seeds)
         told += claims.HOLDS in verdicts, claims.FAILS in verdicts
     assert (told / TIMES <= 0.05 + 3 * (0.05 * 0.95 / TIMES) ** 0.5).all()

@@ -86,7 +86,9 @@ def table_of(config, rows: Sequence[Row], against: str) -> list[Row]:
             tests = (("linear", stats.pearsonr), ("rank", stats.spearmanr))
             for (name, function), theirs in zip(tests, paper, strict=True):
                 each = [_correlation(function, *pair) for pair in alone]
-                value, low, high, share = intervals.of_correlations(each, row["networks"], name == "rank")
+                xs, ys = np.swapaxes(alone, 0, 1)
+                alike = intervals.likeness(xs, ys, name == "rank")
+                value, low, high, share = intervals.of_correlations(each, row["networks"], name == "rank", alike)
                 row |= {name: value, f"{name}_low": low, f"{name}_high": high, f"{name}_published": theirs}
                 row[f"{name}_share"] = share
             table.append(row)
