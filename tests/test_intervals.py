@@ -74,7 +74,8 @@ def test_correlations_whose_seeds_have_slopes_of_their_own(slope):
     for _ in range(TIMES):
         y = slope * generator.normal(size=(3, 1)) * x + generator.normal(size=(3, 21))
         by_seed = [stats.spearmanr(x, one).statistic for one in y]
-        bounds.append(intervals.of_correlations(by_seed, 21, rank=True)[1:])
+        alike = intervals.likeness(np.broadcast_to(x, y.shape), y, rank=True)
+        bounds.append(intervals.of_correlations(by_seed, 21, True, alike)[1:3])
         alone.append(intervals.of_correlation(stats.spearmanr(x, y.mean(0)).statistic, 21, rank=True))
     assert covers(0.0, *np.transpose(bounds)) > 0.93
     # Without the seeds it would not be told.

@@ -93,9 +93,10 @@ def rows_of(found: Sequence[Mapping[str, Any]], seeds: int) -> list[Row]:
     for text, groups in families.items():
         steps = []
         for one in groups:
-            judged, trainings = one.get("judged"), seeds_of(one)
-            if judged and trainings >= claims.LEAST_SEEDS and None not in judged.values():
-                low, high, share, fisher = (judged[name] for name in ("low", "high", "share", "fisher"))
+            trainings, known = seeds_of(one), one.get("judged")
+            low, high, share, fisher = known.values() if known else (math.nan, math.nan, 1.0, False)
+            # A record has null for what is not known.
+            if trainings >= claims.LEAST_SEEDS and None not in (low, high) and np.isfinite([low, high]).all():
                 steps.append(((low + high) / 2, deviation_of(low, high, trainings, share), fisher))
         if not steps:
             continue
