@@ -53,7 +53,7 @@ def test_every_other_choice_at_once(colour_file, tmp_path, run):
     assert stack.names == ("l2-xent-1", "l2-xent-1-seed1", "l2-xent-2", "l2-xent-2-seed1")
     means = [leaf for path, leaf in jax.tree.leaves_with_path(stack.variables["batch_stats"]) if "mean" in str(path)]
     assert all(bool(jnp.any(leaf != 0)) for leaf in means)
-    again = ["--attributions=gradient,gradient_random_projection", f"--networks_from={first}"]
+    again = ["--attributions=gradient,gradient_random_projection", "--epsilons=1", f"--networks_from={first}"]
     second = tmp_path / "second"
     _, said = run(
         "roar_kar", f"--dataset={colour_file}", *chosen, *again, f"--workdir={second}", *known(TINY, "retraining")
