@@ -188,6 +188,7 @@ def test_signs_are_the_papers():
         "rank": -0.9,
         "rank_low": -0.99,
         "rank_high": -0.5,
+        "rank_share": 0.3,
         "rank_published": -0.4623,
     }
     judged = lambda **changed: verdict_of(correlations.claims_of("3.2", [row | changed], "strength"))  # noqa: E731
