@@ -99,7 +99,8 @@ def test_claims_on_ways_are_of_the_right_sign_and_not_judged_where_accuracies_di
     assert found[beats, "against cure"] == claims.HOLDS
     assert found[above, "scorpio-1"] == claims.FAILS
     masks = "second-order training avoids gradient masking: AutoAttack notes none"
-    assert found[masks, "scorpio-1"] == claims.HOLDS
+    # That none of three was noted is no proof that none would be.
+    assert found[masks, "scorpio-1"] == claims.UNTESTED
     arrays["notes/scorpio-1 weight 1 seed 1"] = np.array(["Square, which sees no gradient, broke 9 images"])
     arrays["held_hits"] = hits_of(level | {"cure": [0.8] * 3})
     found = verdicts()
