@@ -188,6 +188,7 @@ def answers(results_of: Callable[[str], Results]) -> str:
     elsewhere = chosen(FINDINGS[8], faithful["claims"])
     against = sum(float(row["ours"]) < 0 for row in elsewhere)
     radius = digits["config"]["robust_epsilon"]
+    roar = {name: _roar(faithful, name) for name in ("noise blurred", "gradient")}
     least, most = (end(one["robust_accuracy"] for one in others) for end in (min, max))
     elsewhere_before, elsewhere_after = _ends(digits, "fraction_same_class")
     spread = strongest(clothes)[0][0]["tangent_fraction_covariance"]
@@ -206,9 +207,17 @@ def answers(results_of: Callable[[str], Results]) -> str:
         f"(strongest networks {most_along:.2f}), on shapes {spread_there:.2f} ({truest:.2f}). Robust "
         f"accuracy of digits' strongest networks at l2 {radius:g} is {least:.2f} to {most:.2f}, of the standard one "
         f"{before:.2f} (short AutoAttack). As an attribution an image's own gradient scores lower than another image's "
-        f"in {against} of {len(elsewhere)} comparisons (that it scores higher: {_verdict(FINDINGS[8], faithful)}).",
+        f"in {against} of {len(elsewhere)} comparisons (that it scores higher: {_verdict(FINDINGS[8], faithful)}). By "
+        f"ROAR blurred noise, which knows nothing, scores {roar['noise blurred']}, gradients of robust networks "
+        f"{roar['gradient']}.",
     )
     return "\n".join(f"- {sentence}" for sentence in said)
+
+
+def _roar(results: Results, attribution: str) -> str:
+    """The ROAR scores of an attribution of robust networks."""
+    mine = [row["roar"] for row in results["rows"] if row["train_norm"] and row["attribution"] == attribution]
+    return f"{min(mine):.2f} to {max(mine):.2f}"
 
 
 def _ends(results: Results, column: str) -> tuple[float, float]:

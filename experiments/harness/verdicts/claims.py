@@ -120,7 +120,7 @@ def _chance_of(distance: np.ndarray, degrees: float, share: np.ndarray) -> np.nd
     alone = stats.t.sf(distance, degrees)
     if np.all(share == 1):
         return alone
-    low, high = np.full(distance.shape, -60.0), np.log(alone)
+    low, high = np.full(distance.shape, -60.0), np.log(np.maximum(alone, 1e-300))
     for _ in range(60):
         middle = (low + high) / 2
         far = intervals.reach(np.exp(middle), degrees, share) > distance
