@@ -21,7 +21,7 @@ from jax import Array, lax
 
 from experiments.harness import costs, experiment, running
 from experiments.harness.pages import figures
-from experiments.harness.pages.tables import Row
+from experiments.harness.pages.tables import Row, with_interval
 from experiments.harness.progress import counted
 from experiments.harness.settings.config import Config, setting
 from experiments.harness.settings.options import Options
@@ -152,8 +152,7 @@ def tabulate(config: ToyConfig, arrays: experiment.Arrays) -> experiment.Tables:
         row["train_accuracy"] = arrays["accuracy"][:, index].mean()
         for field in MEASURED:
             values = arrays[field][:, index]
-            low, high = intervals.of_mean(values)
-            row |= {field: values.mean(), f"{field}_low": low, f"{field}_high": high}
+            row |= with_interval(field, (values.mean(), *intervals.of_mean(values)))
         rows.append(row)
     return {"rows": rows}
 
@@ -221,11 +220,7 @@ EXPERIMENT = experiment.Experiment(
         "train_epsilon": "training epsilon",
         "train_accuracy": "training accuracy",
         "displacement_angle": "displacement to axis, degrees",
-        "displacement_angle_low": "95% from",
-        "displacement_angle_high": "to",
         "boundary_angle": "boundary normal to axis, degrees",
-        "boundary_angle_low": "95% from",
-        "boundary_angle_high": "to",
         "share_outside": "outside both classes",
     },
     captions={

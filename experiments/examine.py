@@ -286,8 +286,6 @@ EXPERIMENT = experiment.Experiment(
         "epsilon": "radius",
         "robust_accuracy": "robust accuracy",
         "tangent_fraction": "gradient along the manifold",
-        "robust_accuracy_low": "robust accuracy, 95% from",
-        "robust_accuracy_high": "to",
         "manifold": "by the manifold",
         "fraction_same_class": "along that of another image of its class",
         "tangent_fraction_covariance": "of a direction with the data's covariance",
@@ -298,10 +296,7 @@ EXPERIMENT = experiment.Experiment(
         "words": ("What the numbers mean", ("network", "in_words")),
         "robust": (
             "Accuracy along radii",
-            (
-                *("network", "norm", "epsilon", "clean_accuracy"),
-                *("robust_accuracy", "robust_accuracy_low", "robust_accuracy_high"),
-            ),
+            ("network", "norm", "epsilon", "clean_accuracy", "robust_accuracy"),
         ),
         "aligned": (
             "The loss gradient, and attacked images, against each manifold",
@@ -314,7 +309,7 @@ EXPERIMENT = experiment.Experiment(
         "attributed": (
             "Attributions and controls, by measures without retraining, and by ROAR",
             (
-                *("network", "attribution", "road", "roar", "roar_low", "roar_high", "deletion", "insertion"),
+                *("network", "attribution", "road", "roar", "deletion", "insertion"),
                 *("infidelity", "sensitivity", "randomisation", "smoothness"),
             ),
         ),

@@ -14,7 +14,7 @@ network's. Beside them stand random maps and the image's edges, which know no ne
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ import numpy as np
 from experiments.harness import costs, experiment, running
 from experiments.harness.measurement import evaluation
 from experiments.harness.pages import figures
-from experiments.harness.pages.tables import Row
+from experiments.harness.pages.tables import Row, interval_of
 from experiments.harness.settings.config import ConfigError, TrainingConfig, setting, subsets
 from experiments.harness.settings.options import Options
 from experiments.harness.training import stages
@@ -141,8 +141,8 @@ def draw(workdir: Path, config: ExpertConfig, arrays: experiment.Arrays, tables:
     colours = figures.palette([*places])
     groups: dict[str, dict[str, list[figures.Interval]]] = {}
     for row in tables["rows"]:
-        value, low, high = (row[f"overlap{end}"] for end in ("", "_low", "_high"))
-        groups.setdefault(row["attribution"].replace("_", " "), {})[row["network"]] = [(value, low, high)]
+        mine = groups.setdefault(row["attribution"].replace("_", " "), {})
+        mine[row["network"]] = [interval_of(row, "overlap")]
     label = "overlap with the mask (intersection over union)"
     figures.intervals_figure(workdir / "overlap.svg", groups, {}, label, colours)
     maps, names = arrays["shown/maps"].astype(np.float32), arrays["attributions"].tolist()
@@ -162,7 +162,6 @@ def estimated(config: ExpertConfig, dataset: data.Dataset, options: Options, oth
     yield from costs.classifiers(config, costs.missing(config, others), dataset, train, options)
 
 
-_ENDS: Any = (("", ""), ("_low", ", 95% from"), ("_high", ", to"))
 EXPERIMENT = experiment.Experiment(
     name="expert_regions",
     title="Explanations against an expert's regions",
@@ -177,7 +176,7 @@ EXPERIMENT = experiment.Experiment(
         "network": "network",
         "attribution": "attribution",
         "test_accuracy": "test accuracy",
-        **{f"{field}{end}": f"{title}{what}" for field, title in MEASURES.items() for end, what in _ENDS},
+        **MEASURES,
         "mask_share": "share of the image that is mask",
     },
     captions={

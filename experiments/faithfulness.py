@@ -26,7 +26,7 @@ from experiments.harness.measurement import benchmarks, evaluation, measures
 from experiments.harness.measurement.benchmarks import RetrainingConfig
 from experiments.harness.measurement.measures import MEASURES
 from experiments.harness.pages import figures
-from experiments.harness.pages.tables import Row
+from experiments.harness.pages.tables import Row, interval_of, with_interval
 from experiments.harness.settings.config import setting, subsets
 from experiments.harness.training import retraining, stages
 from experiments.harness.training.specs import Spec, kinds_of, specs_of
@@ -149,8 +149,7 @@ def tabulate(config: FaithfulnessConfig, arrays: experiment.Arrays) -> experimen
             row["attribution"] = name.replace("_", " ")
             for benchmark in (ROAR, KAR):
                 own = retrained[benchmark][kind, name]
-                low, high = faithfulness.bounds(own)
-                row |= {benchmark: own.mean(), f"{benchmark}_low": low, f"{benchmark}_high": high}
+                row |= with_interval(benchmark, (own.mean(), *faithfulness.bounds(own)))
             row["diff_roar"] = retrained["diff_roar"][kind, name].mean()
             for measure in MEASURES:
                 if f"measure/{measure}" in arrays:
@@ -314,8 +313,7 @@ def draw(workdir: Path, config: FaithfulnessConfig, arrays: experiment.Arrays, t
         groups: dict[str, dict[str, list[figures.Interval]]] = {name: {} for name in names}
         for row in rows:
             if row["network"] in kinds:
-                value, low, high = (row[f"{benchmark}{end}"] for end in ("", "_low", "_high"))
-                groups[row["attribution"]][row["network"]] = [(value, low, high)]
+                groups[row["attribution"]][row["network"]] = [interval_of(row, benchmark)]
         label = f"{benchmark.upper()} score, above 0 better than random pixels"
         figures.intervals_figure(workdir / f"scores_{benchmark}.svg", groups, {"random": 0.0}, label, colours)
     for against in ("test_accuracy", "robust_accuracy"):
@@ -346,8 +344,7 @@ EXPERIMENT = experiment.Experiment(
         "network": "network",
         "attribution": "attribution",
         **{name: evaluation.COLUMNS[name] for name in ("test_accuracy", "robust_accuracy", "auto_attack")},
-        **{"roar": "ROAR", "roar_low": "95% from", "roar_high": "to"},
-        **{"kar": "KAR", "kar_low": "KAR, 95% from", "kar_high": "KAR, to"},
+        **{"roar": "ROAR", "kar": "KAR"},
         **{"diff_roar": "DiffROAR", "road": "ROAD", "deletion": "deletion (lower is better)"},
         **{"insertion": "insertion", "infidelity": "infidelity (lower is better)"},
         **{"sensitivity": "sensitivity (lower is better)", "randomisation": "rank correlation, randomised network"},

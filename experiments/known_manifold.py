@@ -24,7 +24,7 @@ from experiments.harness import costs, experiment, running
 from experiments.harness.measurement import alignment, estimates, evaluation
 from experiments.harness.measurement.alignment import AnalysedConfig, fields_of
 from experiments.harness.pages import figures
-from experiments.harness.pages.tables import Row
+from experiments.harness.pages.tables import Row, interval_of, with_interval
 from experiments.harness.settings.config import setting, subsets
 from experiments.harness.settings.options import Options
 from experiments.harness.training import stages
@@ -106,16 +106,14 @@ def tabulate(config: KnownConfig, arrays: experiment.Arrays) -> experiment.Table
     (loss,) = config.analysis_losses[:1]
     for members in kinds_of(specs).values():
         truth = fields_of(arrays, loss, EXACT)
-        fraction, low, high = intervals.of_seeds_and_rows(truth["tangent_fraction"][members], intervals.mean)
+        fraction = intervals.of_seeds_and_rows(truth["tangent_fraction"][members], intervals.mean)
         rows.append(
             {
                 **specs[members[0]].row,
                 "network_seeds": len(members),
                 "test_accuracy": np.mean(arrays["clean_hits"][members]),
                 "untrained": int(np.sum(arrays["clean_hits"][members].mean(1) < UNTRAINED)),
-                "tangent_fraction": fraction,
-                "tangent_fraction_low": low,
-                "tangent_fraction_high": high,
+                **with_interval("tangent_fraction", fraction),
                 "root_fraction": np.nanmean(np.sqrt(truth["tangent_fraction"][members])),
                 "fraction_same_class": np.nanmean(truth["fraction_same_class"][members]),
                 "fraction_elsewhere": np.nanmean(truth["fraction_elsewhere"][members]),
@@ -142,22 +140,16 @@ def _of_estimate(config: KnownConfig, arrays: experiment.Arrays, specs: Sequence
     """How an estimate's fractions and tangent spaces compare with the true ones."""
     by_image, by_network = correlations(config, arrays, specs, name)
     pairs = _pairs(config, arrays, specs, name)
-    bias, low, high = intervals.of_seeds_and_rows(
+    bias = intervals.of_seeds_and_rows(
         np.diff(pairs[..., ::-1])[..., 0], lambda some: intervals.mean(np.moveaxis(intervals.mean(some), -1, 0))
     )
     angles = principal_angles(arrays[f"{name}/products"])
     return {
         "estimate": manifolds.KINDS[name].title,
-        "bias": bias,
-        "bias_low": low,
-        "bias_high": high,
-        "rank_over_images": by_image[0],
-        "rank_over_images_low": by_image[1],
-        "rank_over_images_high": by_image[2],
-        "rank_over_networks": by_network[0],
-        "rank_over_networks_low": by_network[1],
-        "rank_over_networks_high": by_network[2],
-        "rank_over_networks_share": by_network[3],
+        **with_interval("bias", bias),
+        **with_interval("rank_over_images", by_image),
+        **with_interval("rank_over_networks", by_network[:3]),
+        "rank_over_networks_share": by_network.share,
         "shared": np.mean(np.cos(angles) ** 2),
         "smallest_angle": np.degrees(np.median(angles.min(axis=1))),
         "median_angle": np.degrees(np.median(angles)),
@@ -236,7 +228,7 @@ def claim(config: KnownConfig, arrays: experiment.Arrays, tables: experiment.Tab
     for row in tables["estimates"]:
         for name, what, of in (("images", "images of one network", f"{images} images"), ("networks", "networks", "")):
             text = f"an estimate of the manifold ranks {what} as the truth does"
-            value, low, high = (row[f"rank_over_{name}{end}"] for end in ("", "_low", "_high"))
+            value, low, high = interval_of(row, f"rank_over_{name}")
             spread = claims.Over(config.network_seeds, of or f"{len(places)} kinds of network")
             one = claims.Claim("2.1", text, row["estimate"], "-", spread)
             ours = f"rank correlation {value:.3g}"
@@ -303,8 +295,6 @@ EXPERIMENT = experiment.Experiment(
         "test_accuracy": "test accuracy",
         "untrained": "seeds not trained",
         "tangent_fraction": "true fraction",
-        "tangent_fraction_low": "95% from",
-        "tangent_fraction_high": "to",
         "root_fraction": "its root",
         "fraction_same_class": "by another image's tangent space, same class",
         "fraction_elsewhere": "any class",
@@ -320,9 +310,7 @@ EXPERIMENT = experiment.Experiment(
             "The estimates: bias of the fraction; rank correlation with the true one over images of a network and over "
             "networks; share of the true tangent space in the estimate's, and principal angles in degrees",
             (
-                *("estimate", "bias", "bias_low", "bias_high"),
-                *("rank_over_images", "rank_over_images_low", "rank_over_images_high"),
-                *("rank_over_networks", "rank_over_networks_low", "rank_over_networks_high"),
+                *("estimate", "bias", "rank_over_images", "rank_over_networks"),
                 *("shared", "smallest_angle", "median_angle"),
             ),
         ),

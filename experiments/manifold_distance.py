@@ -31,7 +31,7 @@ from experiments.harness import costs, experiment, running
 from experiments.harness.measurement import alignment, estimates, evaluation
 from experiments.harness.measurement.alignment import AnalysedConfig, fields_of
 from experiments.harness.pages import figures
-from experiments.harness.pages.tables import Row
+from experiments.harness.pages.tables import Row, with_interval
 from experiments.harness.settings.config import EvaluatedConfig, subsets
 from experiments.harness.settings.options import Options
 from experiments.harness.training import stages
@@ -115,15 +115,14 @@ def _of_kind(own: experiment.Arrays, right: np.ndarray) -> Row:
 
 def _bounded(name: str, values: np.ndarray, statistic) -> Row:
     """A statistic of `[seed, image]` and its interval; NaN where a seed has no value."""
-    finite, names = np.isfinite(values).sum(axis=1), (name, f"{name}_low", f"{name}_high")
-    if not finite.all():
-        return dict.fromkeys(names, np.nan)
+    finite = np.isfinite(values).sum(axis=1)
     if (finite < FEWEST).any():
         # A bootstrap of a few successes would be far too narrow.
-        return dict.fromkeys(names, np.nan) | {name: np.mean([statistic(one) for one in values])}
+        value = np.mean([statistic(one) for one in values]) if finite.all() else np.nan
+        return with_interval(name, (value, np.nan, np.nan))
     if len(values) == 1:
         values = values[:, np.isfinite(values[0])]
-    return dict(zip(names, intervals.of_seeds_and_rows(values, statistic), strict=True))
+    return with_interval(name, intervals.of_seeds_and_rows(values, statistic))
 
 
 def rescaled(distances: np.ndarray, clean: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ import numpy as np
 from experiments.harness import costs, experiment, launch, running
 from experiments.harness.measurement import evaluation
 from experiments.harness.pages import figures
-from experiments.harness.pages.tables import Row
+from experiments.harness.pages.tables import Row, interval_of
 from experiments.harness.settings.config import (
     AutoAttackConfig,
     ConfigError,
@@ -198,10 +198,9 @@ def claim(config: ModernConfig, arrays: experiment.Arrays, tables: experiment.Ta
 def draw(workdir: Path, config: ModernConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> None:
     """Robust accuracies with intervals, clean accuracies as marks."""
     del arrays
-    ends = lambda row, name: tuple(row[f"{name}{end}"] for end in ("", "_low", "_high"))  # noqa: E731
     groups = {
         f"{kept} epoch": {
-            row["recipe"]: [ends(row, "robust_accuracy"), ends(row, "test_accuracy")]
+            row["recipe"]: [interval_of(row, "robust_accuracy"), interval_of(row, "test_accuracy")]
             for row in tables["rows"]
             if row["kept"] == kept
         }
@@ -235,8 +234,8 @@ EXPERIMENT = experiment.Experiment(
         "recipe": "recipe",
         "kept": "epoch kept",
         "epoch": "its number",
-        **{"robust_accuracy": "robust accuracy", "robust_accuracy_low": "95% from", "robust_accuracy_high": "to"},
-        **{"test_accuracy": "test accuracy", "test_accuracy_low": "test, 95% from", "test_accuracy_high": "test, to"},
+        **{"robust_accuracy": "robust accuracy"},
+        **{"test_accuracy": "test accuracy"},
     },
     others={"notes": evaluation.NOTES},
     captions={

@@ -23,7 +23,7 @@ import numpy as np
 from experiments.harness import costs, experiment, running
 from experiments.harness.measurement import evaluation
 from experiments.harness.pages import figures
-from experiments.harness.pages.tables import Row
+from experiments.harness.pages.tables import Row, interval_of
 from experiments.harness.settings.config import AutoAttackConfig, ConfigError, FittedConfig, setting, subsets
 from experiments.harness.settings.options import Options
 from experiments.harness.training import stages
@@ -185,8 +185,7 @@ def draw(workdir: Path, config: RefinementConfig, arrays: experiment.Arrays, tab
     groups: dict[str, dict[str, list[figures.Interval]]] = {}
     for kind in (*SETS, "robust"):
         for row in tables["rows"]:
-            value, low, high = (row[f"{kind}_accuracy{end}"] for end in ("", "_low", "_high"))
-            groups.setdefault(HEADINGS[kind], {})[row["training"]] = [(value, low, high)]
+            groups.setdefault(HEADINGS[kind], {})[row["training"]] = [interval_of(row, f"{kind}_accuracy")]
     figures.intervals_figure(workdir / "refinement.svg", groups, {}, "accuracy", colours)
     figures.image_grid(workdir / "marks.svg", {HEADINGS[name]: arrays[f"shown/{name}"] for name in SETS})
 
@@ -237,11 +236,7 @@ EXPERIMENT = experiment.Experiment(
     draw=draw,
     columns={
         "training": "training",
-        **{
-            f"{kind}_accuracy{end}": f"{HEADINGS[kind]}{what}"
-            for kind in (*SETS, "robust")
-            for end, what in (("", ""), ("_low", ", 95% from"), ("_high", ", to"))
-        },
+        **{f"{kind}_accuracy": HEADINGS[kind] for kind in (*SETS, "robust")},
         "mark_flagged": "share of the marks flagged at first",
     },
     others={"notes": evaluation.NOTES},

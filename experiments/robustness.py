@@ -21,7 +21,7 @@ import numpy as np
 from experiments.harness import costs, experiment, running
 from experiments.harness.measurement import evaluation
 from experiments.harness.pages import figures
-from experiments.harness.pages.tables import Row
+from experiments.harness.pages.tables import Row, with_interval
 from experiments.harness.settings.config import AttackedConfig, setting, subsets
 from experiments.harness.settings.options import Options
 from experiments.harness.training import stages
@@ -59,16 +59,13 @@ def tabulate(config: RobustnessConfig, arrays: experiment.Arrays) -> experiment.
         for place, radius in enumerate(radii):
             for kind, members in kinds_of(specs).items():
                 robust = arrays[f"{norm}/robust"][members, place] * 1.0
-                value, low, high = intervals.of_seeds_and_rows(robust, intervals.mean)
                 named = {**specs[members[0]].row, "norm": norm, "epsilon": radius}
                 rows.append(
                     named
                     | {
                         "network_seeds": len(members),
                         "clean_accuracy": np.mean(arrays[f"{norm}/broken_by"][members, place] != attacks.WRONG),
-                        "robust_accuracy": value,
-                        "robust_accuracy_low": low,
-                        "robust_accuracy_high": high,
+                        **with_interval("robust_accuracy", intervals.of_seeds_and_rows(robust, intervals.mean)),
                     }
                 )
                 by = arrays[f"{norm}/broken_by"][members, place]
@@ -145,8 +142,6 @@ EXPERIMENT = experiment.Experiment(
         "epsilon": "radius",
         "clean_accuracy": "clean accuracy",
         "robust_accuracy": "robust accuracy",
-        "robust_accuracy_low": "95% from",
-        "robust_accuracy_high": "to",
     },
     others={
         "broken": ("What each attack broke", ("network", "norm", "epsilon", "attack", "share")),

@@ -24,7 +24,7 @@ import numpy as np
 from experiments.harness import costs, experiment, running
 from experiments.harness.measurement import evaluation
 from experiments.harness.pages import figures
-from experiments.harness.pages.tables import Row
+from experiments.harness.pages.tables import Row, interval_of
 from experiments.harness.settings.config import AutoAttackConfig, FittedConfig, setting, subsets
 from experiments.harness.settings.options import Options
 from experiments.harness.training import stages
@@ -240,8 +240,7 @@ def draw(workdir: Path, config: WaysConfig, arrays: experiment.Arrays, tables: e
     del arrays
     rows = tables["rows"]
     colours = figures.distinct([row["way"] for row in rows])
-    ends = lambda row, name: tuple(row[f"{name}{end}"] for end in ("", "_low", "_high"))  # noqa: E731
-    own = {row["way"]: [ends(row, "robust_accuracy"), ends(row, "test_accuracy")] for row in rows}
+    own = {row["way"]: [interval_of(row, "robust_accuracy"), interval_of(row, "test_accuracy")] for row in rows}
     label = f"accuracy under AutoAttack {config.auto_attack}, l-inf {config.train_radius:g}"
     figures.intervals_figure(workdir / "ways.svg", {"": own}, {}, label, colours, ("robust", "clean"))
     points = {row["way"]: (np.array([row["ms_per_step"]]), np.array([row["robust_accuracy"]])) for row in rows}
@@ -273,9 +272,8 @@ EXPERIMENT = experiment.Experiment(
         "way": "way to train",
         "strength": "strength taken",
         "equal": "clean accuracy equal",
-        **{"test_accuracy": "test accuracy", "test_accuracy_low": "95% from", "test_accuracy_high": "to"},
-        **{"robust_accuracy": "robust accuracy", "robust_accuracy_low": "robust, 95% from"},
-        **{"robust_accuracy_high": "robust, to", "fraction_pca": "tangent fraction by PCA"},
+        **{"test_accuracy": "test accuracy", "robust_accuracy": "robust accuracy"},
+        **{"fraction_pca": "tangent fraction by PCA"},
         **{
             "fraction_exact": "true tangent fraction",
             "road": "ROAD",

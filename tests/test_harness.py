@@ -10,7 +10,7 @@ import pytest
 
 from experiments import manifold_distance, tradeoff
 from experiments.harness import experiment
-from experiments.harness.pages import figures, glossary, html, report
+from experiments.harness.pages import figures, glossary, html, report, tables
 from experiments.harness.settings import presets
 from experiments.harness.training.specs import Spec
 from experiments.harness.verdicts import claims, correlations
@@ -148,6 +148,21 @@ def test_claims_are_grouped_with_what_fails_first():
     assert [len(fold.table.rows) for fold in folds] == [2, 1, 1]
     assert not claims.is_papers(rows[0])
     assert claims.is_papers(row("published", claims.HOLDS, "0.9"))
+
+
+def test_an_interval_stands_behind_its_value():
+    """In one cell, on pages and on the terminal; the heading says so; without bounds the value stands alone."""
+    rows = [tables.with_interval("share", (0.4211, 0.35, 0.4904)), tables.with_interval("share", (0.5, np.nan, np.nan))]
+    assert tables.interval_of(rows[0], "share") == (0.4211, 0.35, 0.4904)
+    assert [line.strip() for line in tables.text(rows, {"share": "true share"}).splitlines()] == [
+        "true share [95%]",
+        "0.421 [0.350, 0.490]",
+        "0.500",
+    ]
+    assert tables.text(rows[1:], ["share"]).split() == ["share", "0.500"]
+    page = html.document("", [html.Section("", [html.Table("", rows, {"share": "true share"})])])
+    assert "0.4211 [0.35, 0.4904]" in page
+    assert "true share [95%]" in page
 
 
 def test_every_column_is_explained():

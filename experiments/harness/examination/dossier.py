@@ -9,7 +9,7 @@ import numpy as np
 from experiments.harness.measurement import alignment, estimates, measures
 from experiments.harness.measurement.alignment import fields_of
 from experiments.harness.pages import figures
-from experiments.harness.pages.tables import Row
+from experiments.harness.pages.tables import Row, interval_of, with_interval
 from experiments.harness.verdicts import claims
 from robgrad import attacks, gradients, intervals, manifolds
 
@@ -39,12 +39,13 @@ def tabulate(config: Any, arrays: Arrays) -> Tables:
     for place, name in enumerate(names):
         row: Row = {"network": name, "test_accuracy": np.mean(arrays["predicted"][place] == labels)}
         for table, wanted in (
-            ("robust", ("norm", "epsilon", "robust_accuracy", "robust_accuracy_low", "robust_accuracy_high")),
+            ("robust", ("norm", "epsilon", "robust_accuracy")),
             ("aligned", ("manifold", "tangent_fraction", "fraction_same_class", "tangent_fraction_covariance")),
             ("attributed", ("attribution", "road")),
         ):
             first = next(one for one in tables[table] if one["network"] == name)
-            row |= {field: first[field] for field in wanted}
+            kept = {f"{field}{end}" for field in wanted for end in ("", "_low", "_high")}
+            row |= {field: value for field, value in first.items() if field in kept}
         rows.append(row)
     words = [{"network": name, "in_words": said} for name in names for said in words_of(config, name, tables, rows)]
     return {"rows": rows, "words": words, **tables}
@@ -57,10 +58,9 @@ def robust_rows(config: Any, arrays: Arrays) -> list[Row]:
         for norm in config.norms:
             clean = np.mean(arrays[f"{norm}/broken_by"][place, 0] != attacks.WRONG)
             for at, radius in enumerate(config.evaluated[norm]):
-                value, low, high = intervals.of_share(arrays[f"{norm}/robust"][place, at][None])
                 row = {"network": name, "norm": norm, "epsilon": radius, "clean_accuracy": clean}
-                row |= {"robust_accuracy": value, "robust_accuracy_low": low, "robust_accuracy_high": high}
-                rows.append(row)
+                found = intervals.of_share(arrays[f"{norm}/robust"][place, at][None])
+                rows.append(row | with_interval("robust_accuracy", found))
     return rows
 
 
@@ -72,10 +72,9 @@ def aligned_rows(config: Any, arrays: Arrays) -> list[Row]:
             for loss in config.analysis_losses:
                 fields = fields_of(arrays, loss, manifold)
                 own = {field: values[place] if values.ndim == 2 else values for field, values in fields.items()}
-                value, low, high = _mean(own["tangent_fraction"])
                 moved = own["attacked_distance"][own["own"]]
-                row = {"network": name, "manifold": manifold, "analysis_loss": loss, "tangent_fraction": value}
-                row |= {"tangent_fraction_low": low, "tangent_fraction_high": high}
+                row = {"network": name, "manifold": manifold, "analysis_loss": loss}
+                row |= with_interval("tangent_fraction", _mean(own["tangent_fraction"]))
                 row |= {field: np.nanmean(own[field]) for field in alignment.FRACTIONS[1:]}
                 row |= {"tangent_fraction_covariance": np.mean(own["covariance_chance"])}
                 row |= {"tangent_fraction_chance": np.mean(own["chance"]), "attack_success": np.mean(own["own"])}
@@ -235,7 +234,7 @@ def draw(workdir: Path, config: Any, arrays: Arrays, tables: Tables) -> None:
     groups: dict[str, dict[str, list[figures.Interval]]] = {}
     for row in tables["aligned"]:
         if row["analysis_loss"] == config.analysis_losses[0]:
-            own = tuple(row[f"tangent_fraction{end}"] for end in ("", "_low", "_high"))
+            own = interval_of(row, "tangent_fraction")
             others = [(row[field],) * 3 for field in ("fraction_same_class", "tangent_fraction_covariance")]
             groups.setdefault(manifolds.KINDS[row["manifold"]].title, {})[row["network"]] = [own, *others]
     marks = ("the image's own tangent space", "another image's of its class", "direction with the data's covariance")

@@ -12,7 +12,7 @@ import numpy as np
 from experiments.harness import costs
 from experiments.harness.measurement import estimates
 from experiments.harness.pages import figures
-from experiments.harness.pages.tables import Row
+from experiments.harness.pages.tables import Row, interval_of
 from experiments.harness.progress import counted
 from experiments.harness.settings.config import DataConfig, TrainingConfig, blocks, losses_of, setting, subsets
 from experiments.harness.settings.options import Options
@@ -220,8 +220,7 @@ def draw_fractions(path: Path, rows: Sequence[Row], along: str, colours: figures
     others = {text: field for text, field in known.items() if field in rows[0]}
     groups: dict[str, dict[str, list[figures.Interval]]] = {}
     for row in rows:
-        own = tuple(row[f"tangent_fraction{end}"] for end in ("", "_low", "_high"))
-        values = [own, *((row[field],) * 3 for field in others.values())]
+        values = [interval_of(row, "tangent_fraction"), *((row[field],) * 3 for field in others.values())]
         groups.setdefault(figures.group_of(row["network"]), {})[row["network"]] = values
     references = {"random direction": rows[0]["tangent_fraction_chance"]}
     if np.isfinite(rows[0]["tangent_fraction_covariance"]):

@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments.harness import costs, launch
 from experiments.harness.measurement import evaluation
-from experiments.harness.pages.tables import Row
+from experiments.harness.pages.tables import Row, with_interval
 from experiments.harness.settings.config import EvaluatedConfig, setting, subsets
 from experiments.harness.settings.options import Options
 from experiments.harness.training import retraining, stages
@@ -173,9 +173,7 @@ def rows_of(config: RetrainingConfig, arrays: Arrays) -> list[Row]:
                     "percentiles": list(config.percentiles),
                     "curve": curve.mean.tolist(),
                     "curve_std": curve.std.tolist(),
-                    "score": curve.score,
-                    "score_low": curve.low,
-                    "score_high": curve.high,
+                    **with_interval("score", (curve.score, curve.low, curve.high)),
                 }
             )
     return rows
@@ -188,8 +186,6 @@ COLUMNS = {
     "benchmark": "benchmark",
     "attribution": "attribution",
     "score": "score",
-    "score_low": "95% from",
-    "score_high": "to",
 }
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.harness import costs
-from experiments.harness.pages.tables import Row
+from experiments.harness.pages.tables import Row, with_interval
 from experiments.harness.progress import counted
 from experiments.harness.settings.config import AutoAttackConfig, EvaluatedConfig
 from experiments.harness.training import stages
@@ -105,13 +105,10 @@ def hits_of(run: Run, trained: runs.Classifiers, test: data.Split, key: jax.Arra
 def accuracies(config: EvaluatedConfig, arrays: Arrays, members: Sequence[int]) -> Row:
     """What a row says of networks of one kind: their accuracies, that under AutoAttack with its interval."""
     robust = arrays["robust_hits"][members]
-    value, low, high = intervals.of_share(robust)
     return {
         "test_accuracy": np.mean(arrays["clean_hits"][members]),
         "pgd_accuracy": np.mean(arrays["pgd_hits"][members]),
-        "robust_accuracy": value,
-        "robust_accuracy_low": low,
-        "robust_accuracy_high": high,
+        **with_interval("robust_accuracy", intervals.of_share(robust)),
         "auto_attack": f"{config.auto_attack}, {robust.shape[1]} images",
     }
 
@@ -120,8 +117,6 @@ COLUMNS = {
     "test_accuracy": "test accuracy",
     "pgd_accuracy": "under PGD, the paper's attack, all test images",
     "robust_accuracy": "robust accuracy",
-    "robust_accuracy_low": "95% from",
-    "robust_accuracy_high": "to",
     "auto_attack": "under AutoAttack",
 }
 

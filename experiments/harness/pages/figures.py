@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.harness.pages.tables import Row, in_words
+from experiments.harness.pages.tables import Row, in_words, interval_of
 from robgrad.manifolds.densities import density
 from robgrad.runs import write
 
@@ -150,7 +150,7 @@ def intervals_figure(
 
 def along_radii(rows: Sequence[Row]) -> tuple[list[float], list[float], np.ndarray]:
     """A curve of `curve_figure`: a network's accuracy at radius 0 and, with its interval, at the radius of each row."""
-    value, low, high = (np.array([row[f"robust_accuracy{end}"] for row in rows]) for end in ("", "_low", "_high"))
+    value, low, high = np.transpose([interval_of(row, "robust_accuracy") for row in rows])
     # Where there is no interval, there is no bar.
     bars = np.nan_to_num(np.stack([value - low, high - value]))
     radii, accuracies = [0.0, *(row["epsilon"] for row in rows)], [rows[0]["clean_accuracy"], *value]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jinja2
 import markupsafe
 
-from experiments.harness.pages.tables import Row, cell, headings_of
+from experiments.harness.pages.tables import Row, cell, has_interval, headings_of, written_bounds
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("experiments.harness.pages", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -100,8 +100,8 @@ def _part(part: Part) -> Any:
         case Fold(line, verdict, mark, table):
             return {"type": "fold", "line": line, "verdict": verdict, "mark": mark, "table": _part(table)}
         case Table(caption, rows, columns, marks, glossary):
-            headings = headings_of(columns)
-            lines = [[_cell(row.get(name), name, marks) for name in headings] for row in rows]
+            headings = headings_of(columns, rows)
+            lines = [[_cell(row, name, marks) for name in headings] for row in rows]
             said = {heading: glossary[name] for name, heading in headings.items() if name in glossary}
             shown = {"headings": list(headings.values()), "lines": lines, "glossary": said}
             return {"type": "table", "caption": caption, **shown}
@@ -109,9 +109,14 @@ def _part(part: Part) -> Any:
             return part
 
 
-def _cell(value: Any, column: str, marks: Mapping[str, str]) -> dict[str, Any]:
+def _cell(row: Row, column: str, marks: Mapping[str, str]) -> dict[str, Any]:
+    value = row.get(column)
     if isinstance(value, bool) or not isinstance(value, int | float):
         text = cell(value, column)
         return {"text": text, "mark": marks.get(text), "value": None}
-    text = "-" if not math.isfinite(value) else f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
+    text = _number(value) + (written_bounds(row, column, _number) if has_interval(row, column) else "")
     return {"text": text, "mark": "number", "value": value}
+
+
+def _number(value: float) -> str:
+    return "-" if not math.isfinite(value) else f"{value:.4g}" if isinstance(value, float) else f"{value:,}"

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,8 @@ def in_words(name: str) -> str:
 
 def text(rows: Sequence[Row], columns: Sequence[str] | Mapping[str, str], style: str = "plain") -> str:
     """Some columns of the rows as an aligned table; `style` is one of tabulate's, for instance `github`."""
-    headings = [*headings_of(columns).values()]
-    cells = [[cell(row.get(name), name) for name in columns] for row in rows]
+    headings = [*headings_of(columns, rows).values()]
+    cells = [[cell_of(row, name) for name in columns] for row in rows]
     numeric = ["right" if any(isinstance(row.get(name), int | float) for row in rows) else "left" for name in columns]
     return tabulate(cells, headings, tablefmt=style, colalign=numeric if cells else None, disable_numparse=True)
 
@@ -32,7 +32,7 @@ def fitting(rows: Sequence[Row], columns: Mapping[str, str], width: int, most: i
 
     The first column is always there.
     """
-    telling = [name for name in columns if len({cell(row.get(name), name) for row in rows}) > 1 or len(rows) < 2]
+    telling = [name for name in columns if len({cell_of(row, name) for row in rows}) > 1 or len(rows) < 2]
     chosen, *rest = dict.fromkeys([next(iter(columns)), *telling])
     shown = [chosen]
     for name in rest[: most - 1]:
@@ -41,10 +41,38 @@ def fitting(rows: Sequence[Row], columns: Mapping[str, str], width: int, most: i
     return text(rows, {one: columns[one] for one in shown})
 
 
-def headings_of(columns: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
-    """Headings by column: those given, or the columns' names in words."""
+def headings_of(columns: Sequence[str] | Mapping[str, str], rows: Sequence[Row]) -> dict[str, str]:
+    """Headings by column: those given, or the columns' names in words; they say where 95% intervals stand beside."""
     named = columns if isinstance(columns, Mapping) else {name: in_words(name) for name in columns}
-    return dict(named)
+    bounded = {name for name in named if any(has_interval(row, name) for row in rows)}
+    return {name: f"{heading} [95%]" if name in bounded else heading for name, heading in named.items()}
+
+
+def with_interval(name: str, found: Sequence[Any]) -> Row:
+    """A column of a value and its bounds, as a row has it: `NAME`, `NAME_low`, `NAME_high`."""
+    return dict(zip((name, f"{name}_low", f"{name}_high"), map(float, found), strict=True))
+
+
+def interval_of(row: Row, name: str) -> tuple[float, float, float]:
+    """A column's value and its bounds."""
+    return row[name], row[f"{name}_low"], row[f"{name}_high"]
+
+
+def has_interval(row: Row, name: str) -> bool:
+    """Whether a row has the bounds of a column's 95% interval as finite numbers."""
+    bounds = (row.get(f"{name}{end}") for end in ("_low", "_high"))
+    return all(bound is not None and math.isfinite(bound) for bound in bounds)
+
+
+def cell_of(row: Row, name: str) -> str:
+    """A row's value of a column as a person reads it, with its 95% interval where it has one: `0.42 [0.35, 0.49]`."""
+    value = cell(row.get(name), name)
+    return value + written_bounds(row, name, cell) if has_interval(row, name) else value
+
+
+def written_bounds(row: Row, name: str, written: Callable[[float], str]) -> str:
+    """The bounds of a column's interval, as they stand behind its value."""
+    return f" [{written(row[f'{name}_low'])}, {written(row[f'{name}_high'])}]"
 
 
 def cell(value: Any, column: str = "") -> str:

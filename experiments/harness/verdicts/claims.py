@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from experiments.harness.pages.tables import Row
+from experiments.harness.pages.tables import Row, with_interval
 from robgrad import intervals
 
 HOLDS, FAILS, UNTESTED, UNTELLABLE = "holds", "does not hold", "not told", "cannot be told"
@@ -183,8 +183,7 @@ def of_rows(values: np.ndarray) -> tuple[Any, Any, Any]:
 
 def bounded(name: str, values: np.ndarray) -> Row:
     """Mean and interval of `[seed, image]` as columns of a row: `name`, `name_low`, `name_high`."""
-    found = intervals.of_share(values) if np.isin(values, (0, 1)).all() else of_rows(values)
-    return dict(zip((name, f"{name}_low", f"{name}_high"), map(float, found), strict=True))
+    return with_interval(name, intervals.of_share(values) if np.isin(values, (0, 1)).all() else of_rows(values))
 
 
 class Claim(NamedTuple):

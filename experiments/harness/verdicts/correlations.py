@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 from experiments.harness.pages import figures
-from experiments.harness.pages.tables import Row
+from experiments.harness.pages.tables import Row, interval_of, with_interval
 from experiments.harness.verdicts import claims
 from robgrad import intervals
 from robgrad.faithfulness import KAR, ROAR
@@ -17,7 +17,7 @@ from robgrad.faithfulness import KAR, ROAR
 CORRELATED = ("benchmark", "against", "train_norm", "train_loss", "attribution")
 COLUMNS = (
     *CORRELATED,
-    *(f"{name}{suffix}" for name in ("linear", "rank") for suffix in ("", "_low", "_high", "_published")),
+    *("linear", "linear_published", "rank", "rank_published"),
 )
 _GRADIENT, _TIMES_INPUT = "gradient", "gradient_times_input"
 _GROUPS = list(itertools.product(("xent", "cw"), (_TIMES_INPUT, _GRADIENT), ("l2", "linf")))
@@ -88,9 +88,8 @@ def table_of(config, rows: Sequence[Row], against: str) -> list[Row]:
                 each = [_correlation(function, *pair) for pair in alone]
                 xs, ys = np.swapaxes(alone, 0, 1)
                 alike = intervals.likeness(xs, ys, name == "rank")
-                value, low, high, share = intervals.of_correlations(each, row["networks"], name == "rank", alike)
-                row |= {name: value, f"{name}_low": low, f"{name}_high": high, f"{name}_published": theirs}
-                row[f"{name}_share"] = share
+                found = intervals.of_correlations(each, row["networks"], name == "rank", alike)
+                row |= {**with_interval(name, found[:3]), f"{name}_published": theirs, f"{name}_share": found.share}
             table.append(row)
     return table
 
@@ -125,7 +124,7 @@ def claims_of(section: str, table: Sequence[Row], abscissa: str) -> Iterator[Row
         text = f"{one['benchmark'].upper()} score {verb} with {abscissa}, as published (rank correlation)"
         group = f"{one['train_norm']}, {one['train_loss']}; {one['attribution'].replace('_', ' ')}"
         claim = claims.Claim(section, text, group, f"{paper:.2f} (CIFAR-10)", over)
-        found = intervals.Correlation(*(one[f"rank{end}"] for end in ("", "_low", "_high", "_share")))
+        found = intervals.Correlation(*interval_of(one, "rank"), one["rank_share"])
         if not np.isfinite(found).all():
             yield claims.untested(claim)
             continue
