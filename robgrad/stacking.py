@@ -119,7 +119,8 @@ def intensity(function: Callable, *arguments) -> float:
 def everywhere(tree, mesh: Mesh):
     """Places values that all processes hold on all devices of the mesh.
 
-    With one process, only those that lie on other devices, where another mesh has left them.
+    With one process, only those that lie elsewhere, where another mesh has left them, or nowhere in particular: for
+    these XLA would choose, and it may choose what JAX cannot say.
     """
     if jax.process_count() == 1:
         return jax.tree.map(partial(_moved, mesh), tree)
@@ -136,8 +137,11 @@ def everywhere(tree, mesh: Mesh):
 
 
 def _moved(mesh: Mesh, leaf):
-    elsewhere = isinstance(leaf, Array) and leaf.committed and leaf.sharding.device_set != {*mesh.devices.flat}
-    return jax.device_put(leaf, NamedSharding(mesh, P())) if elsewhere else leaf
+    if isinstance(leaf, Array) and leaf.committed:
+        there = leaf.sharding.device_set == {*mesh.devices.flat}
+    else:
+        there = mesh.size == 1
+    return leaf if there else jax.device_put(leaf, NamedSharding(mesh, P()))
 
 
 def kept(stacked, mesh: Mesh):

@@ -143,8 +143,9 @@ def kept(
     }
     runs.save_stack(path, variables, about)
     runs.remove(run.workdir / "checkpoints" / name)
-    names = tuple(row["network"] for row in rows)
-    return runs.Classifiers(network_of(run.config, run.dataset), variables, names, about)
+    # Read back: a program that is compiled for arrays as training leaves them may round otherwise than for those that a
+    # continued run has.
+    return runs.load_classifiers(path)
 
 
 def per_example(
@@ -272,7 +273,7 @@ def fit_manifold(run: Run, name: str, train: data.Split) -> Any:
         arrays = stacking.replica(fit(run, manifold_plan(run.config, name, run.image_shape), train).variables, 0)
     runs.save_stack(path, stacking.stack([arrays]), about)
     runs.remove(run.workdir / "checkpoints" / name)
-    return arrays
+    return runs.load_arrays(path)[1]
 
 
 def used(run: Run, train: data.Split) -> data.Dataset:
@@ -341,7 +342,10 @@ def training_settings(config: TrainingConfig, spec: Spec) -> dict[str, Any]:
 
 def manifold_settings(config: Any, name: str) -> dict[str, Any]:
     """What a manifold depends on: of the configuration, the data and what its kind reads."""
-    return {field: getattr(config, field) for field in (*_DATA, *manifolds.KINDS[name].settings)}
+    kind = manifolds.KINDS[name]
+    # What is known of a set is known of its test images, too.
+    more = ("test_examples",) if kind.needs_truth else ()
+    return {field: getattr(config, field) for field in (*_DATA, *more, *kind.settings)}
 
 
 def _stage_of(stage: str, source: Source | None) -> Path | None:
