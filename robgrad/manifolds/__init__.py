@@ -5,7 +5,7 @@ from robgrad.manifolds.denoiser import Denoiser, DenoiserSizes, denoiser_step, f
 from robgrad.manifolds.eigen import leading_directions
 from robgrad.manifolds.generators import VaeGan, vae_gan_for
 from robgrad.manifolds.geometry import Manifold, TangentSpace, autoencoder, column_space, decoder_jacobian, distance
-from robgrad.manifolds.kinds import KINDS, Fitting, Kind
+from robgrad.manifolds.kinds import KINDS, Fitting, Kind, Setting
 from robgrad.manifolds.moves import off_manifold, on_manifold
 from robgrad.manifolds.neighbours import local_pca
 from robgrad.manifolds.pca import Plane, fit_pca, pca
@@ -21,6 +21,7 @@ __all__ = [
     "Kind",
     "Manifold",
     "Plane",
+    "Setting",
     "TangentSpace",
     "VaeGan",
     "VaeGanSizes",

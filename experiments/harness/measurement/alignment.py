@@ -1,7 +1,7 @@
 """Networks measured against manifolds: attacked images and loss gradients of every test image."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, make_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,27 +25,25 @@ Arrays = dict[str, np.ndarray]
 _SPREAD = 1000
 
 
+def _of_manifolds() -> Any:
+    """A configuration with a field for each setting of each kind of manifold."""
+    every = {name: one for kind in manifolds.KINDS.values() for name, one in kind.settings.items()}
+    fields = [
+        (name, one.type, setting(one.text, MISSING if one.default is None else one.default))
+        for name, one in every.items()
+    ]
+    return make_dataclass("ManifoldsConfig", fields, bases=(DataConfig,), frozen=True, kw_only=True)
+
+
 @dataclass(frozen=True, kw_only=True)
-class AnalysisConfig(DataConfig):
-    """Manifolds, and the analysis attack."""
+class AnalysisConfig(_of_manifolds()):  # type: ignore[misc]
+    """Manifolds, each with its own settings, and the analysis attack."""
 
     manifold: tuple[str, ...] = setting(
         "Estimates of the image manifold; 'all' stands for all that the data set allows.",
         ("vae-gan",),
         choices=lambda: (*manifolds.KINDS, "all"),
     )
-    vae_gan_epochs: int = setting("Epochs of the VAE-GAN.")
-    vae_gan_batch_size: int = setting("Batch of the VAE-GAN.", 100)
-    vae_gan_learning_rate: float = setting("Learning rate of the three Adams of the VAE-GAN.", 5e-4)
-    reconstruction_weight: float = setting("Weight lambda of the reconstruction in the decoder's loss.")
-    discriminator_steps: int = setting("Discriminator steps a step of the VAE-GAN.", 1)
-    pca_dimensions: int = setting("Dimensions of PCA, of all images or of neighbours.", 10)
-    neighbours: int = setting("Neighbours that make a plane.", 50)
-    denoiser_epochs: int = setting("Epochs of the denoiser.", 30)
-    denoiser_batch_size: int = setting("Batch of the denoiser.", 100)
-    denoiser_learning_rate: float = setting("Learning rate of the denoiser's Adam.", 2e-3)
-    denoiser_noise: float = setting("Noise that the denoiser's projection starts at, a standard deviation.", 0.3)
-    denoiser_dimensions: int = setting("Most dimensions of the denoiser's tangent spaces.", 16)
     analysis_attack: str = setting("Analysis attack.", "pgd", choices=lambda: tuple(attacks.ATTACKS))
     analysis_epsilon: float = setting(
         "Radius of the l2 attack whose distance to the manifold is measured.", 12.0, zero=True

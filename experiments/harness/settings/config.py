@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robgrad import attacks, data, faithfulness, networks, training
+from robgrad import attacks, data, faithfulness, manifolds, networks, training
 
 
 class ConfigError(ValueError):
@@ -66,7 +66,7 @@ class DataConfig(Config):
     most_pixels: ClassVar[int] = 64
 
     dataset: str
-    held_out: int = setting("Training images left out at the start of the split.", zero=True)
+    held_out: int = setting("Training images left out at the start of the split.", 0, zero=True)
     train_examples: int = setting("Training images used, after those held out.")
     test_examples: int = setting("Test images analysed.")
     shuffle: bool = setting("Shuffle each epoch; --noshuffle as the paper's code.", True)
@@ -261,16 +261,14 @@ def _check_manifolds(config: Any, dataset: data.Dataset, pixels: int) -> None:
     chosen = getattr(config, "manifold", ())
     if "all" in chosen:
         raise ConfigError("--manifold: expected 'all' by itself, or some manifolds")
-    if "exact" in chosen and dataset.truth is None:
-        raise ConfigError(
-            f"--manifold=exact: expected a data set that was generated (shapes, generated:RUN), got {dataset.name}"
-        )
-    if {"pca", "local-pca"} & {*chosen}:
-        most = min(config.train_examples, pixels) - 1
-        _check("pca_dimensions", config.pca_dimensions, most, f"{config.train_examples} images of {pixels} pixels")
-    if "local-pca" in chosen:
-        _check("neighbours", config.neighbours, config.train_examples, f"--train_examples is {config.train_examples}")
-        _check("pca_dimensions", config.pca_dimensions, config.neighbours - 1, f"--neighbours is {config.neighbours}")
+    for name in chosen:
+        kind = manifolds.KINDS[name]
+        if kind.needs_truth and dataset.truth is None:
+            raise ConfigError(
+                f"--manifold={name}: expected a data set that was generated (shapes, generated:RUN), got {dataset.name}"
+            )
+        for setting_name, most, why in kind.limits(pixels, dataclasses.asdict(config)):
+            _check(setting_name, getattr(config, setting_name), most, why)
 
 
 def _check(name: str, value: int, most: int, why: str) -> None:

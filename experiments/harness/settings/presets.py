@@ -70,10 +70,18 @@ def made(kind: type[Config], presets: Presets, common: Mapping[str, Any], given:
     settings = preset | alone
     if settings.get("manifold") == ("all",):
         known = dataset is not None and dataset.truth is not None
-        settings["manifold"] = tuple(name for name in manifolds.KINDS if known or name != "exact")
+        settings["manifold"] = tuple(name for name, one in manifolds.KINDS.items() if known or not one.needs_truth)
     fields = {field.name for field in dataclasses.fields(kind)}
     if "objective_weight" in fields and "objective_weight" not in settings:
         settings["objective_weight"] = training.OBJECTIVES[settings.get("objective", "adversarial")].weight
+    unsaid = [
+        field.name for field in settings_of(kind) if field.default is dataclasses.MISSING and field.name not in settings
+    ]
+    if unsaid:
+        raise ConfigError(
+            f"--preset={common['preset']}: expected {', '.join(unsaid)}, which have no default, in {SETTINGS.name} or "
+            "by flag"
+        )
     # Presets of training say more than every kind of configuration asks.
     config = kind(**common, **named, **{name: value for name, value in settings.items() if name in fields})
     if dataset is not None:
