@@ -1,6 +1,7 @@
 """Two host devices, so that every test of a mesh runs on a laptop; a compilation cache for the suite."""
 
 import gc
+import importlib.metadata
 import os
 import runpy
 import signal
@@ -9,8 +10,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
-# Most of the suite is compiling, here and in the programs that tests start: machine code need not be fast.
+# Most of the suite is compiling, here and in the programs that tests start: machine code need not be fast, and the
+# older of two ways to emit it takes a third of the time. Later jaxlibs have one alone, and do not know the flag.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_force_host_platform_device_count=2"
+    + " --xla_cpu_use_fusion_emitters=false" * (importlib.metadata.version("jaxlib") == "0.10.2"),
+)
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 
 import jax
@@ -20,6 +26,8 @@ import pytest
 from robgrad import data as data_sets
 
 ROOT = Path(__file__).parent.parent
+# What programs are told of it, which choose the number of devices themselves.
+QUICK = " ".join(flag for flag in os.environ["XLA_FLAGS"].split() if "emitters" in flag)
 jax.config.update("jax_default_matmul_precision", "float32")
 
 
@@ -45,13 +53,17 @@ def forget_many_programs():
         gc.collect()
 
 
-@pytest.fixture(scope="module")
-def optimised():
-    """From here on in a module machine code is as fast as a user's; long attacks take 40 times as long otherwise."""
+def optimise():
+    """Machine code as fast as a user's: long attacks take 40 times as long otherwise."""
     kept = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", kept)
+
+
+# From here on in a module; in one test.
+optimised = pytest.fixture(scope="module")(optimise)
+optimised_here = pytest.fixture(optimise)
 
 
 @pytest.fixture(scope="session")
@@ -67,8 +79,7 @@ def start(cache_dir):
     """Starts an experiment as a user would: `start(name, *arguments)`, a process whose output is piped."""
 
     def start(experiment, *arguments, before=(), **variables):
-        environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-        environment |= {"JAX_COMPILATION_CACHE_DIR": str(cache_dir), **variables}
+        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache_dir), "XLA_FLAGS": QUICK, **variables}
         command = [*before, sys.executable, "-m", f"experiments.{experiment}", *map(str, arguments)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)

@@ -23,7 +23,7 @@ REPRODUCE = [
     *("--pgd_steps=2", "--analysis_steps=2", "--train_losses=xent", "--norms=l2", "--l2_epsilons=1,2"),
     *("--batch_size=25", "--vae_gan_epochs=1", "--vae_gan_batch_size=25", "--retraining_batch_size=25"),
     *("--percentiles=50", "--retraining_seeds=2", "--retraining_epochs=1", "--repeats=2", "--points=200"),
-    *("--manifold=vae-gan,local-pca", "--attributions=gradient,deep_lift", "--measured_examples=5"),
+    *("--manifold=vae-gan", "--attributions=gradient,deep_lift", "--measured_examples=5"),
     *("--sensitivity_samples=1", "--attacked_examples=3", "--l2_evaluated=1", "--linf_evaluated=0.1"),
 ]
 

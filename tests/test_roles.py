@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import boundary_tilting, manifold_distance, roar_kar
+from experiments import boundary_tilting, manifold_distance
 from experiments.harness import experiment, running
 from experiments.harness.settings import flags, presets
 from experiments.harness.settings.options import Options
@@ -23,15 +23,12 @@ from robgrad import data as data_sets
 TINY = [
     *("--train_examples=100", "--test_examples=20", "--epochs=1", "--standard_epochs=1", "--attack_steps=2"),
     *("--pgd_steps=2", "--analysis_steps=2", "--train_losses=xent", "--norms=l2", "--l2_epsilons=1,2"),
-    *("--percentiles=50", "--retraining_seeds=2", "--retraining_epochs=1", "--repeats=2", "--points=200"),
-    *("--attacked_examples=3", "--l2_evaluated=1", "--linf_evaluated=0.1"),
-    *("--denoiser_epochs=1", "--denoiser_batch_size=25", "--measured_examples=8", "--sensitivity_samples=1"),
-    *("--batch_size=25", "--vae_gan_epochs=1", "--vae_gan_batch_size=25", "--retraining_batch_size=25"),
+    *("--attacked_examples=3", "--denoiser_epochs=1", "--denoiser_batch_size=25", "--batch_size=25"),
 ]
 
 
 def test_every_other_choice_at_once(colour_file, tmp_path, run):
-    """Batch norm, TRADES, PCA, another attack and attribution, two seeds: in 2.1 and, from its networks, in 3.2."""
+    """Batch norm, TRADES, PCA, a denoiser, another attack, two seeds."""
     chosen = ["--network=wide-resnet-10-1", "--objective=trades", "--network_seeds=2"]
     first = tmp_path / "first"
     manifold = [
@@ -40,7 +37,7 @@ def test_every_other_choice_at_once(colour_file, tmp_path, run):
         "--analysis_attack=pgd-restarts",
         f"--workdir={first}",
     ]
-    _, said = run("manifold_distance", f"--dataset={colour_file}", *chosen, *manifold, *known(TINY, "manifold"))
+    _, said = run("manifold_distance", f"--dataset={colour_file}", *chosen, *manifold, *TINY)
     results = json.loads((first / "results.json").read_text())
     assert [row["network_seeds"] for row in results["rows"]] == [2] * 6
     assert all(claim["over"].startswith("2 seeds, 20 images") for claim in results["claims"])
@@ -53,35 +50,6 @@ def test_every_other_choice_at_once(colour_file, tmp_path, run):
     assert stack.names == ("l2-xent-1", "l2-xent-1-seed1", "l2-xent-2", "l2-xent-2-seed1")
     means = [leaf for path, leaf in jax.tree.leaves_with_path(stack.variables["batch_stats"]) if "mean" in str(path)]
     assert all(bool(jnp.any(leaf != 0)) for leaf in means)
-    again = ["--attributions=gradient,gradient_random_projection", "--epsilons=1", f"--networks_from={first}"]
-    second = tmp_path / "second"
-    _, said = run(
-        "roar_kar", f"--dataset={colour_file}", *chosen, *again, f"--workdir={second}", *known(TINY, "retraining")
-    )
-    assert "training standard" not in said
-    rows = json.loads((second / "results.json").read_text())["rows"]
-    assert {row["attribution"] for row in rows} == {"gradient", "gradient_random_projection", "random"}
-    assert {row["network_seed"] for row in rows} == {0, 1}
-
-
-def known(arguments, which):
-    """Those of the arguments that a program has."""
-    kind = manifold_distance.ManifoldConfig if which == "manifold" else roar_kar.RetrainingConfig
-    values = flags.Flags("", [kind]).values
-    return [one for one in arguments if one[2:].split("=")[0] in values]
-
-
-@pytest.fixture
-def third_norm(monkeypatch):
-    """The l2 norm of half the radius, under a name of its own."""
-    half = attacks.Norm(
-        lambda perturbation: 2 * attacks.L2.length(perturbation),
-        lambda key, image, epsilon: attacks.L2.random_start(key, image, epsilon / 2),
-        lambda gradient: attacks.L2.ascent(gradient) / 2,
-        lambda perturbation, epsilon: attacks.L2.project(perturbation, epsilon / 2),
-        attacks.L2.least,
-    )
-    monkeypatch.setitem(attacks.NORMS, "half-l2", half)
 
 
 SMALL = {
@@ -101,20 +69,6 @@ def made(digits, **given):
     common = {"preset": "quick", "seed": 0, "matmul_precision": "float32"}
     one = manifold_distance
     return presets.made(one.ManifoldConfig, one.EXPERIMENT.presets, common, SMALL | given, digits)
-
-
-def test_a_third_norm_has_flags_strengths_and_steps_of_its_own(third_norm, digits, tmp_path):
-    given = flags.Flags("", [manifold_distance.ManifoldConfig])
-    given.parse(["program", "--norms=l2,half-l2", "--half-l2_epsilons=2,4", "--half-l2_step_size=4"])
-    asked = given.given(manifold_distance.ManifoldConfig)
-    assert asked["radii"] == {"half-l2": (2.0, 4.0)}
-    asked |= {"radii": {"l2": (1.0, 2.0), **asked["radii"]}}
-    done = running.run(manifold_distance.EXPERIMENT, tmp_path / "run", made(digits, **asked), dataset=digits)
-    rows = {row["network"]: row for row in done.results["rows"]}
-    # Half the radius is twice the strength: the same networks under two names.
-    for name in ("1", "2"):
-        one, two = rows[f"l2-xent-{name}"], rows[f"half-l2-xent-{2 * int(name)}"]
-        assert one["median_distance"] == pytest.approx(two["median_distance"], rel=1e-4)
 
 
 def test_a_second_run_in_one_process_has_other_options(digits, tmp_path):
