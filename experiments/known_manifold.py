@@ -18,13 +18,13 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from scipy import stats
 
 from experiments.harness import costs, experiment, running
-from experiments.harness.measurement import alignment, estimates, evaluation
+from experiments.harness.measurement import agreement, alignment, estimates, evaluation
+from experiments.harness.measurement.agreement import EXACT
 from experiments.harness.measurement.alignment import AnalysedConfig, fields_of
 from experiments.harness.pages import figures
-from experiments.harness.pages.tables import Row, interval_of, with_interval
+from experiments.harness.pages.tables import Row, with_interval
 from experiments.harness.settings.config import setting, subsets
 from experiments.harness.settings.options import Options
 from experiments.harness.training import stages
@@ -33,7 +33,6 @@ from experiments.harness.training.stages import Run
 from experiments.harness.verdicts import claims
 from robgrad import data, gradients, intervals, manifolds, networks, runs
 
-EXACT = "exact"
 # Accuracy below which a network is said not to have trained.
 UNTRAINED = 0.3
 
@@ -95,11 +94,6 @@ def with_exact(config: KnownConfig) -> KnownConfig:
     return replace(config, manifold=(*(name for name in config.manifold if name != EXACT), EXACT))
 
 
-def estimates_of(config: KnownConfig) -> list[str]:
-    """The manifolds that are estimates."""
-    return [name for name in config.manifold if name not in (EXACT, "all")]
-
-
 def tabulate(config: KnownConfig, arrays: experiment.Arrays) -> experiment.Tables:
     """One row a kind of network; one an estimate; one a manifold."""
     specs, rows = specs_of(config), []
@@ -121,86 +115,19 @@ def tabulate(config: KnownConfig, arrays: experiment.Arrays) -> experiment.Table
                 "chance": np.mean(truth["chance"]),
                 **{
                     f"by_{name}": np.nanmean(fields_of(arrays, loss, name)["tangent_fraction"][members])
-                    for name in estimates_of(config)
+                    for name in agreement.estimates_of(config)
                 },
                 "attacked_distance": np.median(truth["attacked_distance"][members]),
                 "off_over_on": np.median(arrays["off"][members] / np.maximum(arrays["on"][members], 1e-12)),
                 "image_alignment": np.nanmedian(arrays["image_alignment"][members]),
             }
         )
-    judged = [_of_estimate(config, arrays, specs, name) for name in estimates_of(config)]
+    judged = [agreement.row_of(config, arrays, specs, name) for name in agreement.estimates_of(config)]
     return {
         "rows": rows,
         "estimates": judged,
         "manifolds": estimates.rows_of_manifolds(with_exact(config), arrays),
     }
-
-
-def _of_estimate(config: KnownConfig, arrays: experiment.Arrays, specs: Sequence[Spec], name: str) -> Row:
-    """How an estimate's fractions and tangent spaces compare with the true ones."""
-    by_image, by_network = correlations(config, arrays, specs, name)
-    pairs = _pairs(config, arrays, specs, name)
-    bias = intervals.of_seeds_and_rows(
-        np.diff(pairs[..., ::-1])[..., 0], lambda some: intervals.mean(np.moveaxis(intervals.mean(some), -1, 0))
-    )
-    angles = principal_angles(arrays[f"{name}/products"])
-    return {
-        "estimate": manifolds.KINDS[name].title,
-        **with_interval("bias", bias),
-        **with_interval("rank_over_images", by_image),
-        **with_interval("rank_over_networks", by_network[:3]),
-        "rank_over_networks_share": by_network.share,
-        "shared": np.mean(np.cos(angles) ** 2),
-        "smallest_angle": np.degrees(np.median(angles.min(axis=1))),
-        "median_angle": np.degrees(np.median(angles)),
-    }
-
-
-def principal_angles(products: np.ndarray) -> np.ndarray:
-    """Angles between two subspaces (Björck and Golub, 1973) from products `[N, k, z]` of their orthonormal bases.
-
-    `[N, z]`, from small to large; a right angle for each dimension of the second that the first is short of.
-    """
-    cosines = np.linalg.svd(products.astype(np.float64), compute_uv=False)
-    missing = products.shape[2] - cosines.shape[1]
-    return np.arccos(np.clip(np.pad(cosines, ((0, 0), (0, max(missing, 0)))), 0, 1))
-
-
-def _pairs(config: KnownConfig, arrays: experiment.Arrays, specs: Sequence[Spec], name: str) -> np.ndarray:
-    """An estimate's fractions and the true ones, `[seed, image, kind of network, 2]`."""
-    loss, places = config.analysis_losses[0], np.array([*kinds_of(specs).values()]).T
-    both = (fields_of(arrays, loss, one)["tangent_fraction"][places] for one in (name, EXACT))
-    return np.stack([*both], axis=-1).swapaxes(1, 2)
-
-
-def _rank_correlation(pairs: np.ndarray) -> np.ndarray:
-    """Spearman's correlation of `[n, ..., 2]` over the first axis, of pairs that are finite.
-
-    NaN where one side is constant or fewer than two are finite.
-    """
-    kept = np.where(np.isfinite(pairs).all(-1, keepdims=True), pairs, np.nan)
-    ranks = stats.rankdata(kept, axis=0, nan_policy="omit")
-    ranks = np.nan_to_num(ranks - intervals.mean(ranks))
-    squares = (ranks**2).sum(0).prod(-1)
-    out = np.full(squares.shape, np.nan)
-    return np.divide(ranks.prod(-1).sum(0), np.sqrt(squares), out=out, where=squares > 0)
-
-
-def correlations(config: KnownConfig, arrays: experiment.Arrays, specs: Sequence[Spec], name: str):
-    """An estimate's rank correlations with the truth, each with its interval.
-
-    Over images within a network, averaged over networks; over kinds of networks of one seed; both judged by seeds.
-    """
-    pairs = _pairs(config, arrays, specs, name)
-
-    def within(some: np.ndarray) -> np.ndarray:
-        return intervals.mean(np.moveaxis(_rank_correlation(some), -1, 0))
-
-    means = np.nanmean(pairs, axis=1)
-    each = [float(_rank_correlation(one)) for one in means]
-    alike = intervals.likeness(means[..., 1], means[..., 0], rank=True)
-    by_network = intervals.of_correlations(each, means.shape[1], True, alike)
-    return tuple(map(float, intervals.of_seeds_and_rows(pairs, within))), by_network
 
 
 def claim(config: KnownConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> Iterator[Row]:
@@ -225,19 +152,7 @@ def claim(config: KnownConfig, arrays: experiment.Arrays, tables: experiment.Tab
         distances = np.stack([truth["attacked_distance"][places[kind]] for kind in kinds], axis=2)
         text = "median true distance of attacked images to the manifold falls with strength"
         yield claims.ordered(claims.Claim("2.1", text, group, "-", over), distances, intervals.median)
-    for row in tables["estimates"]:
-        for name, what, of in (("images", "images of one network", f"{images} images"), ("networks", "networks", "")):
-            text = f"an estimate of the manifold ranks {what} as the truth does"
-            value, low, high = interval_of(row, f"rank_over_{name}")
-            spread = claims.Over(config.network_seeds, of or f"{len(places)} kinds of network")
-            one = claims.Claim("2.1", text, row["estimate"], "-", spread)
-            ours = f"rank correlation {value:.3g}"
-            steps = claims.Steps(low, high)
-            if name == "networks":
-                steps = claims.Steps.of_correlation(
-                    intervals.Correlation(value, low, high, row[f"rank_over_{name}_share"])
-                )
-            yield claims.row(one, ours, low, high, steps) if np.isfinite(low) else claims.untested(one)
+    yield from agreement.claim(config, tables["estimates"], images, len(places))
 
 
 def _difference_of_rises(values: np.ndarray) -> np.ndarray:
@@ -257,7 +172,7 @@ def draw(workdir: Path, config: KnownConfig, arrays: experiment.Arrays, tables: 
     )
     label = "true share of the loss gradient along the manifold"
     against = {}
-    for name, row in zip(estimates_of(config), tables["estimates"], strict=True):
+    for name, row in zip(agreement.estimates_of(config), tables["estimates"], strict=True):
         xs, ys = (np.array([one[field] for one in rows]) for field in ("tangent_fraction", f"by_{name}"))
         against[f"{row['estimate']} ({row['rank_over_networks']:.2f})"] = (xs, ys)
     ylabel = "the same by an estimate"

@@ -17,9 +17,8 @@ MNIST 0.63 (standard), 0.60, 0.50, 0.42; Fashion-MNIST 0.62, 0.59, 0.53, 0.43; C
 0.105, 0.094.
 """
 
-import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,19 +36,12 @@ from experiments.harness.settings.options import Options
 from experiments.harness.training import stages
 from experiments.harness.training.specs import groups_of, kinds_of, specs_of
 from experiments.harness.training.stages import Run
-from experiments.harness.verdicts import claims
+from experiments.harness.verdicts import claims, modes
 from robgrad import data, intervals, manifolds
 from robgrad.manifolds import densities
 
 # Successful attacks below which no interval is given.
 FEWEST = claims.FEWEST
-# Modes of the rescaled distances, read off the figures (cross-entropy analysis, l2 networks trained on
-# cross-entropy): test data, standard, and the networks of growing epsilon.
-PUBLISHED_MODES = {
-    "mnist": (0.33, 0.63, 0.60, 0.50, 0.42),
-    "fashion_mnist": (0.20, 0.62, 0.59, 0.53, 0.43),
-    "cifar10": (0.07, 0.115, 0.112, 0.105, 0.094),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,19 +82,19 @@ def _of_kind(own: experiment.Arrays, right: np.ndarray) -> Row:
     clean = own["distance"]
     for prefix, success in (("", own["own"]), ("transfer_", own["transfer"])):
         kept = np.where(success, own["attacked_distance"], np.nan)
-        modes = [densities.mode(rescaled(one[np.isfinite(one)], clean)) for one in kept]
+        found = [densities.mode(modes.rescaled(one[np.isfinite(one)], clean)) for one in kept]
         row |= {
             **_bounded(f"{prefix}median_distance", kept, intervals.median),
             f"{prefix}mean_distance": np.nanmean(kept) if success.any() else np.nan,
-            f"{prefix}rescaled_mode": np.mean(modes),
+            f"{prefix}rescaled_mode": np.mean(found),
         }
     kept = np.where(own["own"], own["attacked_distance"], np.nan)
-    most = max(densities.peaks(rescaled(one[np.isfinite(one)], clean)) for one in kept)
+    most = max(densities.peaks(modes.rescaled(one[np.isfinite(one)], clean)) for one in kept)
     fractions = own["tangent_fraction"]
     return row | {
-        "mode_is": ("unstable" if most > 1 else "stable") + (", not rescaled" if on_manifold(clean) else ""),
+        "mode_is": ("unstable" if most > 1 else "stable") + (", not rescaled" if modes.on_manifold(clean) else ""),
         "clean_median_distance": np.median(clean),
-        "clean_rescaled_mode": densities.mode(rescaled(clean, clean)),
+        "clean_rescaled_mode": densities.mode(modes.rescaled(clean, clean)),
         **_bounded("tangent_fraction", fractions, intervals.mean),
         "root_fraction": np.mean(intervals.mean(np.sqrt(fractions.T))),
         **{name: np.mean(intervals.mean(own[name].T)) for name in alignment.FRACTIONS[1:] if name in own},
@@ -123,16 +115,6 @@ def _bounded(name: str, values: np.ndarray, statistic) -> Row:
     if len(values) == 1:
         values = values[:, np.isfinite(values[0])]
     return with_interval(name, intervals.of_seeds_and_rows(values, statistic))
-
-
-def rescaled(distances: np.ndarray, clean: np.ndarray) -> np.ndarray:
-    """Distances in units where the clean test data's own span [0, 1]; as they are where those are all alike."""
-    return distances if on_manifold(clean) or np.ptp(clean) == 0 else (distances - clean.min()) / np.ptp(clean)
-
-
-def on_manifold(clean: np.ndarray) -> bool:
-    """Whether the clean test data lie on the manifold but for rounding, as on an exact one."""
-    return bool(clean.max() < 1e-3)
 
 
 def claim(config: ManifoldConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> Iterator[Row]:
@@ -159,7 +141,7 @@ def claim(config: ManifoldConfig, arrays: experiment.Arrays, tables: experiment.
             fractions = np.stack([fields["tangent_fraction"][places[kind]] for kind in kinds], axis=2)
             yield claims.ordered(of(text=texts_of(name)[1], published="-"), fractions, intervals.mean, rises=True)
             if (name, norm, train_loss, loss) == ("vae-gan", "l2", "xent", "xent"):
-                yield from _modes(config, clean, kept)
+                yield from modes.claim(config, clean, kept)
 
 
 def texts_of(manifold: str) -> tuple[str, str]:
@@ -175,46 +157,6 @@ def texts_of(manifold: str) -> tuple[str, str]:
     )
 
 
-def _modes(config: ManifoldConfig, clean: np.ndarray, kept: Mapping[str, np.ndarray]) -> Iterator[Row]:
-    """The published modes of the rescaled distances, where the radii are the paper's."""
-    paper = EXPERIMENT.presets["paper"].get(config.dataset, {})
-    if config.dataset not in PUBLISHED_MODES or config.radii["l2"] != paper["radii"]["l2"]:
-        return
-    modes, text = PUBLISHED_MODES[config.dataset], "mode of the rescaled distance"
-    for (name, values), theirs in zip({"test data": clean, **kept}.items(), modes, strict=True):
-        over = claims.Over(len(values), f"{values.shape[1]} images")
-        one = claims.Claim("2.1", text, f"{name}; xent analysis", f"{theirs:g}", over)
-        if (np.isfinite(values).sum(axis=1) < FEWEST).any():
-            yield claims.untested(one)
-            continue
-        # In units of the clean images' own range, which is not drawn anew: a bootstrap of extremes would miss it.
-        units = np.stack([rescaled(each, own) for each, own in zip(values, clean, strict=True)])
-        ours, low, high = map(float, intervals.of_seeds_and_rows(units, _mode))
-        # The published figure is of a sample as large as ours, and errs as much.
-        least, most = (ours + 2**0.5 * (bound - ours) for bound in (low, high))
-        judged = claims.number(theirs, modes, least, most, is_paper_size(config))
-        yield claims.row(one, f"{ours:.3g}", low, high, claims.of_few(judged, config.network_seeds))
-
-
-def _mode(values: np.ndarray) -> np.ndarray:
-    """The mode of `[image, ...]` over images, of what is finite."""
-    columns = np.moveaxis(values, 0, -1).reshape(-1, len(values))
-    return np.reshape([densities.mode(column[np.isfinite(column)]) for column in columns], values.shape[1:])
-
-
-def is_paper_size(config: ManifoldConfig) -> bool:
-    """Whether a run has the paper's numbers throughout, whatever its seed, groups of networks and quirks."""
-    paper = EXPERIMENT.presets["paper"].get(config.dataset)
-    if paper is None:
-        return False
-    free = {"dataset", "preset", "seed", "matmul_precision", "chunk", "norms", "train_losses", "analysis_losses"}
-    free |= {"robust_epsilon", "shuffle", "zero_mask", "sampled_projection", "network_seeds", "radii", "manifold"}
-    free |= {field.name for field in dataclasses.fields(config) if field.name.startswith(("pca", "neigh", "denoiser"))}
-    fields = [field for field in dataclasses.fields(config) if field.name not in free]
-    same_radii = config.radii["l2"] == paper["radii"]["l2"]
-    return same_radii and all(getattr(config, field.name) == paper.get(field.name, field.default) for field in fields)
-
-
 def draw(workdir: Path, config: ManifoldConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> None:
     """Of each analysis attack densities, attacked images, tangent fractions; loss gradients; the manifolds."""
     specs = specs_of(config)
@@ -225,14 +167,14 @@ def draw(workdir: Path, config: ManifoldConfig, arrays: experiment.Arrays, table
         clean, panels = fields["distance"], {}
         for (norm, train_loss), kinds in groups_of(specs).items():
             # On an exact manifold their density is a spike that hides all others.
-            curves = {"test data": np.empty(0) if on_manifold(clean) else rescaled(clean, clean)}
+            curves = {"test data": np.empty(0) if modes.on_manifold(clean) else modes.rescaled(clean, clean)}
             for kind in kinds:
                 own = fields["own"][places[kind]]
-                curves[kind] = rescaled(fields["attacked_distance"][places[kind]][own], clean)
+                curves[kind] = modes.rescaled(fields["attacked_distance"][places[kind]][own], clean)
             panels[f"{norm}, {train_loss}"] = curves
         # The first manifold's files are named as they were when there was one.
         of = f"{loss}" if name == config.manifold[0] else f"{name}_{loss}"
-        unit = "" if on_manifold(clean) else ", rescaled"
+        unit = "" if modes.on_manifold(clean) else ", rescaled"
         xlabel = f"distance{unit} ({title}, {loss} analysis)"
         figures.density_figure(workdir / f"densities_{of}.svg", panels, xlabel, colours)
         rows = [row for row in tables["rows"] if (row["manifold"], row["analysis_loss"]) == (name, loss)]

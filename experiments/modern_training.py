@@ -234,13 +234,11 @@ EXPERIMENT = experiment.Experiment(
         "recipe": "recipe",
         "kept": "epoch kept",
         "epoch": "its number",
-        **{"robust_accuracy": "robust accuracy"},
-        **{"test_accuracy": "test accuracy"},
+        **{"robust_accuracy": "robust accuracy", "test_accuracy": "test accuracy"},
     },
     others={"notes": evaluation.NOTES},
     captions={
-        "recipes.svg": "Robust accuracy of each recipe at its best and its last epoch; marks are clean accuracy, "
-        "intervals are over seeds and images.",
+        "recipes.svg": "Robust accuracy of each recipe at its best and its last epoch; marks are clean accuracy.",
     },
     estimate=estimated,
     takes="five minutes",

@@ -26,22 +26,7 @@ from experiments.harness.pages import figures
 from experiments.harness.pages.tables import Row, interval_of
 from experiments.harness.settings.config import AutoAttackConfig, ConfigError, FittedConfig, setting, subsets
 from experiments.harness.settings.options import Options
-from experiments.harness.training import stages
-from experiments.harness.training.guidance import (
-    ADVERSARIAL,
-    GUIDED,
-    GUIDES,
-    MASK,
-    STANDARD,
-    Guided,
-    epochs_of,
-    explained,
-    names_of,
-    recipe_for,
-    step_of,
-    trained_of,
-    trainings_of,
-)
+from experiments.harness.training import guidance, stages
 from experiments.harness.training.stages import Run
 from experiments.harness.verdicts import claims
 from robgrad import data, networks, training
@@ -59,7 +44,9 @@ class RefinementConfig(FittedConfig, AutoAttackConfig):
     """Guides, rounds, and what a round does."""
 
     guides: tuple[str, ...] = setting(
-        "What says which regions matter; true-mask where the data set knows it.", GUIDES, choices=lambda: GUIDES
+        "What says which regions matter; true-mask where the data set knows it.",
+        guidance.GUIDES,
+        choices=lambda: guidance.GUIDES,
     )
     rounds: int = setting("Rounds of explaining and training on.", 2)
     flagged_share: float = setting("Share of an image that is flagged, the least relevant.", 0.5, most=1.0)
@@ -79,9 +66,11 @@ def guides_of(config: RefinementConfig, dataset: data.Dataset) -> tuple[str, ...
       ConfigError: if none is left.
     """
     known = dataset.truth is not None and dataset.truth.mask is not None
-    guides = tuple(guide for guide in config.guides if known or guide != MASK)
+    guides = tuple(guide for guide in config.guides if known or guide != guidance.MASK)
     if not guides:
-        raise ConfigError(f"--guides={MASK}: expected a data set whose masks are known (shapes), got {dataset.name}")
+        raise ConfigError(
+            f"--guides={guidance.MASK}: expected a data set whose masks are known (shapes), got {dataset.name}"
+        )
     return guides
 
 
@@ -115,7 +104,7 @@ def measure(run: Run) -> experiment.Arrays:
     run = run._replace(config=replace(run.config, guides=guides_of(run.config, run.dataset)))
     config = run.config
     train, keys, shown = sets_of(config, run.dataset)
-    trained, flags = trained_of(run, train, keys)
+    trained, flags = guidance.trained_of(run, train, keys)
     arrays = {f"hits/{name}": evaluation.hits(run, trained, of, jax.random.key(0)) for name, of in shown.items()}
     found = evaluation.auto_attacked(run, trained, shown["removed"], "linf", (config.train_radius,))
     arrays |= {"hits/robust": found.pop("robust")[:, 0]} | {name: of for name, of in found.items() if "notes" in name}
@@ -129,19 +118,19 @@ def rows_of(config: RefinementConfig, arrays: experiment.Arrays, name: str) -> d
     hits, seeds = arrays[f"hits/{name}"] * 1.0, config.network_seeds
     if name == "corrupted":
         hits = hits.reshape(len(hits), len(corruptions.CORRUPTIONS), -1).mean(1)
-    return {one: hits[index * seeds : (index + 1) * seeds] for index, one in enumerate(trainings_of(config))}
+    return {one: hits[index * seeds : (index + 1) * seeds] for index, one in enumerate(guidance.trainings_of(config))}
 
 
 def tabulate(config: RefinementConfig, arrays: experiment.Arrays) -> experiment.Tables:
     """A row for each training: accuracies on each test set, with intervals."""
     config, rows = with_recorded(config, arrays), []
-    for name in trainings_of(config):
+    for name in guidance.trainings_of(config):
         row: Row = {"training": name, "network_seeds": config.network_seeds}
         for kind in (*SETS, "robust"):
             row |= claims.bounded(f"{kind}_accuracy", rows_of(config, arrays, kind)[name])
         row["mark_flagged"] = arrays[f"flagged/{name}"].mean() if f"flagged/{name}" in arrays else np.nan
         rows.append(row)
-    return {"rows": rows, "notes": evaluation.notes_of(names_of(config), "linf", arrays)}
+    return {"rows": rows, "notes": evaluation.notes_of(guidance.names_of(config), "linf", arrays)}
 
 
 RISES = {
@@ -168,20 +157,20 @@ def claim(config: RefinementConfig, arrays: experiment.Arrays, tables: experimen
         return claims.gain(claims.Claim(SECTION, text, guide, published, over), gains, margin)
 
     for guide in config.guides:
-        for base in (STANDARD, ADVERSARIAL):
+        for base in (guidance.STANDARD, guidance.ADVERSARIAL):
             for kind, text in RISES.items():
-                theirs = guide == "lime" and base == STANDARD and kind in PUBLISHED
+                theirs = guide == "lime" and base == guidance.STANDARD and kind in PUBLISHED
                 yield compared(
                     f"refined, {text}, against {base} training", kind, guide, base, "rises" if theirs else "-"
                 )
         text = "refined, clean accuracy without the mark pays less than 5 points, against standard training"
-        yield compared(text, "removed", guide, STANDARD, "modest" if guide == "lime" else "-", margin=0.05)
+        yield compared(text, "removed", guide, guidance.STANDARD, "modest" if guide == "lime" else "-", margin=0.05)
 
 
 def draw(workdir: Path, config: RefinementConfig, arrays: experiment.Arrays, tables: experiment.Tables) -> None:
     """Accuracies with intervals, by test set; some images."""
     config = with_recorded(config, arrays)
-    colours = figures.distinct(trainings_of(config))
+    colours = figures.distinct(guidance.trainings_of(config))
     groups: dict[str, dict[str, list[figures.Interval]]] = {}
     for kind in (*SETS, "robust"):
         for row in tables["rows"]:
@@ -204,18 +193,20 @@ def estimated(config: RefinementConfig, dataset: data.Dataset, options: Options,
     del others
     train, _, shown = sets_of(config, dataset)
     network, shape = stages.network_of(config, dataset), dataset.train.images.shape[1:]
-    step = step_of(config, network, GUIDED)
-    states = stages.begun(config, dataset, recipe_for(config, GUIDED), epochs_of(config), [0])
+    step = guidance.step_of(config, network, guidance.GUIDED)
+    states = stages.begun(
+        config, dataset, guidance.recipe_for(config, guidance.GUIDED), guidance.epochs_of(config), [0]
+    )
     sizes = jax.tree.map(lambda one: jnp.full(1, one), training.StepSizes(0.1, 0.1, 1e-3, 1.0))
-    epochs, work = epochs_of(config), networks.intensity(network, shape, config.attack_steps)
-    score = stages.score_of(config, dataset, recipe_for(config, GUIDED), sizes)
+    epochs, work = guidance.epochs_of(config), networks.intensity(network, shape, config.attack_steps)
+    score = stages.score_of(config, dataset, guidance.recipe_for(config, guidance.GUIDED), sizes)
     given = config.batch_size, epochs, config.shuffle, work, score
     plan = stages.Plan("guided", step, states, sizes, ["guided"], *given)
     count = (len(guides_of(config, dataset)) + 2) * config.network_seeds
-    examples = Guided(*train, np.zeros(train.images.shape[:3], bool))
+    examples = guidance.Guided(*train, np.zeros(train.images.shape[:3], bool))
     row = costs.row_of(dataset.name, plan, examples, options, count)
     yield row | {"minutes": (row["steps"] * row["ms_per_step"] / 1000 * count + row["compile_seconds"]) / 60}
-    flag = explained(network, "lime", config.lime_samples, config.flagged_share, config.chunk)
+    flag = guidance.explained(network, "lime", config.lime_samples, config.flagged_share, config.chunk)
     variables, some = networks.init(network, jax.random.key(0), shape), train.images[: config.chunk]
     warm, cold = costs.warm_and_cold(lambda: flag(variables, some, jax.random.key(0)))
     chunks = len(train.images) / len(some) * config.rounds * config.network_seeds

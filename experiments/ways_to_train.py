@@ -17,25 +17,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments.harness import costs, experiment, running
-from experiments.harness.measurement import evaluation
+from experiments.harness.measurement import evaluation, measures
 from experiments.harness.pages import figures
 from experiments.harness.pages.tables import Row, interval_of
 from experiments.harness.settings.config import AutoAttackConfig, FittedConfig, setting, subsets
 from experiments.harness.settings.options import Options
 from experiments.harness.training import stages
 from experiments.harness.training.stages import Run
-from experiments.harness.training.ways import REFERENCE, WAYS, members_of, plan_of, seconds_of, strength_of, trained_way
+from experiments.harness.training.ways import (
+    REFERENCE,
+    WAYS,
+    chosen_of,
+    members_of,
+    places_of,
+    plan_of,
+    seconds_of,
+    strength_of,
+    taken_of,
+    trained_way,
+)
 from experiments.harness.verdicts import claims
-from robgrad import data, faithfulness, gradients, intervals, manifolds, networks, runs
+from robgrad import data, intervals, runs
 
 SECTION = "second order"
-# How far clean accuracies on held-out images may lie below PGD training's and be called equal.
-EQUAL = 0.01
 # Published: clean, and under PGD-20 at l-inf 8/255, on 500 images of CIFAR-10.
 PUBLISHED = "81.2 clean, 51.8 under PGD-20 (CIFAR-10)"
 
@@ -71,71 +78,7 @@ def measure(run: Run) -> experiment.Arrays:
     own = trained.take(places)
     found = evaluation.auto_attacked(run, own, test, "linf", (config.train_radius,))
     arrays |= {"robust_hits": found.pop("robust")[:, 0]} | {name: of for name, of in found.items() if "notes" in name}
-    return arrays | gradients_of(run, own, train, test)
-
-
-def chosen_of(config: WaysConfig, arrays: experiment.Arrays) -> dict[str, list[int]]:
-    """Of each way the places of the networks, one a seed, that are compared: see `taken_of`."""
-    taken, members = taken_of(config, arrays["held_hits"]), members_of(config)
-    return {way: [place for place, one in enumerate(members) if one[:2] == (way, taken[way][0])] for way in config.ways}
-
-
-def taken_of(config: WaysConfig, held: np.ndarray) -> dict[str, tuple[int, bool]]:
-    """Of each way the strength that is compared, and whether its clean accuracy equals PGD training's.
-
-    That is the strongest whose hits on images held out are at most a point short of those of PGD training at the whole
-    radius; where there is none, the one with the most hits.
-    """
-    members = members_of(config)
-
-    def hits(way: str, strength: int) -> int:
-        return int(held[[place for place, one in enumerate(members) if one[:2] == (way, strength)]].sum())
-
-    whole = WAYS[REFERENCE].shares.index(1.0)
-    each = config.network_seeds * held.shape[1]
-    wanted = hits(REFERENCE, whole) - EQUAL * each if REFERENCE in config.ways else 0.0
-    taken = {}
-    for way in config.ways:
-        found = [hits(way, strength) for strength in range(len(WAYS[way].strengths))]
-        equal = [strength for strength, count in enumerate(found) if count >= wanted]
-        taken[way] = (
-            (whole, True) if way == REFERENCE else (max(equal), True) if equal else (int(np.argmax(found)), False)
-        )
-    return taken
-
-
-def gradients_of(run: Run, trained: runs.Classifiers, train: data.Split, test: data.Split) -> experiment.Arrays:
-    """Of each chosen network and image: tangent fractions, and ROAD of the gradient there and at another image."""
-    config, shape = run.config, run.image_shape
-    some = test.take(config.measured_examples)
-    planes = {"pca": manifolds.pca(manifolds.fit_pca(train.images, config.pca_dimensions))}
-    if run.dataset.truth is not None:
-        kind, settings = manifolds.KINDS["exact"], {"dataset": run.dataset.name}
-        planes["exact"] = kind.manifold(shape, kind.fit(stages.used(run, train), settings), None, settings)  # type: ignore[misc]
-    elsewhere = gradients.controls.of_another_image(gradients.gradient, data.scale(jnp.asarray(train.images[:500])))
-
-    def of_image(_, variables, example):
-        key, (pixels, label) = example
-        image, own = data.scale(pixels), networks.logits_fn(trained.network, variables)
-        slope = gradients.loss_gradient(own, image)
-        said = {
-            f"fraction/{name}": gradients.tangent_fraction(slope, plane.tangent_space(image).basis)
-            for name, plane in planes.items()
-        }
-        maps = {"road": gradients.gradient(key, own, image), "road_elsewhere": elsewhere(key, own, image)}
-        return said | {name: faithfulness.road(key, own, image, label, values).score for name, values in maps.items()}
-
-    keys = jax.random.split(stages.key_of(config.seed, "gradients"), len(some.labels))
-    return stages.per_example(run, trained, of_image, (keys, some))
-
-
-def places_of(config: WaysConfig, arrays: experiment.Arrays) -> dict[str, list[int]]:
-    """Of each way the places of its chosen networks among the chosen."""
-    places, first = {}, 0
-    for way, members in chosen_of(config, arrays).items():
-        places[way] = list(range(first, first + len(members)))
-        first += len(members)
-    return places
+    return arrays | measures.of_gradients(run, own, train, test)
 
 
 MEASURED = {"robust_accuracy": "robust_hits", "fraction_pca": "fraction/pca", "fraction_exact": "fraction/exact"}

@@ -13,7 +13,7 @@ from experiments.harness import experiment
 from experiments.harness.pages import figures, glossary, html, report, tables
 from experiments.harness.settings import presets
 from experiments.harness.training.specs import Spec
-from experiments.harness.verdicts import claims, correlations
+from experiments.harness.verdicts import claims, correlations, modes
 from robgrad import data as data_sets
 from robgrad import faithfulness
 from robgrad.manifolds import densities
@@ -300,11 +300,11 @@ def manifold_config(preset, **given):
 
 def test_only_the_papers_own_sizes_are_held_to_its_numbers():
     paper = manifold_config("paper")
-    assert manifold_distance.is_paper_size(paper)
-    assert not manifold_distance.is_paper_size(manifold_config("quick"))
+    assert modes.is_paper_size(paper)
+    assert not modes.is_paper_size(manifold_config("quick"))
     for changed in ({"reconstruction_weight": 1.0}, {"analysis_step_size": 0.1}, {"step_sizes": {"l2": 0.1}}):
-        assert not manifold_distance.is_paper_size(manifold_config("paper", **changed))
-    assert manifold_distance.is_paper_size(dataclasses.replace(paper, seed=1, train_losses=("xent",)))
+        assert not modes.is_paper_size(manifold_config("paper", **changed))
+    assert modes.is_paper_size(dataclasses.replace(paper, seed=1, train_losses=("xent",)))
 
 
 def test_settings_by_norm_replace_the_presets_norm_by_norm():

@@ -8,8 +8,7 @@ import pytest
 from scipy.linalg import subspace_angles
 from scipy.stats import spearmanr
 
-from experiments import known_manifold
-from experiments.harness.measurement import alignment
+from experiments.harness.measurement import agreement, alignment
 from robgrad import data as data_sets
 from robgrad import manifolds, runs
 
@@ -30,11 +29,11 @@ def finished(tmp_path_factory, run):
 def test_principal_angles_equal_scipys():
     generator = np.random.default_rng(0)
     one, two = (np.linalg.qr(generator.normal(size=(5, 30, count)))[0] for count in (6, 4))
-    found = known_manifold.principal_angles(one.swapaxes(1, 2) @ two)
+    found = agreement.principal_angles(one.swapaxes(1, 2) @ two)
     expected = [np.sort(subspace_angles(a, b)) for a, b in zip(one, two, strict=True)]
     np.testing.assert_allclose(found, expected, atol=1e-6)
     # An estimate of fewer dimensions is at right angles to what it is short of.
-    np.testing.assert_allclose(known_manifold.principal_angles(np.eye(4)[None, :2]), [[0, 0, *[np.pi / 2] * 2]])
+    np.testing.assert_allclose(agreement.principal_angles(np.eye(4)[None, :2]), [[0, 0, *[np.pi / 2] * 2]])
 
 
 def test_rank_correlations_equal_scipys_of_what_is_finite():
@@ -42,7 +41,7 @@ def test_rank_correlations_equal_scipys_of_what_is_finite():
     pairs[..., 1] += pairs[..., 0]
     pairs[:5, 1, 0], pairs[3:9, 2, 1], pairs[:, 3, 1] = np.nan, np.nan, 1.0
     expected = [spearmanr(*one[np.isfinite(one).all(1)].T).statistic for one in pairs[:, :3].swapaxes(0, 1)]
-    found = known_manifold._rank_correlation(pairs)
+    found = agreement.rank_correlation(pairs)
     np.testing.assert_allclose(found, [*expected, np.nan])
 
 

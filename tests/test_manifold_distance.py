@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from experiments import manifold_distance
+from experiments.harness.verdicts import modes
 
 SMALL = [
     *(
@@ -134,5 +134,5 @@ def test_a_directory_of_another_configuration_is_refused(finished, run):
 
 def test_distances_to_a_manifold_that_holds_the_images_are_not_rescaled():
     rounding, spread, attacked = np.array([0.0, 1e-7, 3e-7]), np.array([1.0, 2.0, 5.0]), np.array([1.0, 3.0])
-    np.testing.assert_array_equal(manifold_distance.rescaled(attacked, rounding), attacked)
-    np.testing.assert_allclose(manifold_distance.rescaled(attacked, spread), [0, 0.5])
+    np.testing.assert_array_equal(modes.rescaled(attacked, rounding), attacked)
+    np.testing.assert_allclose(modes.rescaled(attacked, spread), [0, 0.5])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import refinement, ways_to_train
-from experiments.harness.training import guidance
+from experiments.harness.training import guidance, ways
 from experiments.harness.verdicts import claims
 
 SMALL = [
@@ -56,7 +56,7 @@ class Ways:
 
 
 def hits_of(accuracies, images=1000):
-    members = ways_to_train.members_of(Ways)
+    members = ways.members_of(Ways)
     hits = np.zeros((len(members), images), bool)
     for place, one in enumerate(members):
         hits[place, : round(images * accuracies[one.way][one.strength])] = True
@@ -70,12 +70,12 @@ def test_the_strongest_of_equal_clean_accuracy_is_taken():
         "cure": [0.95, 0.895, 0.88],
         "scorpio-1": [0.8, 0.85, 0.7],
     }
-    taken = ways_to_train.taken_of(Ways, hits_of(accuracies))
+    taken = ways.taken_of(Ways, hits_of(accuracies))
     assert taken == {"standard": (0, True), "pgd": (1, True), "cure": (1, True), "scorpio-1": (1, False)}
     level = {"standard": [0.9], "pgd": [0.9] * 3, "cure": [0.9] * 3, "scorpio-1": [0.9] * 3}
-    taken = ways_to_train.taken_of(Ways, hits_of(level))
+    taken = ways.taken_of(Ways, hits_of(level))
     assert [strength for strength, _ in taken.values()] == [0, 1, 2, 2]
-    places = ways_to_train.chosen_of(Ways, {"held_hits": hits_of(level)})
+    places = ways.chosen_of(Ways, {"held_hits": hits_of(level)})
     assert [len(members) for members in places.values()] == [3, 3, 3, 3]
 
 
@@ -83,7 +83,7 @@ def test_claims_on_ways_are_of_the_right_sign_and_not_judged_where_accuracies_di
     generator = np.random.default_rng(0)
     level = {"standard": [0.9], "pgd": [0.9] * 3, "cure": [0.9] * 3, "scorpio-1": [0.9] * 3}
     robust = np.repeat([0.1, 0.8, 0.3, 0.6], 3)[:, None] > generator.random((12, 300))
-    names = [member.name for member in ways_to_train.members_of(Ways)]
+    names = [member.name for member in ways.members_of(Ways)]
     arrays = {"held_hits": hits_of(level), "test_hits": hits_of(level), "robust_hits": robust, "road": robust * 1.0}
     arrays |= {"seconds": np.array([[1.0] * 3, [4.0, 4.1, 4.2], [2.0] * 3, [3.0] * 3])}
     arrays |= {f"notes/{name}": np.array([], str) for name in names}

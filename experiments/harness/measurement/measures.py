@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.harness.progress import counted
+from experiments.harness.training import stages
 from experiments.harness.training.stages import Run
-from robgrad import data, faithfulness, gradients, networks, runs, stacking
+from robgrad import data, faithfulness, gradients, manifolds, networks, runs, stacking
 from robgrad.gradients import controls
 
 Arrays = dict[str, np.ndarray]
@@ -141,3 +142,31 @@ def of_networks(
             runs.write_arrays(path, part)
         parts.append(part)
     return parts
+
+
+def of_gradients(run: Run, trained: runs.Classifiers, train: data.Split, test: data.Split) -> Arrays:
+    """Of each network and image: fractions of the loss gradient, and ROAD of the gradient there and at another image.
+
+    Fractions are along a plane of the training images, and along the manifold where it is known.
+    """
+    config, shape = run.config, run.image_shape
+    some = test.take(config.measured_examples)
+    planes = {"pca": manifolds.pca(manifolds.fit_pca(train.images, config.pca_dimensions))}
+    if run.dataset.truth is not None:
+        kind, settings = manifolds.KINDS["exact"], {"dataset": run.dataset.name}
+        planes["exact"] = kind.manifold(shape, kind.fit(stages.used(run, train), settings), None, settings)  # type: ignore[misc]
+    elsewhere = gradients.controls.of_another_image(gradients.gradient, data.scale(jnp.asarray(train.images[:500])))
+
+    def of_image(_, variables, example):
+        key, (pixels, label) = example
+        image, own = data.scale(pixels), networks.logits_fn(trained.network, variables)
+        slope = gradients.loss_gradient(own, image)
+        said = {
+            f"fraction/{name}": gradients.tangent_fraction(slope, plane.tangent_space(image).basis)
+            for name, plane in planes.items()
+        }
+        maps = {"road": gradients.gradient(key, own, image), "road_elsewhere": elsewhere(key, own, image)}
+        return said | {name: faithfulness.road(key, own, image, label, values).score for name, values in maps.items()}
+
+    keys = jax.random.split(stages.key_of(config.seed, "gradients"), len(some.labels))
+    return stages.per_example(run, trained, of_image, (keys, some))

@@ -14,6 +14,8 @@ from experiments.harness.training.stages import Run
 from robgrad import data, networks, runs, training
 
 REFERENCE = "pgd"
+# How far clean accuracies on held-out images may lie below PGD training's and be called equal.
+EQUAL = 0.01
 # Rounds of timing a few steps of every way.
 TIMINGS = 3
 
@@ -117,6 +119,45 @@ def trained_way(run: Run, way: str, train: data.Split) -> runs.Classifiers:
 
     with launch.patiently():
         return stages.kept(run, way, rows, settings, make)
+
+
+def chosen_of(config: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, list[int]]:
+    """Of each way the places of the networks, one a seed, that are compared: see `taken_of`."""
+    taken, members = taken_of(config, arrays["held_hits"]), members_of(config)
+    return {way: [place for place, one in enumerate(members) if one[:2] == (way, taken[way][0])] for way in config.ways}
+
+
+def taken_of(config: Any, held: np.ndarray) -> dict[str, tuple[int, bool]]:
+    """Of each way the strength that is compared, and whether its clean accuracy equals PGD training's.
+
+    That is the strongest whose hits on images held out are at most a point short of those of PGD training at the whole
+    radius; where there is none, the one with the most hits.
+    """
+    members = members_of(config)
+
+    def hits(way: str, strength: int) -> int:
+        return int(held[[place for place, one in enumerate(members) if one[:2] == (way, strength)]].sum())
+
+    whole = WAYS[REFERENCE].shares.index(1.0)
+    each = config.network_seeds * held.shape[1]
+    wanted = hits(REFERENCE, whole) - EQUAL * each if REFERENCE in config.ways else 0.0
+    taken = {}
+    for way in config.ways:
+        found = [hits(way, strength) for strength in range(len(WAYS[way].strengths))]
+        equal = [strength for strength, count in enumerate(found) if count >= wanted]
+        taken[way] = (
+            (whole, True) if way == REFERENCE else (max(equal), True) if equal else (int(np.argmax(found)), False)
+        )
+    return taken
+
+
+def places_of(config: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, list[int]]:
+    """Of each way the places of its chosen networks among the chosen."""
+    places, first = {}, 0
+    for way, members in chosen_of(config, arrays).items():
+        places[way] = list(range(first, first + len(members)))
+        first += len(members)
+    return places
 
 
 def seconds_of(run: Run, train: data.Split) -> np.ndarray:

@@ -211,8 +211,8 @@ def gain(claim: Claim, gains: np.ndarray, margin: float = 0.0, note: str = "") -
 
 
 def untested(claim: Claim) -> Row:
-    """A claim of which nothing could be measured, for instance because no attack succeeded."""
-    return row(claim, "-", None, None, UNTESTED)
+    """A claim of which nothing could be measured, as where no attack succeeded; its family pays for it all the same."""
+    return row(claim, "-", None, None, Steps(math.nan, math.nan))
 
 
 def is_papers(row: Row) -> bool:
@@ -261,8 +261,7 @@ def ordered(
       last: what the last value is of, where not of a network.
     """
     if np.isfinite(values).sum(axis=1).min() < min(FEWEST, values.shape[1]):
-        # Its family pays for it all the same.
-        return row(claim, "-", None, None, Steps(math.nan, math.nan))
+        return untested(claim)
     sign = 1 if rises else -1
     averages = np.mean(statistic(np.moveaxis(values, 1, 0)), axis=0)
     _, *steps = intervals.of_seeds_and_rows(values, lambda draw: sign * np.diff(statistic(draw)))
