@@ -184,7 +184,8 @@ def test_sharded_data_give_the_numbers_of_copies(data, batch):
     fit = lambda shard: training.fit(  # noqa: E731
         STEP, states(1), numbers(1), odd, mesh=mesh, batch_size=batch, epochs=2, shard_data=shard
     )
-    close(fit(True).variables, fit(False).variables, atol=0)
+    # Two programs: to rounding.
+    close(fit(True).variables, fit(False).variables, atol=1e-7)
 
 
 @pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices")
