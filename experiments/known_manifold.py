@@ -33,9 +33,6 @@ from experiments.harness.training.stages import Run
 from experiments.harness.verdicts import claims
 from robgrad import data, gradients, intervals, manifolds, networks, runs
 
-# Accuracy below which a network is said not to have trained.
-UNTRAINED = 0.3
-
 
 @dataclass(frozen=True, kw_only=True)
 class KnownConfig(AnalysedConfig):
@@ -106,7 +103,7 @@ def tabulate(config: KnownConfig, arrays: experiment.Arrays) -> experiment.Table
                 **specs[members[0]].row,
                 "network_seeds": len(members),
                 "test_accuracy": np.mean(arrays["clean_hits"][members]),
-                "untrained": int(np.sum(arrays["clean_hits"][members].mean(1) < UNTRAINED)),
+                "untrained": evaluation.untrained(arrays, members),
                 **with_interval("tangent_fraction", fraction),
                 "root_fraction": np.nanmean(np.sqrt(truth["tangent_fraction"][members])),
                 "fraction_same_class": np.nanmean(truth["fraction_same_class"][members]),

@@ -214,6 +214,7 @@ EXPERIMENT = experiment.Experiment(
         "median_distance": "median distance",
         "tangent_fraction": "tangent fraction",
         **evaluation.COLUMNS,
+        "untrained": "seeds not trained",
         "attack_success": "attack success",
         "clean_median_distance": "of clean images",
         "rescaled_mode": "rescaled mode",

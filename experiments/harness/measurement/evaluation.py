@@ -19,6 +19,8 @@ from robgrad import attacks, data, intervals, networks, runs, training
 
 Arrays = dict[str, np.ndarray]
 ROBUST = ("robust", "broken_by")
+# Accuracy below which a network is said not to have trained.
+UNTRAINED = 0.3
 
 
 class Named(Protocol):
@@ -102,11 +104,17 @@ def hits_of(run: Run, trained: runs.Classifiers, test: data.Split, key: jax.Arra
     }
 
 
+def untrained(arrays: Arrays, members: Sequence[int]) -> int:
+    """How many of some networks are right on so few test images that they have not trained."""
+    return int(np.sum(arrays["clean_hits"][members].mean(1) < UNTRAINED))
+
+
 def accuracies(config: EvaluatedConfig, arrays: Arrays, members: Sequence[int]) -> Row:
     """What a row says of networks of one kind: their accuracies, that under AutoAttack with its interval."""
     robust = arrays["robust_hits"][members]
     return {
         "test_accuracy": np.mean(arrays["clean_hits"][members]),
+        "untrained": untrained(arrays, members),
         "pgd_accuracy": np.mean(arrays["pgd_hits"][members]),
         **with_interval("robust_accuracy", intervals.of_share(robust)),
         "auto_attack": f"{config.auto_attack}, {robust.shape[1]} images",

@@ -78,7 +78,7 @@ COLUMNS = {
     "rank": "Spearman's rank correlation over kinds of networks.",
     "rank_share": "The seeds' share of its variance; what the networks bring is normal.",
     "linear_share": "The seeds' share of its variance; what the networks bring is normal.",
-    "untrained": "Of them those right on less than 0.3 of the test images: not trained, but counted.",
+    "untrained": "Seeds right on less than 0.3 of the test images: not trained, but counted.",
     "rank_published": "What the paper has for it on CIFAR-10.",
     "pixels_kept": "Share of pixels kept, in per cent.",
     "keeping": "Accuracy retrained on random pixels kept.",
