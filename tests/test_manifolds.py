@@ -218,7 +218,7 @@ def test_a_denoiser_finds_the_plane_that_the_data_lie_in():
     network = manifolds.Denoiser()
     states = stacking.stack([manifolds.init_denoiser(network, (8, 8, 1), KEY)])
     data = data_sets.Split(images, np.zeros(2000, np.int32))
-    options = {"mesh": stacking.device_mesh(1, 50), "batch_size": 50, "epochs": 8}
+    options = {"mesh": stacking.device_mesh(1, 50), "batch_size": 50, "epochs": 16}
     sizes = manifolds.DenoiserSizes(jnp.array([2e-3]))
     trained = training.fit(manifolds.denoiser_step(network), states, sizes, data, **options)
     surface = manifolds.from_denoiser(network, stacking.replica(trained.variables, 0), dimensions=8)
