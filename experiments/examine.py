@@ -338,7 +338,7 @@ EXPERIMENT = experiment.Experiment(
         "below that without random pixels, the more faithful; bars are deviations over retrainings.",
     },
     estimate=estimated,
-    takes="a minute on digits, three for a small ResNet on 32x32",
+    takes="a minute on digits, two to five for a small ResNet on 32x32",
     picture="robust_accuracy.svg",
     alone=True,
 )

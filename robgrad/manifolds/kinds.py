@@ -40,11 +40,10 @@ class Fitting(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """A number that a kind of manifold depends on: what it is, in a sentence, its type, and its default, if any."""
+    """A number that a kind of manifold depends on: what it is, in a sentence, and its default, which has its type."""
 
     text: str
-    type: type
-    default: Any = None
+    default: int | float
 
 
 class Kind(NamedTuple):
@@ -175,15 +174,15 @@ def _exact(image_shape: Sequence[int], arrays, key: Array | None, settings: Sett
     return renderer(lambda label, code: decoder.apply(arrays["decoder"], code[None])[0], bank, np.inf)
 
 
-_PLANE = {"pca_dimensions": Setting("Dimensions of PCA, of all images or of neighbours.", int, 10)}
+_PLANE = {"pca_dimensions": Setting("Dimensions of PCA, of all images or of neighbours.", 10)}
 VAE_GAN = Kind(
     "VAE-GAN",
     {
-        "vae_gan_epochs": Setting("Epochs of the VAE-GAN.", int, 20),
-        "vae_gan_batch_size": Setting("Batch of the VAE-GAN.", int, 100),
-        "vae_gan_learning_rate": Setting("Learning rate of the three Adams of the VAE-GAN.", float, 5e-4),
-        "reconstruction_weight": Setting("Weight lambda of the reconstruction in the decoder's loss.", float, 0.005),
-        "discriminator_steps": Setting("Discriminator steps a step of the VAE-GAN.", int, 1),
+        "vae_gan_epochs": Setting("Epochs of the VAE-GAN.", 20),
+        "vae_gan_batch_size": Setting("Batch of the VAE-GAN.", 100),
+        "vae_gan_learning_rate": Setting("Learning rate of the three Adams of the VAE-GAN.", 5e-4),
+        "reconstruction_weight": Setting("Weight lambda of the reconstruction in the decoder's loss.", 0.005),
+        "discriminator_steps": Setting("Discriminator steps a step of the VAE-GAN.", 1),
     },
     _vae_gan_fitting,
     None,
@@ -202,7 +201,7 @@ PCA = Kind(
 )
 LOCAL_PCA = Kind(
     "PCA of neighbours",
-    {**_PLANE, "neighbours": Setting("Neighbours that make a plane.", int, 50)},
+    {**_PLANE, "neighbours": Setting("Neighbours that make a plane.", 50)},
     None,
     lambda dataset, settings: scale(jnp.asarray(dataset.train.images[:_COMPARED])),
     lambda image_shape, settings: jax.ShapeDtypeStruct(
@@ -214,11 +213,11 @@ LOCAL_PCA = Kind(
 DENOISER = Kind(
     "denoiser",
     {
-        "denoiser_epochs": Setting("Epochs of the denoiser.", int, 30),
-        "denoiser_batch_size": Setting("Batch of the denoiser.", int, 100),
-        "denoiser_learning_rate": Setting("Learning rate of the denoiser's Adam.", float, 2e-3),
-        "denoiser_noise": Setting("Noise that the denoiser's projection starts at, a standard deviation.", float, 0.3),
-        "denoiser_dimensions": Setting("Most dimensions of the denoiser's tangent spaces.", int, 16),
+        "denoiser_epochs": Setting("Epochs of the denoiser.", 30),
+        "denoiser_batch_size": Setting("Batch of the denoiser.", 100),
+        "denoiser_learning_rate": Setting("Learning rate of the denoiser's Adam.", 2e-3),
+        "denoiser_noise": Setting("Noise that the denoiser's projection starts at, a standard deviation.", 0.3),
+        "denoiser_dimensions": Setting("Most dimensions of the denoiser's tangent spaces.", 16),
     },
     _denoiser_fitting,
     None,

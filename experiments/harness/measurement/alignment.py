@@ -1,7 +1,7 @@
 """Networks measured against manifolds: attacked images and loss gradients of every test image."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, make_dataclass
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,7 @@ _SPREAD = 1000
 def _of_manifolds() -> Any:
     """A configuration with a field for each setting of each kind of manifold."""
     every = {name: one for kind in manifolds.KINDS.values() for name, one in kind.settings.items()}
-    fields = [
-        (name, one.type, setting(one.text, MISSING if one.default is None else one.default))
-        for name, one in every.items()
-    ]
+    fields = [(name, type(one.default), setting(one.text, one.default)) for name, one in every.items()]
     return make_dataclass("ManifoldsConfig", fields, bases=(DataConfig,), frozen=True, kw_only=True)
 
 

@@ -201,7 +201,8 @@ def answers(results_of: Callable[[str], Results]) -> str:
         f"Its explanation: more of such a network's gradient lies along the manifold, {more:.2f} of its squared "
         f"length against {along:.2f}, on Fashion-MNIST {most_along:.2f} against {less:.2f} "
         f"({_verdict(FINDINGS[1], digits, clothes)}); on shapes, whose manifold is known, "
-        f"{truest:.2f} against {true:.2f} ({_verdict(FINDINGS[2], shapes)}).",
+        f"{truest:.2f} against {true:.2f} ({_verdict(FINDINGS[2], shapes)}, in a rerun: before, two networks did not "
+        "train).",
         f"What limits it: on rendered shapes ({dead} networks did not train) and MNIST distances are {untold[0]}, "
         f"shares {untold[1]}. Along the tangent space of another image of its class the share rises, too (digits "
         f"{elsewhere_before:.2f} to {elsewhere_after:.2f}). A direction with the data's covariance has {spread:.2f} on "

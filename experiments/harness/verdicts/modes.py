@@ -9,7 +9,7 @@ import numpy as np
 from experiments.harness.pages.tables import Row
 from experiments.harness.settings.presets import Preset, presets_of
 from experiments.harness.verdicts import claims
-from robgrad import intervals
+from robgrad import intervals, manifolds
 from robgrad.manifolds import densities
 
 # Modes of the rescaled distances, read off the figures (cross-entropy analysis, l2 networks trained on
@@ -75,7 +75,9 @@ def is_paper_size(config: Any) -> bool:
         return False
     free = {"dataset", "preset", "seed", "matmul_precision", "chunk", "norms", "train_losses", "analysis_losses"}
     free |= {"robust_epsilon", "shuffle", "zero_mask", "sampled_projection", "network_seeds", "radii", "manifold"}
-    free |= {field.name for field in dataclasses.fields(config) if field.name.startswith(("pca", "neigh", "denoiser"))}
+    # Of manifolds the paper has the VAE-GAN alone.
+    papers = {*manifolds.KINDS["vae-gan"].settings}
+    free |= {name for kind in manifolds.KINDS.values() for name in kind.settings} - papers
     fields = [field for field in dataclasses.fields(config) if field.name not in free]
     same_radii = config.radii["l2"] == paper["radii"]["l2"]
     return same_radii and all(getattr(config, field.name) == paper.get(field.name, field.default) for field in fields)
