@@ -55,7 +55,7 @@ def parts_of(given: Flags, experiments: Sequence[Experiment], root: Path) -> lis
     for one in experiments:
         for name in datasets_of(one, given) if one.has_dataset else [None]:
             if name and name not in sets:
-                sets[name] = data.load(
+                sets[name] = runs.load_data(
                     name, given.values.data_dir, given.values.image_size if data.is_folder(name) else None
                 )
             dataset = sets[name] if name else None

@@ -9,7 +9,6 @@ from scipy.linalg import subspace_angles
 from scipy.stats import spearmanr
 
 from experiments.harness.measurement import agreement, alignment
-from robgrad import data as data_sets
 from robgrad import manifolds, runs
 
 SMALL = [
@@ -66,7 +65,7 @@ def test_a_generated_set_is_what_its_generator_makes(finished):
     assert sum(claim["claim"] == by_estimate for claim in results["claims"]) == 4
     # The VAE-GAN that was fitted to what another one made is not that other one.
     assert results["estimates"][0]["shared"] < 0.999
-    made = data_sets.load(f"generated:{workdir / 'generator'}")
+    made = runs.load_data(f"generated:{workdir / 'generator'}")
     assert made.name.startswith("generated-generator-")
     assert (len(made.train.labels), len(made.test.labels)) == (6000, 1000)
     decoded = jax.vmap(made.truth.decode)(made.test.labels[:5], made.truth.test_codes[:5])
@@ -80,4 +79,4 @@ def test_a_generated_set_is_what_its_generator_makes(finished):
 
 def test_a_run_without_a_generator_makes_no_set(tmp_path):
     with pytest.raises(runs.RunError, match="expected a run directory with trained networks"):
-        data_sets.load(f"generated:{tmp_path}")
+        runs.load_data(f"generated:{tmp_path}")

@@ -181,7 +181,7 @@ def main(experiment: Experiment, about: str) -> None:
 
 def loaded(values: Any) -> data.Dataset:
     """The data set that the flags ask for."""
-    return data.load(values.dataset, values.data_dir, values.image_size)
+    return runs.load_data(values.dataset, values.data_dir, values.image_size)
 
 
 def workdir_of(experiment: Experiment, given: Flags) -> Path:

@@ -15,6 +15,9 @@ from robgrad.data.checks import check, checked_count
 from robgrad.data.images import DataError, Dataset, Split
 from robgrad.data.shapes import canvas_of, shapes
 
+# How names begin of sets that the networks of a run make.
+GENERATED = "generated:"
+
 
 def load(name: str, data_dir: str | os.PathLike | None = None, size: int | None = None) -> Dataset:
     """Loads a data set by name and checks it.
@@ -22,19 +25,18 @@ def load(name: str, data_dir: str | os.PathLike | None = None, size: int | None 
     Args:
       name: `"digits"` for scikit-learn's 8x8 digits, embedded, with a fixed stratified fifth held
         out; `"shapes"`, rendered shapes of 28x28 pixels, or another size, for instance `"shapes-16"` or
-        `"shapes-32x3"` (colour); `"generated:RUN"`, what the VAE-GAN in a run's directory makes, labelled by the run's
-        standard network; or a path that ends in `.npz`, a file of the arrays `train_images`, `train_labels`,
+        `"shapes-32x3"` (colour); or a path that ends in `.npz`, a file of the arrays `train_images`, `train_labels`,
         `test_images`, `test_labels` and, where wanted, `classes` (names) and `test_masks` (which pixels of each
         test image matter to an expert); files in the layout of MedMNIST will do; or a folder, with a `/` in its name,
         that holds those arrays as `.npy` files, or a folder of images for each class, see `folders.load`, or what
         `save_to_disk` of Hugging Face's `datasets` has written, see `hugging_face.load`; or the TFDS name of any image
         classification set with splits `train` and `test`. Its images are decoded once and cached as a
-        plain `.npz` beside the data, or in the user's cache directory where the data are read-only.
+        plain `.npz` beside the data, or in the user's cache directory where the data are read-only. What a run's
+        generator makes, `generated:RUN`, is loaded by `robgrad.runs.load_data`.
       data_dir: TFDS data directory; default `$TFDS_DATA_DIR`, then `~/tensorflow_datasets`.
       size: pixels of each side that the images of a folder are resized to; as they are where None.
 
     Raises:
-      RunError: if a run has no such networks.
       DataError: if the set is unknown, missing or unreadable, or is not of labelled images of one shape.
     """
     if size is not None:
@@ -45,11 +47,8 @@ def load(name: str, data_dir: str | os.PathLike | None = None, size: int | None 
         dataset = EMBEDDED[name]()
     elif canvas_of(name):
         dataset = shapes(name)
-    elif name.startswith("generated:"):
-        # The only set that needs trained networks, which stand on data sets.
-        from robgrad.runs.generated import generated
-
-        dataset = generated(name.removeprefix("generated:"))
+    elif name.startswith(GENERATED):
+        raise DataError(f"{name}: expected a set that needs no trained networks; robgrad.runs.load_data loads this one")
     elif is_file(name):
         dataset = _from_file(Path(name).expanduser())
     elif is_folder(name):

@@ -25,7 +25,7 @@ from robgrad.runs.directory import (
     write_arrays,
     writing,
 )
-from robgrad.runs.generated import generated
+from robgrad.runs.generated import generated, load_data
 
 __all__ = [
     "Classifiers",
@@ -39,6 +39,7 @@ __all__ = [
     "joined",
     "load_arrays",
     "load_classifiers",
+    "load_data",
     "load_manifold",
     "load_network",
     "open_run",

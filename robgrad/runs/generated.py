@@ -11,10 +11,26 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from robgrad.data.images import Dataset, Split, Truth
+from robgrad.data import load
+from robgrad.data.images import DataError, Dataset, Split, Truth
+from robgrad.data.sources import GENERATED
 from robgrad.manifolds import vae_gan_for
 from robgrad.runs.checkpoints import load_arrays, load_network, read_about, stages
 from robgrad.runs.directory import RunError
+
+
+def load_data(name: str, data_dir: str | os.PathLike | None = None, size: int | None = None) -> Dataset:
+    """`robgrad.data.load`, and `"generated:RUN"`, the set that a run's generator makes, see `generated`.
+
+    Raises:
+      RunError: if a run has no such networks.
+      DataError: as `robgrad.data.load`, and if a generated set should be resized.
+    """
+    if not name.startswith(GENERATED):
+        return load(name, data_dir, size)
+    if size is not None:
+        raise DataError(f"{name}: expected a folder of images to resize; other sets keep their size")
+    return generated(name.removeprefix(GENERATED))
 
 
 def generated(

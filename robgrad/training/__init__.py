@@ -14,7 +14,6 @@ from robgrad.training.objectives import (
     Passes,
     Step,
     StepSizes,
-    TrainState,
     adversarial,
     classifier_step,
     init_classifier,
@@ -31,6 +30,7 @@ from robgrad.training.regularisers import (
     masked_gradient_penalty,
     second_order,
 )
+from robgrad.training.state import TrainState
 from robgrad.training.variants import mart, noisy_start, towards_another, weight_perturbed
 
 __all__ = [

@@ -1,6 +1,6 @@
 """Which of a training's states is kept: an average of its weights over steps, or the best of its epochs."""
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +8,7 @@ import numpy as np
 from jax import Array
 
 from robgrad import stacking
-
-if TYPE_CHECKING:
-    from robgrad.training.objectives import TrainState
+from robgrad.training.state import TrainState
 
 
 class Averaging(NamedTuple):
@@ -38,7 +36,7 @@ class Averaging(NamedTuple):
         return self
 
 
-def averaged(averaging: Averaging | None, state: "TrainState") -> Any:
+def averaged(averaging: Averaging | None, state: TrainState) -> Any:
     """The average after a step has been taken; None without averaging. What is no floating point is the state's own."""
     if averaging is None:
         return state.average
@@ -56,7 +54,7 @@ def averaged(averaging: Averaging | None, state: "TrainState") -> Any:
     return jax.tree.map(moved, state.average, state.variables)
 
 
-def with_average(states: "TrainState") -> "TrainState":
+def with_average(states: TrainState) -> TrainState:
     """States, one or a stack, that keep an average of their variables, which begins with those they have."""
     return states._replace(average=jax.tree.map(jnp.copy, states.variables))
 
@@ -77,7 +75,7 @@ class Best(NamedTuple):
     curve: Array
 
 
-def with_best(states: "TrainState", epochs: int) -> "TrainState":
+def with_best(states: TrainState, epochs: int) -> TrainState:
     """A stack of states that keeps its best epoch, of a training of so many; `fit` is to be given `score`."""
     count = stacking.size(states.variables)
     shown = states.variables if states.average is None else states.average
@@ -86,7 +84,7 @@ def with_best(states: "TrainState", epochs: int) -> "TrainState":
     return states._replace(best=Best(jax.tree.map(jnp.copy, shown), *nothing, curve))
 
 
-def judged(states: "TrainState", scores: np.ndarray, epoch: int) -> "TrainState":
+def judged(states: TrainState, scores: np.ndarray, epoch: int) -> TrainState:
     """A stack of states after an epoch with these scores `[S]`."""
     best: Best = states.best
     found = jnp.asarray(scores, best.score.dtype)
@@ -101,7 +99,7 @@ def judged(states: "TrainState", scores: np.ndarray, epoch: int) -> "TrainState"
     return states._replace(best=Best(variables, chosen(found, best.score), jnp.where(better, epoch, best.epoch), curve))
 
 
-def kept(states: "TrainState", keep: str = "last") -> Any:
+def kept(states: TrainState, keep: str = "last") -> Any:
     """The variables that a training ends with: `last`, those of the last step or their average; `best`, see `Best`.
 
     Raises:

@@ -13,8 +13,9 @@ from robgrad.attacks import Loss, Norm, cross_entropy, norm_named
 from robgrad.data import PIXEL_RANGE, scale
 from robgrad.data.checks import checked_count
 from robgrad.networks import Network, Variables, of_module, predicted
-from robgrad.training.objectives import ADAM, Batch, Step, StepSizes, TrainState, scheduled, typed_as
+from robgrad.training.objectives import ADAM, Batch, Step, StepSizes, scheduled, typed_as
 from robgrad.training.optimizers import Optimizer, updated
+from robgrad.training.state import TrainState
 
 
 def free_step(

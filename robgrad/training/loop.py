@@ -23,8 +23,9 @@ from robgrad.data import Split
 from robgrad.data.checks import checked_count, checked_split
 from robgrad.training import streaming
 from robgrad.training.averaging import judged
-from robgrad.training.objectives import Batch, Step, StepSizes, TrainState
+from robgrad.training.objectives import Batch, Step, StepSizes
 from robgrad.training.optimizers import checked_rates, checked_sizes
+from robgrad.training.state import TrainState
 
 
 class Progress(NamedTuple):

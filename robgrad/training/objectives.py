@@ -23,29 +23,10 @@ from robgrad.training.augmentation import Augmentation
 from robgrad.training.averaging import Averaging, averaged
 from robgrad.training.labelling import Labelling, labelled
 from robgrad.training.optimizers import Optimizer, plain_adam, updated
+from robgrad.training.state import TrainState
 
 # Folded into an image's key, so that augmentations draw other numbers than attacks and objectives.
 AUGMENTED = 2**31 - 1
-
-
-class TrainState(NamedTuple):
-    """Everything a run continues from.
-
-    Attributes:
-      variables: of the network.
-      opt_state: of the optimizer.
-      key: of the run.
-      step: steps taken.
-      average: of the variables over steps, where the step keeps one (`averaging.Averaging`); else None.
-      best: the variables at the epoch of the best score, where `fit` keeps them (`averaging.Best`); else None.
-    """
-
-    variables: Any
-    opt_state: Any
-    key: Array
-    step: Array
-    average: Any = None
-    best: Any = None
 
 
 class StepSizes(NamedTuple):

@@ -21,8 +21,9 @@ from robgrad.training.averaging import Averaging, with_average
 from robgrad.training.free import free_step
 from robgrad.training.labelling import Labelling, checked_labelling
 from robgrad.training.named import OBJECTIVES
-from robgrad.training.objectives import Objective, Step, TrainState, classifier_step, init_classifier
+from robgrad.training.objectives import Objective, Step, classifier_step, init_classifier
 from robgrad.training.optimizers import Optimizer, optimizer_named
+from robgrad.training.state import TrainState
 
 
 @dataclass(frozen=True)
