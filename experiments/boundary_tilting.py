@@ -9,7 +9,7 @@ Expected: the angle between the adversarial displacement and the data falls from
 (published picture: about 40 degrees) over the weak to the strong one (about 0).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,12 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from experiments.harness import costs, experiment, running
+from experiments.harness import experiment, running
 from experiments.harness.pages import figures
 from experiments.harness.pages.tables import Row, with_interval
 from experiments.harness.progress import counted
 from experiments.harness.settings.config import Config, setting
-from experiments.harness.settings.options import Options
 from experiments.harness.training.stages import Run
 from experiments.harness.verdicts import claims
 from robgrad import attacks, data, intervals, networks, stacking, training
@@ -128,13 +127,23 @@ def measure(run: Run) -> experiment.Arrays:
     step = training.classifier_step(NETWORK, attack)
     arrays: experiment.Arrays = {}
     measured: list[list] = []
-    label = f"training {len(RADII)} networks, {config.repeats} times"
-    for repeat, _ in counted(range(config.repeats), label):
+
+    def once(repeat: int) -> tuple[data.Split, list, list]:
         data_key, key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), repeat))
         points = data.two_gaussians(data_key, config.points)
         variables = train(step, points, key)
         each = [stacking.replica(variables, index) for index in range(len(RADII))]
-        measured.append([jax.device_get(analyse(attack, one, points)) for one in each])
+        return points, each, [jax.device_get(analyse(attack, one, points)) for one in each]
+
+    if run.meter:
+        count = len(RADII) * config.repeats
+        run.meter.few("repeats", lambda some: once(int(some[0])), np.arange(config.repeats), 1)
+        run.meter.rows["repeats"] |= {"networks": count, "trained": count}
+        return {}
+    label = f"training {len(RADII)} networks, {config.repeats} times"
+    for repeat, _ in counted(range(config.repeats), label):
+        points, each, found = once(repeat)
+        measured.append(found)
         if not repeat:
             shown = {"points": points.images, "regions": np.stack([regions(one) for one in each]).astype(np.uint8)}
             shown["attacked"] = np.stack([one["attacked"][: config.points] for one in measured[0]])
@@ -189,22 +198,6 @@ def draw(workdir: Path, config: ToyConfig, arrays: experiment.Arrays, tables: ex
     figures.plane_figure(workdir / "boundaries.svg", panels)
 
 
-def estimated(config: ToyConfig, dataset: None, options: Options, others: Sequence) -> Iterator[Row]:
-    """One row, from one of the repeats."""
-    del dataset, options, others
-    attack = attack_of(config)
-    step = training.classifier_step(NETWORK, attack)
-    points = data.two_gaussians(jax.random.key(0), config.points)
-    work = lambda: analyse(attack, stacking.replica(train(step, points, jax.random.key(1)), 0), points)  # noqa: E731
-    warm, cold = costs.warm_and_cold(work)
-    row = costs.empty("toy", "boundary_tilting") | {
-        "networks": len(RADII) * config.repeats,
-        "compile_seconds": cold,
-        "trains": True,
-    }
-    yield row | {"minutes": (warm * config.repeats + cold) / 60}
-
-
 EXPERIMENT = experiment.Experiment(
     name="boundary_tilting",
     title="2.2 The decision boundary on two Gaussians",
@@ -227,7 +220,6 @@ EXPERIMENT = experiment.Experiment(
         "boundaries.svg": "The data; then each network's decision regions, one class's adversarial examples, and an "
         "arrow from that class's mean to theirs. The arrow should turn towards the data with training strength."
     },
-    estimate=estimated,
     takes="half a minute",
     picture="boundaries.svg",
 )

@@ -15,24 +15,21 @@ a function of one image `[H, W, C]` in [-1, 1], or a module. Networks of a run s
 Expected: a page that says of each network what its numbers mean and what they are compared with.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import costs, experiment, running
+from experiments.harness import experiment, running
 from experiments.harness.examination import dossier, removal, subjects
 from experiments.harness.examination.subjects import Subject
 from experiments.harness.measurement import alignment, estimates, evaluation, measures
 from experiments.harness.measurement.alignment import AnalysisConfig
-from experiments.harness.pages.tables import Row
 from experiments.harness.progress import counted, notes
 from experiments.harness.settings.config import AutoAttackConfig, ConfigError, setting, subsets
-from experiments.harness.settings.options import Options
 from experiments.harness.training import stages
 from experiments.harness.training.stages import Run
 from robgrad import attacks, data, gradients, manifolds, networks, runs, stacking
@@ -141,6 +138,7 @@ def measure(run: Run) -> experiment.Arrays:
     every = subjects_of(run)
     train, test = subsets(config, run.dataset)
     found: experiment.Arrays = {"names": np.array([one.name for one in every]), "labels": np.asarray(test.labels)}
+    found["classes"] = np.array(run.dataset.classes)
     found["predicted"] = np.stack([predicted(run, one, test.images) for one in every])
     for norm in config.norms:
         what = f"AutoAttack ({config.auto_attack}) in {norm}, {len(every)} networks"
@@ -171,6 +169,11 @@ def predicted(run: Run, subject: Subject, images: np.ndarray) -> np.ndarray:
 def attacked(run: Run, subject: Subject, test: data.Split, norm: str) -> experiment.Arrays:
     """AutoAttack on the first images along radii; the adversarial images are a file of the run, for other tools."""
     config, some = run.config, evaluation.attacked_of(run.config, test)
+    if run.meter:
+        apply = lambda variables, image: networks.logits_fn(subject.network, variables)(image)  # noqa: E731
+        right = float(np.mean(predicted(run, subject, some.images) == some.labels))
+        evaluation.metered(run, run.meter, test, norm, 1, apply, subject.variables, right)
+        return {"notes": np.array([])}
     radii, images = config.evaluated[norm], np.asarray(data.scale(jnp.asarray(some.images)))
     found = attacks.robust_accuracy(
         subject.logits_fn,
@@ -245,30 +248,6 @@ def scores_of(run: Run, every: Sequence[Subject], test: data.Split, key: jax.Arr
     return found
 
 
-def estimated(config: ExamineConfig, dataset: data.Dataset, options: Options, others: Sequence[Any]) -> Iterator[Row]:
-    """AutoAttack in each norm, manifolds that are trained, and the measures of attributions, for the first network."""
-    del others
-    run = Run(Path(), config, options, dataset)
-    train, test = subsets(config, dataset)
-    every, shape = subjects_of(run), run.image_shape
-    one = every[0]
-    for norm in config.norms:
-        apply = lambda variables, image: networks.logits_fn(one.network, variables)(image)  # noqa: E731
-        yield evaluation.passes_of(config, dataset, test, norm, len(every), apply, one.variables, True)
-    for name in config.manifold:
-        if manifolds.KINDS[name].fitting is not None:
-            yield costs.row_of(dataset.name, stages.manifold_plan(config, name, shape), train, options, 1)
-    some = test.take(min(config.chunk, config.measured_examples))
-    score = score_of(run, one)
-    keys = jax.random.split(jax.random.key(0), len(some.labels))
-    warm, cold = costs.warm_and_cold(lambda: score(one.variables, keys, some))
-    minutes = (warm * len(every) * config.measured_examples / len(some.labels) + cold * len(every)) / 60
-    named = costs.empty(dataset.name, f"{len(config.attributions)} attributions of {config.measured_examples} images")
-    yield named | {"networks": len(every), "compile_seconds": cold, "minutes": minutes}
-    if config.retrain:
-        yield removal.row_of(config, dataset, options, len(every))
-
-
 EXPERIMENT = experiment.Experiment(
     name="examine",
     title="Your network, examined",
@@ -337,7 +316,6 @@ EXPERIMENT = experiment.Experiment(
         "roar.svg": "Accuracy of networks retrained without the pixels that an attribution ranks highest: the farther "
         "below that without random pixels, the more faithful; bars are deviations over retrainings.",
     },
-    estimate=estimated,
     takes="a minute on digits, two to five for a small ResNet on 32x32",
     picture="robust_accuracy.svg",
     alone=True,

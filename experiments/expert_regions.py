@@ -11,7 +11,7 @@ Expected: saliency, occlusion, GradCAM and DeepLIFT of robust networks overlap m
 network's. Beside them stand random maps and the image's edges, which know no network.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -20,12 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import costs, experiment, running
+from experiments.harness import experiment, running
 from experiments.harness.measurement import evaluation
 from experiments.harness.pages import figures
 from experiments.harness.pages.tables import Row, interval_of
 from experiments.harness.settings.config import ConfigError, TrainingConfig, setting, subsets
-from experiments.harness.settings.options import Options
 from experiments.harness.training import stages
 from experiments.harness.training.specs import kinds_of, specs_of
 from experiments.harness.training.stages import Run
@@ -156,12 +155,6 @@ def draw(workdir: Path, config: ExpertConfig, arrays: experiment.Arrays, tables:
     figures.image_grid(workdir / "maps.svg", images, shown)
 
 
-def estimated(config: ExpertConfig, dataset: data.Dataset, options: Options, others: Sequence) -> Iterator[Row]:
-    """The networks that other runs do not have; maps take seconds."""
-    train, _ = subsets(config, dataset)
-    yield from costs.classifiers(config, costs.missing(config, others), dataset, train, options)
-
-
 EXPERIMENT = experiment.Experiment(
     name="expert_regions",
     title="Explanations against an expert's regions",
@@ -184,7 +177,6 @@ EXPERIMENT = experiment.Experiment(
         "and edges know no network.",
         "maps.svg": "Test images, masks, and maps of the standard and a robust network.",
     },
-    estimate=estimated,
     takes="three minutes",
     picture="overlap.svg",
     dataset="shapes-16-textured-small",

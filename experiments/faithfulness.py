@@ -112,7 +112,7 @@ def masks_alone(run: Run, trained: runs.Classifiers, splits: Sequence[data.Split
     tools = retraining.tools_of(config, trained.network, splits[0], size, methods)
 
     def occluded() -> list[faithfulness.Examples]:
-        whole = retraining.occluded_examples(config, "standard", trained.at(0), tools, grid, splits)
+        whole = retraining.occluded_examples(run, "standard", trained.at(0), tools, grid, splits)
         white = 255 if splits[0].images.dtype == np.uint8 else 1
         return [one._replace(images=np.full_like(np.asarray(one.images), white)) for one in whole]
 
@@ -365,7 +365,6 @@ EXPERIMENT = experiment.Experiment(
         "front_*.svg": "ROAR score against {} accuracy, one point a network; the paper's pairs are gradient and "
         "gradient times input.",
     },
-    estimate=benchmarks.estimated,
     takes="ten minutes",
     picture="scores_roar.svg",
 )

@@ -18,7 +18,7 @@ MNIST 0.63 (standard), 0.60, 0.50, 0.42; Fashion-MNIST 0.62, 0.59, 0.53, 0.43; C
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,18 +26,17 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments.harness import costs, experiment, running
+from experiments.harness import experiment, running
 from experiments.harness.measurement import alignment, estimates, evaluation
 from experiments.harness.measurement.alignment import AnalysedConfig, fields_of
 from experiments.harness.pages import figures
 from experiments.harness.pages.tables import Row, with_interval
 from experiments.harness.settings.config import EvaluatedConfig, subsets
-from experiments.harness.settings.options import Options
 from experiments.harness.training import stages
 from experiments.harness.training.specs import groups_of, kinds_of, specs_of
 from experiments.harness.training.stages import Run
 from experiments.harness.verdicts import claims, modes
-from robgrad import data, intervals, manifolds
+from robgrad import intervals, manifolds
 from robgrad.manifolds import densities
 
 # Successful attacks below which no interval is given.
@@ -188,15 +187,6 @@ def draw(workdir: Path, config: ManifoldConfig, arrays: experiment.Arrays, table
     figures.image_grid(workdir / "manifold.svg", {"test image": images, **estimates.rows_of_pictures(config, arrays)})
 
 
-def estimated(config: ManifoldConfig, dataset: data.Dataset, options: Options, others: Sequence) -> Iterator[Row]:
-    """Stacks of networks, the manifolds, accuracies, the analysis of all test images."""
-    train, test = subsets(config, dataset)
-    specs = specs_of(config)
-    yield from costs.classifiers(config, costs.missing(config, others), dataset, train, options)
-    yield evaluation.estimated(config, dataset, test, "l2", len(specs))
-    yield from alignment.estimated(config, dataset, options, len(specs))
-
-
 EXPERIMENT = experiment.Experiment(
     name="manifold_distance",
     title="2.1 Loss gradients and the image manifold",
@@ -240,7 +230,6 @@ EXPERIMENT = experiment.Experiment(
         "look like other classes, not like noise.",
         "manifold.svg": "Projections on the manifold should resemble the test images, samples other such images.",
     },
-    estimate=estimated,
     paper_datasets=("mnist", "fashion_mnist", "cifar10"),
     takes="three to four minutes",
     picture="loss_gradients.svg",

@@ -13,7 +13,7 @@ Expected of PreActResNet-18 with `--preset=modern` (l2, 0.5 in [0, 1]), as Robus
 67.68% under AutoAttack. What the parts pay at the size of two cores was not published.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -21,7 +21,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import costs, experiment, launch, running
+from experiments.harness import experiment, launch, running
 from experiments.harness.measurement import evaluation
 from experiments.harness.pages import figures
 from experiments.harness.pages.tables import Row, interval_of
@@ -34,7 +34,6 @@ from experiments.harness.settings.config import (
     steps_of,
     subsets,
 )
-from experiments.harness.settings.options import Options
 from experiments.harness.training import stages
 from experiments.harness.training.stages import Run
 from experiments.harness.verdicts import claims
@@ -211,15 +210,6 @@ def draw(workdir: Path, config: ModernConfig, arrays: experiment.Arrays, tables:
     figures.intervals_figure(workdir / "recipes.svg", groups, {}, label, colours, ("robust", "clean"))
 
 
-def estimated(config: ModernConfig, dataset: data.Dataset, options: Options, others: Sequence) -> Iterator[Row]:
-    """A row for each recipe; AutoAttack on all networks."""
-    del others
-    train, test = subsets(config, dataset)
-    for recipe in recipes_of(config):
-        yield costs.row_of(dataset.name, plan_of(config, recipe, dataset), train, options, config.network_seeds)
-    yield evaluation.estimated(config, dataset, test, config.norm, len(members_of(config)))
-
-
 EXPERIMENT = experiment.Experiment(
     name="modern_training",
     title="Training as it is done today, and what each part pays",
@@ -240,7 +230,6 @@ EXPERIMENT = experiment.Experiment(
     captions={
         "recipes.svg": "Robust accuracy of each recipe at its best and its last epoch; marks are clean accuracy.",
     },
-    estimate=estimated,
     takes="five minutes",
     picture="recipes.svg",
     alone=True,

@@ -12,7 +12,7 @@ adversarial training for as long.
 Expected, from the abstracts: robust accuracy and accuracy off the distribution rise; clean accuracy pays little.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,16 +20,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import costs, experiment, running
+from experiments.harness import experiment, running
 from experiments.harness.measurement import evaluation
 from experiments.harness.pages import figures
 from experiments.harness.pages.tables import Row, interval_of
 from experiments.harness.settings.config import AutoAttackConfig, ConfigError, FittedConfig, setting, subsets
-from experiments.harness.settings.options import Options
 from experiments.harness.training import guidance, stages
 from experiments.harness.training.stages import Run
 from experiments.harness.verdicts import claims
-from robgrad import data, networks, training
+from robgrad import data
 from robgrad.data import corruptions, marks
 
 SECTION = "refinement"
@@ -188,33 +187,6 @@ HEADINGS = {
 }
 
 
-def estimated(config: RefinementConfig, dataset: data.Dataset, options: Options, others: Sequence) -> Iterator[Row]:
-    """Stages of training, of which the adversarial one is measured; AutoAttack."""
-    del others
-    train, _, shown = sets_of(config, dataset)
-    network, shape = stages.network_of(config, dataset), dataset.train.images.shape[1:]
-    step = guidance.step_of(config, network, guidance.GUIDED)
-    states = stages.begun(
-        config, dataset, guidance.recipe_for(config, guidance.GUIDED), guidance.epochs_of(config), [0]
-    )
-    sizes = jax.tree.map(lambda one: jnp.full(1, one), training.StepSizes(0.1, 0.1, 1e-3, 1.0))
-    epochs, work = guidance.epochs_of(config), networks.intensity(network, shape, config.attack_steps)
-    score = stages.score_of(config, dataset, guidance.recipe_for(config, guidance.GUIDED), sizes)
-    given = config.batch_size, epochs, config.shuffle, work, score
-    plan = stages.Plan("guided", step, states, sizes, ["guided"], *given)
-    count = (len(guides_of(config, dataset)) + 2) * config.network_seeds
-    examples = guidance.Guided(*train, np.zeros(train.images.shape[:3], bool))
-    row = costs.row_of(dataset.name, plan, examples, options, count)
-    yield row | {"minutes": (row["steps"] * row["ms_per_step"] / 1000 * count + row["compile_seconds"]) / 60}
-    flag = guidance.explained(network, "lime", config.lime_samples, config.flagged_share, config.chunk)
-    variables, some = networks.init(network, jax.random.key(0), shape), train.images[: config.chunk]
-    warm, cold = costs.warm_and_cold(lambda: flag(variables, some, jax.random.key(0)))
-    chunks = len(train.images) / len(some) * config.rounds * config.network_seeds
-    named = costs.empty(dataset.name, f"LIME of {len(train.images)} images") | {"compile_seconds": cold}
-    yield named | {"networks": config.network_seeds, "minutes": (warm * chunks + cold) / 60}
-    yield evaluation.estimated(config, dataset, shown["removed"], "linf", count)
-
-
 EXPERIMENT = experiment.Experiment(
     name="refinement",
     title="Refinement guided by explanations, with a spurious mark",
@@ -236,7 +208,6 @@ EXPERIMENT = experiment.Experiment(
         "and under AutoAttack; intervals are over seeds and images.",
         "marks.svg": "Test images with the mark as in training, without it, with another class's; and corrupted.",
     },
-    estimate=estimated,
     paper_datasets=("cifar10",),
     takes="four minutes",
     picture="refinement.svg",

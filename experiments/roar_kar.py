@@ -132,7 +132,6 @@ EXPERIMENT = experiment.Experiment(
         "faithful the attribution.",
         "kar_curves.svg": "Accuracy after keeping pixels only: the farther above Random's curve, the more faithful.",
     },
-    estimate=benchmarks.estimated,
     paper_datasets=("cifar10",),
     takes="seven minutes",
     picture="roar_strength_xent.svg",

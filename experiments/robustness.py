@@ -11,24 +11,23 @@ Expected: within the radius that a network was trained for, the stronger its tra
 standard network falls fastest.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.harness import costs, experiment, running
+from experiments.harness import experiment, running
 from experiments.harness.measurement import evaluation
 from experiments.harness.pages import figures
 from experiments.harness.pages.tables import Row, with_interval
 from experiments.harness.settings.config import AttackedConfig, setting, subsets
-from experiments.harness.settings.options import Options
 from experiments.harness.training import stages
 from experiments.harness.training.specs import kinds_of, specs_of
 from experiments.harness.training.stages import Run
 from experiments.harness.verdicts import claims
-from robgrad import attacks, data, intervals
+from robgrad import attacks, intervals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,14 +118,6 @@ def draw(workdir: Path, config: RobustnessConfig, arrays: experiment.Arrays, tab
     figures.curve_figure(workdir / "robust_accuracy.svg", panels, "radius, pixel range 2", "accuracy", colours)
 
 
-def estimated(config: RobustnessConfig, dataset: data.Dataset, options: Options, others: Sequence) -> Iterator[Row]:
-    """Stacks of networks, and the evaluation, scaled from the standard network before training at one radius."""
-    train, test = subsets(config, dataset)
-    yield from costs.classifiers(config, costs.missing(config, others), dataset, train, options)
-    count = sum(len(radii) for radii in config.evaluated.values()) * len(specs_of(config))
-    yield evaluation.estimated(config, dataset, test, next(iter(config.evaluated)), count)
-
-
 EXPERIMENT = experiment.Experiment(
     name="robustness",
     title="Robust accuracy under AutoAttack",
@@ -151,7 +142,6 @@ EXPERIMENT = experiment.Experiment(
         "robust_accuracy.svg": "Accuracy against radius; bars are 95% intervals. Curves of robust networks should lie "
         "above the standard one's within the radius they were trained for.",
     },
-    estimate=estimated,
     takes="six minutes",
     picture="robust_accuracy.svg",
 )

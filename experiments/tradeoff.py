@@ -167,7 +167,6 @@ EXPERIMENT = experiment.Experiment(
         "kar_accuracy_*.svg": "KAR scores against test accuracy ({} training); in the paper lines fall but for "
         "Gradient with l2 training.",
     },
-    estimate=lambda config, dataset, options, others: iter(()),
     paper_datasets=("cifar10",),
     reads="roar_kar",
     takes="seven minutes, or a second after `roar_kar`",

@@ -12,19 +12,18 @@ Expected, from the abstract: one iteration beats gradient and curvature regulari
 gradients; several come near PGD training in a fraction of its time; gradients are better than the other regularisers'.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
-from experiments.harness import costs, experiment, running
+from experiments.harness import experiment, running
 from experiments.harness.measurement import evaluation, measures
 from experiments.harness.pages import figures
 from experiments.harness.pages.tables import Row, interval_of
 from experiments.harness.settings.config import AutoAttackConfig, FittedConfig, setting, subsets
-from experiments.harness.settings.options import Options
 from experiments.harness.training import stages
 from experiments.harness.training.stages import Run
 from experiments.harness.training.ways import (
@@ -33,14 +32,13 @@ from experiments.harness.training.ways import (
     chosen_of,
     members_of,
     places_of,
-    plan_of,
     seconds_of,
     strength_of,
     taken_of,
     trained_way,
 )
 from experiments.harness.verdicts import claims
-from robgrad import data, intervals, runs
+from robgrad import intervals, runs
 
 SECTION = "second order"
 # Published: clean, and under PGD-20 at l-inf 8/255, on 500 images of CIFAR-10.
@@ -191,16 +189,6 @@ def draw(workdir: Path, config: WaysConfig, arrays: experiment.Arrays, tables: e
     figures.scatter_figure(workdir / "cost.svg", points, xlabel, "robust accuracy", legend="way to train")
 
 
-def estimated(config: WaysConfig, dataset: data.Dataset, options: Options, others: Sequence) -> Iterator[Row]:
-    """A row for each way; AutoAttack on the networks chosen."""
-    del others
-    train, test = subsets(config, dataset)
-    for way in config.ways:
-        plan = plan_of(config, way, dataset)
-        yield costs.row_of(dataset.name, plan, train, options, len(plan.names))
-    yield evaluation.estimated(config, dataset, test, "linf", len(config.ways) * config.network_seeds)
-
-
 EXPERIMENT = experiment.Experiment(
     name="ways_to_train",
     title="Ways to train for robustness, at equal clean accuracy",
@@ -233,7 +221,6 @@ EXPERIMENT = experiment.Experiment(
         "lower than PGD training's; intervals are over seeds and images.",
         "cost.svg": "Robust accuracy against the time of a training step.",
     },
-    estimate=estimated,
     paper_datasets=("cifar10",),
     takes="five minutes",
     picture="ways.svg",

@@ -4,7 +4,7 @@ import dataclasses
 import importlib
 import json
 import pkgutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,6 @@ from experiments.harness.pages import figures
 from experiments.harness.pages.tables import Row
 from experiments.harness.settings.config import Config
 from experiments.harness.settings.flags import Flags
-from experiments.harness.settings.options import Options
 from experiments.harness.settings.presets import Presets, made, presets_of
 from experiments.harness.training import stages
 from experiments.harness.training.stages import Run
@@ -52,8 +51,6 @@ class Experiment:
       columns: of `rows` that are printed, by name, with their headings.
       others: tables beside `rows` on the page: caption and columns by name.
       captions: of figures by the pattern of their file's name; `{}` stands for the name's last part.
-      estimate: what its stages would take: configuration, data set, options and the configurations of runs whose
-        networks it may take, to rows of `costs.COLUMNS`.
       paper_datasets: the data sets that the paper has for it; none for one without data sets.
       reads: the name of the experiment whose measurements it tells of, where it makes none of its own.
       takes: minutes on two cores, in words.
@@ -73,7 +70,6 @@ class Experiment:
     draw: Callable[[Path, Any, Arrays, Tables], None]
     columns: Mapping[str, str]
     captions: Mapping[str, str]
-    estimate: Callable[[Any, Any, Options, Sequence[Any]], Iterator[Row]]
     others: Mapping[str, tuple[str, Sequence[str]]] = dataclasses.field(default_factory=dict)
     paper_datasets: tuple[str, ...] = ()
     reads: str = ""

@@ -25,7 +25,7 @@ from robgrad.runs.directory import (
     write_arrays,
     writing,
 )
-from robgrad.runs.generated import generated, load_data
+from robgrad.runs.generated import decoded, generated, load_data
 
 __all__ = [
     "Classifiers",
@@ -33,6 +33,7 @@ __all__ = [
     "FormatError",
     "RunError",
     "check_run",
+    "decoded",
     "exists",
     "finished",
     "generated",

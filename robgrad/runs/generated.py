@@ -2,6 +2,7 @@
 
 import os
 import zlib
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from robgrad.data import load
 from robgrad.data.images import DataError, Dataset, Split, Truth
 from robgrad.data.sources import GENERATED
 from robgrad.manifolds import vae_gan_for
+from robgrad.networks import LogitsFn
 from robgrad.runs.checkpoints import load_arrays, load_network, read_about, stages
 from robgrad.runs.directory import RunError
 
@@ -54,10 +56,30 @@ def generated(
             f"{run}: expected a run that has trained a VAE-GAN, found none; start one with --manifold=vae-gan"
         )
     about, arrays = load_arrays(path)
-    classify = load_network(run, labelled_by)
-    model, variables = vae_gan_for(about["image_shape"]), arrays["decoder"]
+    classify, name = load_network(run, labelled_by), Path(run).expanduser().resolve().name
+    return decoded(name, arrays["decoder"], classify, about["image_shape"], train_examples, test_examples)
+
+
+def decoded(
+    name: str,
+    decoder: Any,
+    classify: LogitsFn,
+    image_shape: Sequence[int],
+    train_examples: int,
+    test_examples: int,
+) -> Dataset:
+    """The set that a VAE-GAN's decoder makes of codes from the prior, as `generated` does for a run.
+
+    Args:
+      name: what the set is called, behind `generated-` and before a digest of what is in it.
+      decoder: variables of the decoder of `manifolds.vae_gan_for(image_shape)`.
+      classify: a function of one image `[H, W, C]` in [-1, 1] to logits, which labels the images.
+      image_shape: `[H, W, C]`.
+      train_examples, test_examples: how many images.
+    """
+    model = vae_gan_for(image_shape)
     codes = np.random.default_rng(0).normal(size=(train_examples + test_examples, model.latent)).astype(np.float32)
-    decode = partial(_decoded, model.decoder, variables)
+    decode = partial(_decoded, model.decoder, decoder)
 
     @jax.jit
     def draw(codes):
@@ -72,8 +94,8 @@ def generated(
     labels = labels.astype(np.int32)
     train, test = (Split(images[rows], labels[rows]) for rows in (slice(train_examples), slice(train_examples, None)))
     digest = zlib.crc32(images.tobytes(), zlib.crc32(labels.tobytes()))
-    truth = Truth(decode, codes[:train_examples], codes[train_examples:], variables=variables)
-    return Dataset(f"generated-{Path(run).expanduser().resolve().name}-{digest:08x}", classes, train, test, truth)
+    truth = Truth(decode, codes[:train_examples], codes[train_examples:], variables=decoder)
+    return Dataset(f"generated-{name}-{digest:08x}", classes, train, test, truth)
 
 
 def _decoded(decoder: Any, variables: Any, label: Array | int, code: Array) -> Array:

@@ -1,6 +1,6 @@
 """What is told of networks that a user brings: tables, sentences, claims and figures, of what was measured."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,31 +98,37 @@ def attributed_rows(arrays: Arrays) -> list[Row]:
 
 def class_rows(config: Any, arrays: Arrays) -> list[Row]:
     """A row for each network and class: accuracies at the first radius, and what it is taken for most often."""
-    rows, norm = [], config.norms[0]
+    rows, norm, named = [], config.norms[0], _names_of(arrays)
     for place, name in enumerate(arrays["names"].tolist()):
         robust, fooled = arrays[f"{norm}/robust"][place, 0], arrays[f"{norm}/fooled"][place]
         labels, some = arrays["labels"], arrays["labels"][: len(robust)]
         for label in np.unique(labels):
             own, taken = some == label, fooled[(some == label) & (fooled != label)]
             clean = np.mean(arrays["predicted"][place][labels == label] == label)
-            row: Row = {"network": name, "class": int(label), "images": int(np.sum(labels == label))}
+            row: Row = {"network": name, "class": named(label), "images": int(np.sum(labels == label))}
             row |= {"clean_accuracy": clean, "robust_accuracy": robust[own].mean() if own.any() else np.nan}
             values, counts = np.unique(taken, return_counts=True)
-            rows.append(row | {"taken_for": int(values[counts.argmax()]) if len(values) else None})
+            rows.append(row | {"taken_for": named(values[counts.argmax()]) if len(values) else None})
     return rows
+
+
+def _names_of(arrays: Arrays) -> Callable[[Any], str]:
+    """A class's name by its number; - for none, where the logits are not finite."""
+    names = arrays["classes"].tolist()
+    return lambda label: names[int(label)] if label >= 0 else "-"
 
 
 def fallen_rows(config: Any, arrays: Arrays) -> list[Row]:
     """A row for each of the images that fall first, of each network and norm."""
-    rows = []
+    rows, named = [], _names_of(arrays)
     for norm in config.norms:
         for place, name in enumerate(arrays["names"].tolist()):
             for image in arrays[f"{norm}/first"][place]:
                 radius = arrays[f"{norm}/falls"][place, image]
                 if not radius > 0:
                     continue
-                row: Row = {"network": name, "norm": norm, "image": int(image), "class": int(arrays["labels"][image])}
-                row |= {"taken_for": int(arrays[f"{norm}/fooled"][place, image]), "epsilon": radius}
+                row: Row = {"network": name, "norm": norm, "image": int(image), "class": named(arrays["labels"][image])}
+                row |= {"taken_for": named(arrays[f"{norm}/fooled"][place, image]), "epsilon": radius}
                 rows.append(row | {"attack": str(arrays[f"{norm}/broken_by"][place, -1, image])})
     return rows
 
@@ -151,16 +157,17 @@ def words_of(config: Any, name: str, tables: Tables, rows: Sequence[Row]) -> Ite
     others = [one for one in rows if one["network"] != name]
     if others:
         best = max(others, key=lambda one: one["robust_accuracy"])
-        said += f"; of the others {best['network']} is best with {best['robust_accuracy']:.0%} in "
-        said += f"{first['norm']} {first['epsilon']:.3g}"
+        equal = best["robust_accuracy"] == row["robust_accuracy"]
+        said += f"; of the others {best['network']} {'is as robust' if equal else 'is best'} with "
+        said += f"{best['robust_accuracy']:.0%} in {first['norm']} {first['epsilon']:.3g}"
     yield f"{said}."
     one = mine["aligned"][0]
-    own, same, spread = (one[field] for field in ("tangent_fraction", "fraction_same_class", _SPREAD))
-    above = ("neither baseline", "one baseline", "both baselines")[int(own > same) + int(own > spread)]
+    own = one["tangent_fraction"]
     yield (
-        f"{own:.2f} of its loss gradient lies along the manifold (by {manifolds.KINDS[one['manifold']].title}), above "
-        f"{above}: {same:.2f} lies along the tangent space of another image of its class, {spread:.2f} of a direction "
-        f"with the data's covariance (and {one['tangent_fraction_chance']:.2f} of a random one)."
+        f"{own:.2f} of its loss gradient lies along the manifold (by {manifolds.KINDS[one['manifold']].title}): "
+        f"{_against(own, one['fraction_same_class'])} along the tangent space of another image of its class, "
+        f"{_against(own, one[_SPREAD])} of a direction with the data's covariance (of a random one "
+        f"{one['tangent_fraction_chance']:.2f})."
     )
     if np.isfinite(one["median_distance"]):
         yield (
@@ -187,6 +194,12 @@ def words_of(config: Any, name: str, tables: Tables, rows: Sequence[Row]) -> Ite
             f"{best['attribution']} ({best['roar']:.3f}, 95% from {best['roar_low']:.3f} to {best['roar_high']:.3f}; 0 "
             f"is that of random pixels), the lowest {last['attribution']} ({last['roar']:.3f})."
         )
+
+
+def _against(own: float, other: float) -> str:
+    """How a share stands to another, by what is shown of both."""
+    ours, theirs = f"{own:.2f}", f"{other:.2f}"
+    return f"{'as much as' if ours == theirs else 'more than' if own > other else 'less than'} the {theirs}"
 
 
 def claim(config: Any, arrays: Arrays, tables: Tables) -> Iterator[Row]:

@@ -7,13 +7,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.harness import costs
 from experiments.harness.examination.subjects import Subject
-from experiments.harness.pages.tables import Row
 from experiments.harness.progress import progress
 from experiments.harness.settings.config import subsets
-from experiments.harness.settings.options import Options
 from experiments.harness.training import stages
+from experiments.harness.training.meter import Meter
 from experiments.harness.training.stages import Run
 from robgrad import data, faithfulness, gradients, networks, runs
 
@@ -21,6 +19,9 @@ from robgrad import data, faithfulness, gradients, networks, runs
 def measured(run: Run, every: Sequence[Subject], train: data.Split, test: data.Split) -> dict[str, np.ndarray]:
     """ROAR of each network's attributions: `roar/score` with its interval `[network, attribution]`, and curves."""
     config = run.config
+    if run.meter:
+        _metered(run, run.meter, len(every))
+        return {}
     classes = len(run.dataset.classes)
     model = networks.network_named(config.retrained, run.image_shape, classes)
     parts = []
@@ -55,10 +56,11 @@ def _trained_only(report: Callable[[Any], None], said: Any) -> None:
         report(said)
 
 
-def row_of(config: Any, dataset: data.Dataset, options: Options, count: int) -> Row:
-    """What ROAR would take of so many networks, by made-up rankings."""
-    train, shape, methods = subsets(config, dataset)[0], dataset.train.images.shape[1:], tuple(config.attributions)
-    model = networks.network_named(config.retrained, shape, len(dataset.classes))
+def _metered(run: Run, meter: Meter, count: int) -> None:
+    """Adds what ROAR of so many networks would take, by made-up rankings."""
+    config, shape, methods = run.config, run.image_shape, tuple(run.config.attributions)
+    train = subsets(config, run.dataset)[0]
+    model = networks.network_named(config.retrained, shape, len(run.dataset.classes))
     names = (*methods, faithfulness.RANDOM)
     part = faithfulness.grid(names, config.percentiles, config.retraining_seeds, (faithfulness.ROAR,))
     pixels, maps = shape[0] * shape[1], len(methods) + config.retraining_seeds
@@ -67,8 +69,7 @@ def row_of(config: Any, dataset: data.Dataset, options: Options, count: int) -> 
         "ROAR", faithfulness.retraining_step(model, faithfulness.mean_colour(train.images)),
         faithfulness.initial_states(model, shape, part, jax.random.key(0)),
         faithfulness.numbers_of(part, methods, pixels), [str(one) for one in part],
-        min(100, len(train.labels)), config.retrain, True, networks.intensity(model, shape, 0),
+        min(100, len(train.labels)), config.retrain, True, networks.intensity(model, shape, 0), retrains=True,
     )  # fmt: skip
-    examples = faithfulness.Examples(train.images, train.labels, ranks)
-    row = costs.row_of(dataset.name, plan, examples, options, count)
-    return row | {"retrainings": len(part) * count}
+    meter.trained(plan, faithfulness.Examples(train.images, train.labels, ranks), run.options)
+    meter.retrained("ROAR", len(part) * (count - 1))

@@ -168,8 +168,9 @@ def _of_file(source: str, weights: str | None, pixels: Pixels, image_shape: tupl
     except ConfigError:
         raise
     except Exception as error:
-        # The user's code may raise anything; its own line is what says most.
-        reason = (str(error).strip() or "no message").splitlines()[0]
+        # The user's code may raise anything; its own line is what says most, and the next where that ends in a colon.
+        first, *more = (str(error).strip() or "no message").splitlines()
+        reason = f"{first} {more[0].strip()}" if first.endswith(":") and more else first
         raise ConfigError(f"--network={source}: {type(error).__name__}: {reason}") from error
     return Subject(name if name not in ("build", "network", "net", "model") else path.stem, network, variables)
 
@@ -188,7 +189,8 @@ def _named(path: Path, name: str) -> Any:
     finally:
         sys.path.pop(0)
     if not hasattr(module, name):
-        raise ConfigError(f"--network={path}:{name}: expected a name that the file defines")
+        own = [one for one in vars(module) if not one.startswith("_") and not inspect.ismodule(getattr(module, one))]
+        raise ConfigError(f"--network={path}:{name}: expected a name that the file defines: {', '.join(own) or 'none'}")
     return getattr(module, name)
 
 

@@ -1,7 +1,8 @@
 """Networks measured against manifolds: attacked images and loss gradients of every test image."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, make_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import costs
 from experiments.harness.measurement import estimates
 from experiments.harness.pages import figures
 from experiments.harness.pages.tables import Row, interval_of
 from experiments.harness.progress import counted
-from experiments.harness.settings.config import DataConfig, TrainingConfig, blocks, losses_of, setting, subsets
-from experiments.harness.settings.options import Options
-from experiments.harness.training import stages
+from experiments.harness.settings.config import DataConfig, TrainingConfig, blocks, losses_of, setting
+from experiments.harness.training.meter import Meter
 from experiments.harness.training.stages import Run
 from robgrad import attacks, data, gradients, manifolds, networks, runs, stacking
 
@@ -146,6 +145,9 @@ def measured(
     from there. Attacked images and gradients are kept of the first images only.
     """
     config, shape, count = run.config, run.image_shape, len(trained.names)
+    if run.meter:
+        _metered(run, run.meter, trained, arrays, train, test)
+        return {}
     mesh = stacking.device_mesh(count, config.chunk)
     place = places(config, shape)
     compiled = {
@@ -224,44 +226,23 @@ def draw_fractions(path: Path, rows: Sequence[Row], along: str, colours: figures
     figures.intervals_figure(path, groups, references, f"share of the loss gradient {along}", colours, marks)
 
 
-def estimated(config: Any, dataset: data.Dataset, options: Options, count: int) -> Iterator[Row]:
-    """What the manifolds and the analysis of so many networks would take."""
-    train, test = subsets(config, dataset)
-    run, arrays = Run(Path(), config, options, dataset), {}
-    for name in config.manifold:
-        kind = manifolds.KINDS[name]
-        if kind.fit:
-            arrays[name] = kind.fit(stages.used(run, train), stages.manifold_settings(config, name))
-        else:
-            plan = stages.manifold_plan(config, name, run.image_shape)
-            # Copied, since measuring the plan gives its buffers away.
-            arrays[name] = jax.tree.map(jnp.copy, stacking.replica(plan.states.variables, 0))
-            yield costs.row_of(dataset.name, plan, train, options, 1)
-    once, each, compilation = _costs_of_a_chunk(run, train, test, arrays)
-    chunks = len(test.labels) / min(config.chunk, len(test.labels))
-    seconds = chunks * (once + each * count * len(config.analysis_losses))
-    yield {
-        **costs.empty(dataset.name, f"analysis of {len(test.labels)} images"),
-        "networks": count,
-        "compile_seconds": compilation,
-        "minutes": (seconds + compilation) / 60,
-    }
-
-
-def _costs_of_a_chunk(run: Run, train: data.Split, test: data.Split, arrays: Arrays) -> tuple[float, float, float]:
-    """Seconds of one chunk of images: their tangent spaces, their analysis on one network; and of compiling both."""
-    config, shape = run.config, run.image_shape
-    network = stages.network_of(config, run.dataset)
-    variables = stacking.stack([networks.init(network, jax.random.key(0), shape)])
-    loss = next(iter(losses_of_analysis(config).values()))
+def _metered(
+    run: Run, meter: Meter, trained: runs.Classifiers, arrays: Mapping[str, Any], train: data.Split, test: data.Split
+) -> None:
+    """Adds what tangent spaces at the images, and the analysis of the networks there, would take."""
+    config, shape, chunk = run.config, run.image_shape, min(run.config.chunk, len(test.labels))
     place = places(config, shape)
-    analyse = analyser(config, network, shape, loss, stacking.device_mesh(1, config.chunk))
-    images = test.take(config.chunk)
-    keys = jax.random.split(jax.random.key(0), len(images.labels))
-    given = ((spread_of(train), arrays), keys, images.images)
-    once, compiling_places = costs.warm_and_cold(lambda: place(*given))
-    tangents, _ = place(*given)
-    shared = (arrays, stacking.replica(variables, 0), tangents, config.analysis_epsilon, config.analysis_step_size)
-    examples = ((keys, images), others_of(images.labels, len(images.labels)))
-    each, compiling = costs.warm_and_cold(lambda: analyse(shared, variables, examples))
-    return once, each, compiling_places + compiling
+    keys = jax.random.split(jax.random.key(0), len(test.labels))
+    at = lambda some: place((spread_of(train), arrays), *some)  # noqa: E731
+    tangents, _ = meter.few(f"tangent spaces at {len(test.labels)} images", at, (keys, test.images), chunk)
+    one, others = trained.take([0]), others_of(test.labels, chunk)
+    for loss in losses_of_analysis(config).values():
+        of = analyser(config, trained.network, shape, loss, stacking.device_mesh(1, config.chunk))
+        shared = (arrays, one.at(0), tangents, config.analysis_epsilon, config.analysis_step_size)
+        meter.few(
+            f"analysis of {len(test.labels)} images",
+            partial(of, shared, one.variables),
+            ((keys, test), others),
+            chunk,
+            len(trained.names),
+        )

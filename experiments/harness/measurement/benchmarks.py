@@ -1,18 +1,17 @@
-"""ROAR and KAR of a run's networks: which retrainings, carried out, read back, and estimated."""
+"""ROAR and KAR of a run's networks: which retrainings, carried out, and read back."""
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-from experiments.harness import costs, launch
+from experiments.harness import launch
 from experiments.harness.measurement import evaluation
 from experiments.harness.pages.tables import Row, with_interval
 from experiments.harness.settings.config import EvaluatedConfig, setting, subsets
-from experiments.harness.settings.options import Options
 from experiments.harness.training import retraining, stages
 from experiments.harness.training.specs import Spec, kinds_of, specs_of
 from experiments.harness.training.stages import Run
@@ -87,15 +86,17 @@ def retrained_of(
     size, pixels = retraining.kept_stack_size(run, trained.network), math.prod(run.image_shape[:2])
     images = sum(len(split.labels) for split in splits)
     maps = (len(config.attributions) + config.retraining_seeds) * pixels * (1 if pixels <= 256 else 2) * images
-    launch.show(
+    said = (
         f"{retrainings_of(config)} retrainings of {len(specs)} networks, at most {size} in a stack; "
         f"rank maps of a network: {maps / 2**20:.0f} MiB"
     )
+    if run.meter is None:
+        launch.show(said)
     tools = retraining.tools_of(config, trained.network, splits[0], size, methods)
     hits: dict[str, np.ndarray] = {}
     for index, spec in enumerate(specs):
         grid, own = grid_of(config, spec.norm is None), trained.at(index)
-        occluded = partial(retraining.occluded_examples, config, spec.name, own, tools, grid, splits)
+        occluded = partial(retraining.occluded_examples, run, spec.name, own, tools, grid, splits)
         own_hits = retraining.hits_of(run, spec.name, grid, tools, occluded, spec.seed)
         hits |= {f"{spec.name}: {name}": right for name, right in own_hits.items()}
     return {"retrainings": np.array(list(hits)), "retrained_hits": np.stack(list(hits.values()))}
@@ -187,25 +188,3 @@ COLUMNS = {
     "attribution": "attribution",
     "score": "score",
 }
-
-
-def estimated(config: RetrainingConfig, dataset: data.Dataset, options: Options, others: Sequence) -> Iterator[Row]:
-    """The networks that other runs do not have, and the retrainings of all."""
-    train, test = subsets(config, dataset)
-    count = len(specs_of(config))
-    yield from costs.classifiers(config, costs.missing(config, others), dataset, train, options)
-    shape, network = dataset.train.images.shape[1:], stages.network_of(config, dataset)
-    size = options.stack_size or retraining.stack_size(network, shape, config.retraining_batch_size)
-    part = grid_of(config, with_random=False)[:size]
-    # Nothing is attributed: ranks are made up below.
-    tools = retraining.tools_of(config, network, train, len(part), {})
-    plan = retraining.plan_of(config, "retraining", part, tools, shape)
-    kind = np.uint8 if math.prod(shape[:2]) <= 256 else np.uint16
-    maps = len(config.attributions) + config.retraining_seeds
-    ranks = np.zeros((len(train.labels), maps, *shape[:2]), kind)
-    examples = faithfulness.Examples(train.images, train.labels, ranks)
-    row = costs.row_of(dataset.name, plan, examples, options, count)
-    retrainings = retrainings_of(config)
-    working = row["steps"] * row["ms_per_step"] / 60_000 * retrainings / len(part)
-    yield evaluation.estimated(config, dataset, test, "l2", count)
-    yield row | {"retrainings": retrainings, "minutes": working + row["compile_seconds"] / 60}

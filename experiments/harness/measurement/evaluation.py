@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import costs
 from experiments.harness.pages.tables import Row, with_interval
 from experiments.harness.progress import counted
 from experiments.harness.settings.config import AutoAttackConfig, EvaluatedConfig
 from experiments.harness.training import stages
+from experiments.harness.training.meter import Meter
 from experiments.harness.training.stages import Run
 from robgrad import attacks, data, intervals, networks, runs, training
 
@@ -43,6 +43,9 @@ def auto_attacked(run: Run, trained: runs.Classifiers, test: data.Split, norm: s
     A network that has been evaluated is kept in the run and read from there.
     """
     config, some = run.config, attacked_of(run.config, test)
+    if run.meter:
+        metered(run, run.meter, test, norm, len(trained.names), partial(_logits, trained.network), trained.at(0))
+        return dict.fromkeys(ROBUST, np.zeros((len(trained.names), len(radii), len(some.labels)), bool))
     # One function for all, so that networks share what is compiled.
     apply = partial(_logits, trained.network)
     kept: list[Arrays] = []
@@ -82,9 +85,13 @@ def hits(
     step_size: float = 0.0,
 ) -> np.ndarray:
     """Whether each network is right on each image, under an attack, `[network, image]`."""
-    mesh = stages.mesh_of(run.config, trained, run.image_shape)
-    predict = training.evaluate(trained.network, attack, mesh, chunk=run.config.chunk)
-    return np.asarray(predict(trained.variables, test, key, epsilon, step_size)) == test.labels
+
+    def of(trained: runs.Classifiers) -> Callable[[data.Split], np.ndarray]:
+        mesh = stages.mesh_of(run.config, trained, run.image_shape)
+        predict = training.evaluate(trained.network, attack, mesh, chunk=run.config.chunk)
+        return lambda test: np.asarray(predict(trained.variables, test, key, epsilon, step_size)) == test.labels
+
+    return stages.of_networks(run, "accuracies", trained, of, test)
 
 
 def hits_of(run: Run, trained: runs.Classifiers, test: data.Split, key: jax.Array) -> Arrays:
@@ -141,43 +148,31 @@ def notes_of(specs: Sequence[Named], norm: str, arrays: Arrays, prefix: str = ""
 NOTES = ("What speaks against the robust accuracies", ("network", "norm", "note"))
 
 
-def estimated(config: Any, dataset: data.Dataset, test: data.Split, norm: str, evaluations: int) -> Row:
-    """What AutoAttack would take on networks of a run; see `passes_of`."""
-    network, shape = stages.network_of(config, dataset), dataset.train.images.shape[1:]
-    variables = networks.init(network, jax.random.key(0), shape)
-    return passes_of(config, dataset, test, norm, evaluations, partial(_logits, network), variables)
-
-
-def passes_of(
-    config: Any,
-    dataset: data.Dataset,
+def metered(
+    run: Run,
+    meter: Meter,
     test: data.Split,
     norm: str,
-    evaluations: int,
+    count: int,
     apply: Callable[[Any, jax.Array], jax.Array],
     variables: Any,
-    trained_already: bool = False,
-) -> Row:
-    """What AutoAttack would take at most: its steps, times a pass, on the images that the network has right.
+    right: float = 1.0,
+) -> None:
+    """Adds what AutoAttack of so many networks would take at most: its steps, times a pass.
 
     A step of Square is a pass forward; one of the others a pass forward and a gradient. What falls is attacked no more,
-    so that networks that are not robust take far less.
+    so that networks that are not robust take far less; `right` is the share of images that they are right on.
     """
-    some = attacked_of(config, test)
-    images = data.scale(jnp.asarray(some.images[:50]))
-    right = 1.0
-    if trained_already:
-        found = jax.jit(jax.vmap(partial(apply, variables)))(images)
-        right = float(np.mean(np.asarray(networks.predicted(found)) == some.labels[:50]))
-    loss = lambda image: attacks.cross_entropy(apply(variables, image), 0)  # noqa: E731
-    seconds = {}
-    for name, one in (("forward", partial(apply, variables)), ("gradient", jax.value_and_grad(loss))):
-        mapped = jax.jit(jax.vmap(one))
-        warm, cold = costs.warm_and_cold(partial(mapped, images))
-        seconds[name], seconds["compiling"] = warm, seconds.get("compiling", 0.0) + cold
-    parts, _ = attacks.ensemble(config.auto_attack, norm, len(dataset.classes))
-    each = {part: seconds["forward"] + (part.name != "square") * seconds["gradient"] for part in parts}
-    whole = sum(part.search.steps * cost for part, cost in each.items())
-    minutes = right * whole * evaluations * len(some.labels) / len(images) / 60
-    named = costs.empty(dataset.name, f"AutoAttack of {len(some.labels)} images in {norm}, at most")
-    return named | {"networks": evaluations, "compile_seconds": seconds["compiling"], "minutes": minutes}
+    some = attacked_of(run.config, test)
+    images, title = some.images[:50], f"AutoAttack of {len(some.labels)} images in {norm}, at most"
+    parts, _ = attacks.ensemble(run.config.auto_attack, norm, len(run.dataset.classes))
+    gradient = jax.value_and_grad(lambda image, variables: attacks.cross_entropy(apply(variables, image), 0))
+    passes = {
+        apply: sum(part.search.steps for part in parts),
+        lambda variables, image: gradient(image, variables): sum(
+            part.search.steps for part in parts if part.name != "square"
+        ),
+    }
+    for one, steps in passes.items():
+        mapped = partial(jax.jit(jax.vmap(one, (None, 0))), variables, data.scale(jnp.asarray(images)))
+        meter.timed(title, mapped, right * steps * count * len(some.labels) / len(images), count)

@@ -134,6 +134,10 @@ def of_networks(
     keys = jax.random.split(key, len(some.labels))
     parts = []
     what = f"measuring {len(run.config.attributions)} attributions of {len(names)} networks"
+    if run.meter:
+        title, chunk = f"{len(run.config.attributions)} attributions of {len(keys)} images", run.config.chunk
+        of = lambda few: measure(variables(0), *few)  # noqa: E731
+        return [run.meter.few(title, of, (keys, some), chunk, len(names))] * len(names)
     for index, name in counted(names, what):
         path = run.workdir / "analysis" / f"measures-{name}.npz"
         part = runs.read_arrays(path)

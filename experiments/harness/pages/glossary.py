@@ -2,7 +2,7 @@
 
 COLUMNS = {
     # Networks.
-    "network": "How a network was trained: norm, loss and radius of the attack it was trained against; or standard.",
+    "network": "A network's name, or how it was trained: norm, loss and radius of the attack, or standard.",
     "network_seed": "Which start a network had.",
     "train_norm": "Norm of the attack in training.",
     "train_loss": "Loss that the attack in training ascends: cross-entropy (xent) or Carlini and Wagner's margin (cw).",
@@ -20,7 +20,7 @@ COLUMNS = {
     "note": "What the evaluation noticed against its own numbers.",
     # A user's networks.
     "in_words": "What the network's numbers mean, and what they are compared with.",
-    "class": "Number of the class, in the order of the data set.",
+    "class": "The class.",
     "images": "Test images of the class.",
     "taken_for": "Class that its attacked images are most often taken for, or the image after the attack.",
     "image": "Place of the image among the test images, from 0.",

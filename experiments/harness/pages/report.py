@@ -33,11 +33,19 @@ def section(experiment: Experiment, finished: Finished, alone: bool = True) -> h
     shown += pictured(experiment, finished, rest=True)
     every = html.Table("Every column is in results.csv", results["rows"], experiment.columns, {}, glossary.COLUMNS)
     others = [(name, rest) for name, rest in experiment.others.items() if results.get(name)]
-    more = [html.Table(caption, results[name], columns, {}, glossary.COLUMNS) for name, (caption, columns) in others]
+    more = [
+        html.Table(caption, results[name], _filled(results[name], columns), {}, glossary.COLUMNS)
+        for name, (caption, columns) in others
+    ]
     settings = {"config": results["config"], "environment": results["environment"]}
     folded = html.Code(json.dumps(settings, indent=2), "every setting and version")
     title = experiment.title + (f": {results['config']['dataset']}" if experiment.has_dataset else "")
     return html.Section(title, [experiment.question, _what(results), *shown, every, *more, folded])
+
+
+def _filled(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
+    """The columns in which a row says something."""
+    return [name for name in columns if any(row.get(name) is not None for row in rows)]
 
 
 def write_page(path: Path, title: str, parts: Sequence[tuple[Experiment, Finished]]) -> None:
@@ -95,6 +103,13 @@ def answers(results: Mapping[str, Any]) -> list[str]:
         of = f"{groups[0]['group']}: " if len(groups) > 1 else ""
         verdicts = claims.summed([row["verdict"] for row in groups])
         found.append(f"{verdicts}: {text} ({of}{numbers})")
+    against: dict[str, list[str]] = {}
+    for row in results.get("notes", ()):
+        against.setdefault(row["note"], []).append(row["network"])
+    for note, networks in against.items():
+        names = [*dict.fromkeys(networks)]
+        of = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        found.append(f"Against the robust accuracy of {of}: {note}")
     return found
 
 

@@ -10,6 +10,8 @@ from tabulate import tabulate
 
 Row = dict[str, Any]
 _CODE = re.compile(r"[a-z0-9]+(_[a-z0-9]+)+")
+# Columns that are shown though all rows agree in them.
+_ALWAYS = ("test_accuracy", "robust_accuracy")
 # Columns whose values a person types as they are.
 _TYPED = ("dataset",)
 
@@ -30,9 +32,13 @@ def text(rows: Sequence[Row], columns: Sequence[str] | Mapping[str, str], style:
 def fitting(rows: Sequence[Row], columns: Mapping[str, str], width: int, most: int = 6) -> str:
     """A table's first columns, at most so many, as far as they fit a width; those in which all rows agree are left out.
 
-    The first column is always there.
+    The first column is always there, and so are accuracies.
     """
-    telling = [name for name in columns if len({cell_of(row, name) for row in rows}) > 1 or len(rows) < 2]
+
+    def tells(name: str) -> bool:
+        return name in _ALWAYS or len(rows) < 2 or len({cell_of(row, name) for row in rows}) > 1
+
+    telling = [name for name in columns if tells(name)]
     chosen, *rest = dict.fromkeys([next(iter(columns)), *telling])
     shown = [chosen]
     for name in rest[: most - 1]:

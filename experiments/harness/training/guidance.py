@@ -69,7 +69,12 @@ def masks_of(run: Run, guide: str, network: nn.Module, own: Any, robust: Any, tr
         known = jax.jit(jax.vmap(whole.mask))(jnp.asarray(train.labels), jnp.asarray(whole.train_codes))
         return np.asarray(known) < 0.5
     flag = explained(network, guide, config.lime_samples, config.flagged_share, config.chunk)
-    return flag(own if guide == "lime" else robust, train.images, key)
+    variables = own if guide == "lime" else robust
+    if run.meter is None:
+        return flag(variables, train.images, key)
+    title = f"{guide.replace('-', ' ')} of {len(train.images)} images"
+    few = run.meter.few(title, lambda some: flag(variables, some, key), train.images, config.chunk)
+    return np.zeros((len(train.images), *few.shape[1:]), bool)
 
 
 @cache
@@ -91,17 +96,27 @@ def explained(network: nn.Module, guide: str, samples: int, share: float, chunk:
 
 
 def fitted(
-    run: Run, name: str, step: training.Step, states: training.TrainState, examples: Any, epochs: int, weight: float
+    run: Run,
+    name: str,
+    step: training.Step,
+    states: training.TrainState,
+    examples: Any,
+    epochs: int,
+    weight: float,
+    guided: str = "",
 ):
-    """Trains a stack on, from where it is, kept and continued under a name."""
+    """Trains a stack on, from where it is, kept and continued under a name; `guided` is a guided network's own."""
     config, count = run.config, stacking.size(states)
     sizes = training.StepSizes(config.train_radius, config.train_step_size, config.learning_rate, weight)
     sizes = jax.tree.map(lambda number: jnp.full(count, number, jnp.float32), sizes)
     sizes = sizes._replace(weight_decay=stages.decays_of(config, count))
     score = stages.score_of(config, run.dataset, recipe_for(config, ADVERSARIAL), sizes)
     work = networks.intensity(stages.network_of(config, run.dataset), run.image_shape, config.attack_steps)
-    names = [f"{name} {index}" for index in range(count)]
-    plan = stages.Plan(name, step, states, sizes, names, config.batch_size, epochs, config.shuffle, work, score)
+    names = [guided] if guided else [f"{name} {index}" for index in range(count)]
+    plan = stages.Plan(
+        name, step, states, sizes, names, config.batch_size, epochs, config.shuffle, work, score,
+        "guided training" if guided else "",
+    )  # fmt: skip
     states = stages.fit(run, plan, examples)
     runs.remove(run.workdir / "checkpoints" / name)
     return states
@@ -175,7 +190,9 @@ def refined(
             runs.write_arrays(run.workdir / "analysis" / f"flagged-{guide} seed {seed}.npz", {"share": np.array(share)})
         label = f"{guide}, seed {seed}, round {turn + 1}"
         epochs = config.standard_epochs + (turn + 1) * config.epochs
-        states = fitted(run, label, step, states, Guided(*train, masks), epochs, config.penalty)
+        states = fitted(
+            run, label, step, states, Guided(*train, masks), epochs, config.penalty, Member(guide, seed).name
+        )
     return training.kept(states, config.keep)
 
 

@@ -18,6 +18,7 @@ from experiments.harness import launch
 from experiments.harness.progress import progress
 from experiments.harness.settings.config import FittedConfig, TrainingConfig, losses_of, recipe_of, steps_of
 from experiments.harness.settings.options import Options
+from experiments.harness.training.meter import Meter
 from experiments.harness.training.specs import Spec, stacks_of
 from robgrad import attacks, data, gradients, manifolds, networks, runs, stacking, training
 
@@ -45,6 +46,8 @@ class Run(NamedTuple):
     options: Options
     dataset: data.Dataset
     source: Source | None = None
+    # In place of its stages, where what they would take is asked.
+    meter: Meter | None = None
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -66,7 +69,10 @@ def ended(states: training.TrainState, names: Sequence[str], keep: str) -> Train
 
 
 class Plan(NamedTuple):
-    """A stage of training: the step, the stack it starts from, and what `training.fit` is told."""
+    """A stage of training: the step, the stack it starts from, and what `training.fit` is told.
+
+    Stages with one `title` take as long a network, see `meter.Meter`; `retrains` where its networks are retrainings.
+    """
 
     name: str
     step: training.Step
@@ -78,6 +84,8 @@ class Plan(NamedTuple):
     shuffle: bool
     intensity: float
     score: Callable[[Any], Any] | None = None
+    title: str = ""
+    retrains: bool = False
 
     def options(self, options: Options) -> dict[str, Any]:
         """Keyword arguments of `training.fit`."""
@@ -128,6 +136,9 @@ def kept(
       settings: what training depended on.
       make: trains them.
     """
+    if run.meter:
+        make()
+        return _untrained(run, [row["network"] for row in rows])
     path = run.workdir / "networks" / name
     stack = runs.finished(path, runs.load_classifiers)
     if stack is not None:
@@ -148,13 +159,34 @@ def kept(
     return runs.load_classifiers(path)
 
 
+def _untrained(run: Run, names: Sequence[str]) -> runs.Classifiers:
+    """Networks as they start, in place of trained ones."""
+    network = network_of(run.config, run.dataset)
+    one = networks.init(network, jax.random.key(0), run.image_shape)
+    return runs.Classifiers(network, stacking.stack([one] * len(names)), tuple(names))
+
+
 def per_example(
     run: Run, trained: runs.Classifiers, function: Callable[[Any, Any, Any], Any], examples: Any, shared: Any = ()
 ) -> Any:
     """`function(shared, variables, example)` of every network and example, as arrays `[network, example, ...]`."""
-    mesh = mesh_of(run.config, trained, run.image_shape)
-    mapped = stacking.per_example(function, mesh, run.config.chunk)
-    return jax.device_get(mapped(shared, trained.variables, examples))
+
+    def of(trained: runs.Classifiers) -> Callable[[Any], Any]:
+        mapped = stacking.per_example(function, mesh_of(run.config, trained, run.image_shape), run.config.chunk)
+        return lambda examples: jax.device_get(mapped(shared, trained.variables, examples))
+
+    return of_networks(run, "gradients and maps", trained, of, examples)
+
+
+def of_networks(
+    run: Run, title: str, trained: runs.Classifiers, of: Callable[[runs.Classifiers], Callable], examples: Any
+) -> Any:
+    """`of(trained)(examples)`; of one network and a few of the examples where the run has a meter."""
+    if run.meter is None:
+        return of(trained)(examples)
+    count = len(trained.names)
+    found = run.meter.few(title, of(trained.take([0])), examples, run.config.chunk, count)
+    return jax.tree.map(lambda leaf: np.broadcast_to(leaf, (count, *leaf.shape[1:])), found)
 
 
 def mesh_of(config: Any, trained: runs.Classifiers, image_shape: Sequence[int]) -> Mesh:
@@ -186,12 +218,17 @@ def _completed(run: Run, members: list[Spec], train: data.Split) -> Trained:
         parts, names = [other.variables], list(other.names)
         curves = {row["network"]: row[HELD_OUT] for row in other.about["networks"] if HELD_OUT in row}
     missing = [spec for spec in members if spec.name not in names]
+    if run.meter:
+        settings = [(spec, training_settings(run.config, spec)) for spec in missing]
+        missing = [spec for spec, of in settings if run.meter.begins(run.dataset.name, spec.name, str(of))]
     if missing:
         plan = classifiers_plan(run.config, missing, run.dataset)
         made = ended(fit(run, plan, train), plan.names, run.config.keep)
         parts.append(made.variables)
         names += plan.names
         curves |= made.curves
+    if run.meter:
+        return Trained(())
     chosen = stacking.replicas(stacking.concatenate(parts), [names.index(spec.name) for spec in members])
     return Trained(chosen, curves)
 
@@ -246,7 +283,7 @@ def classifiers_plan(config: TrainingConfig, specs: Sequence[Spec], dataset: dat
     work = networks.intensity(network, dataset.train.images.shape[1:], recipe.passes)
     return Plan(
         first.stack, step, states, sizes, names, config.batch_size, epochs, config.shuffle, work,
-        score_of(config, dataset, recipe, sizes),
+        score_of(config, dataset, recipe, sizes), f"{config.objective if first.norm else 'standard'} training",
     )  # fmt: skip
 
 
@@ -270,7 +307,9 @@ def fit_manifold(run: Run, name: str, train: data.Split) -> Any:
     elif kind.fit:
         arrays = kind.fit(used(run, train), wanted)
     else:
-        arrays = stacking.replica(fit(run, manifold_plan(run.config, name, run.image_shape), train).variables, 0)
+        plan = manifold_plan(run.config, name, run.image_shape)
+        begins = run.meter is None or run.meter.begins(run.dataset.name, name, str(wanted))
+        arrays = stacking.replica((fit(run, plan, train) if begins else plan.states).variables, 0)
     runs.save_stack(path, stacking.stack([arrays]), about)
     runs.remove(run.workdir / "checkpoints" / name)
     return runs.load_arrays(path)[1]
@@ -302,6 +341,8 @@ def manifold_plan(config: Any, name: str, image_shape: Sequence[int]) -> Plan:
 
 def fit(run: Run, plan: Plan, examples) -> training.TrainState:
     """`training.fit` that goes on from the stage's last checkpoint, saves as the options say, and stops when asked."""
+    if run.meter:
+        return run.meter.trained(plan, examples, run.options)
     label = f"training {plan.name}" + (f", {len(plan.names)} networks" if len(plan.names) > 1 else "")
     checkpoint = run.workdir / "checkpoints" / plan.name
     events = run.workdir / "tensorboard" / plan.name if run.options.tensorboard else None

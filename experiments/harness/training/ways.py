@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import costs, launch
+from experiments.harness import launch
 from experiments.harness.progress import counted
 from experiments.harness.settings.config import recipe_of, steps_of
 from experiments.harness.training import stages
+from experiments.harness.training.meter import cost_of
 from experiments.harness.training.stages import Run
 from robgrad import data, networks, runs, training
 
@@ -163,13 +164,15 @@ def places_of(config: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, list[i
 def seconds_of(run: Run, train: data.Split) -> np.ndarray:
     """Seconds of a step and network `[way, round]`: ways take turns, so that a machine's drift meets all alike."""
     path, ways = run.workdir / "analysis" / "seconds.npz", run.config.ways
+    if run.meter:
+        return np.ones((len(ways), TIMINGS))
     kept = runs.read_arrays(path)
     if kept is None:
         spent = np.zeros((len(ways), TIMINGS))
         for place, _ in counted(range(TIMINGS * len(ways)), f"timing {len(ways)} ways to train"):
             turn, index = divmod(place, len(ways))
             plan = plan_of(run.config, ways[index], run.dataset)
-            spent[index, turn] = costs.cost_of(plan, train, run.options, seconds=0.7).step / len(plan.names)
+            spent[index, turn] = cost_of(plan, train, run.options, seconds=0.7)[0].step / len(plan.names)
         kept = {"seconds": spent}
         runs.write_arrays(path, kept)
     return kept["seconds"]
