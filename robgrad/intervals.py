@@ -54,7 +54,13 @@ def of_share(hits: np.ndarray) -> tuple[float, float, float]:
 
 
 def wilson(share: float, count: float) -> Bounds:
-    """Wilson's interval (1927) of a share of so many independent trials, which need not be a whole number."""
+    """Wilson's interval (1927) of a share of so many independent trials, which need not be a whole number.
+
+    Raises:
+      ValueError: if the share is not in [0, 1], or the count not above 0.
+    """
+    if not (0 <= share <= 1 and 0 < count < math.inf):
+        raise ValueError(f"expected a share in [0, 1] of trials above 0, got {share} of {count}")
     z = stats.norm.ppf(0.975)
     centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
@@ -73,8 +79,11 @@ def draws(values: np.ndarray, statistic: Callable[[np.ndarray], Any], resamples:
       resamples: how many.
 
     Raises:
-      ValueError: if the statistic does not give one value, or array, for each sample.
+      ValueError: if the statistic does not give one value, or array, for each sample; if there are no rows or samples.
     """
+    values = np.asarray(values)
+    if values.ndim < 1 or not len(values) or resamples < 1:
+        raise ValueError(f"expected rows and resamples, one or more, got shape {list(values.shape)} and {resamples}")
     generator, rows = np.random.default_rng(0), len(values)
     at_once = max(1, _AT_ONCE // max(values.size, 1))
     found = []
@@ -96,6 +105,8 @@ def mean(values: np.ndarray) -> Any:
 
 def median(values: np.ndarray) -> Any:
     """The median over the first axis of what is not NaN, as `numpy.nanmedian` and quicker; NaN, no warning, of none."""
+    if not len(values):
+        return mean(np.asarray(values, float))
     ordered = np.sort(values, axis=0)  # NaN last.
     count = np.asarray(np.count_nonzero(~np.isnan(ordered), axis=0))
     lower, upper = (
@@ -110,6 +121,7 @@ def of_many(values: np.ndarray, statistic: Callable[[np.ndarray], Any], resample
     The statistic is as in `draws`: over the first axis, whatever axes follow.
     Of medians' differences in pairs it is cautious: it covers 98 to 99%.
     """
+    values = np.asarray(values)
     if len(values) < 2:
         return math.nan, math.nan
     low, high = np.percentile(draws(values, statistic, resamples), [2.5, 97.5], axis=0)

@@ -36,14 +36,21 @@ _placed = jax.jit(lax.with_sharding_constraint, static_argnums=1, inline=True)
 
 
 def stack(replicas: Sequence[Any]):
-    """Stacks equal pytrees along a new leading replica axis."""
-    return _stacked(list(replicas))
+    """Stacks equal pytrees along a new leading replica axis.
+
+    Raises:
+      ValueError: if there are none.
+    """
+    return _stacked(_some(replicas))
 
 
 def concatenate(stacks: Sequence[Any]):
-    """Joins stacks of equal structure into one; where they lie on different devices, on the first."""
+    """Joins stacks of equal structure into one; where they lie on different devices, on the first.
 
-    stacks = list(stacks)
+    Raises:
+      ValueError: if there are none.
+    """
+    stacks = _some(stacks)
     held = [leaf for leaf in jax.tree.leaves(stacks) if isinstance(leaf, Array) and leaf.committed]
     if len({frozenset(leaf.sharding.device_set) for leaf in held}) > 1:
         stacks = jax.device_put(stacks, jax.local_devices()[0])
@@ -51,13 +58,38 @@ def concatenate(stacks: Sequence[Any]):
 
 
 def replica(stacked, index: int):
-    """One replica of a stack, without the leading axis."""
-    return _taken(stacked, index)
+    """One replica of a stack, without the leading axis.
+
+    Raises:
+      ValueError: if there is none at that place.
+    """
+    return _taken(stacked, _places(stacked, index))
 
 
 def replicas(stacked, indices: Sequence[int]):
-    """Some replicas of a stack, in the order given."""
-    return _taken(stacked, np.asarray(indices))
+    """Some replicas of a stack, in the order given.
+
+    Raises:
+      ValueError: if there is none at one of those places.
+    """
+    return _taken(stacked, _places(stacked, np.asarray(indices, np.int32 if not len(indices) else None)))
+
+
+def _some(trees: Sequence[Any]) -> list[Any]:
+    found = list(trees)
+    if not found:
+        raise ValueError("expected one state or more, got none")
+    return found
+
+
+def _places(stacked, places: Any) -> Any:
+    """Places in a stack, refused where nothing is: an array of JAX's gives what is nearest."""
+    if isinstance(places, jax.core.Tracer):
+        return places
+    there, wanted = size(stacked), np.asarray(places)
+    if not np.issubdtype(wanted.dtype, np.integer) or not np.all((wanted >= -there) & (wanted < there)):
+        raise ValueError(f"expected places in a stack of {there}, whole numbers in 0..{there - 1}, got {places}")
+    return places
 
 
 def size(stacked) -> int:

@@ -34,11 +34,22 @@ def cross_entropy(logits: Array, label: Any) -> Array:
     Computed as softplus(logsumexp_{j != y} z_j - z_y), which equals the textbook form but keeps the
     derivative exact where the network is certain: there softmax_y rounds to 1, so 1 - softmax_y, the
     share of the true logit in the gradient, is lost to cancellation in single precision.
-    Of a goal `(y, t)` it is log p_t; of probabilities `[C]`, smoothed or mixed labels q, -sum_k q_k log p_k.
+    Of a goal `(y, t)` it is log p_t; of probabilities `[C]`, smoothed or mixed labels q, -sum_k q_k log p_k, NaN where
+    one of them is negative or not a number.
+
+    Raises:
+      ValueError: if the label is of another shape, or no class.
     """
     if isinstance(label, tuple):
         return -cross_entropy(logits, label[1])
-    if jnp.shape(label) == logits.shape and jnp.issubdtype(jnp.asarray(label).dtype, jnp.floating):
+    if jnp.ndim(label) and (jnp.shape(label) != logits.shape or not jnp.issubdtype(_type_of(label), jnp.floating)):
+        raise ValueError(
+            f"expected a class, or floating-point probabilities of shape {list(logits.shape)}, got labels of shape "
+            f"{list(jnp.shape(label))} and {_type_of(label)}"
+        )
+    if not jnp.ndim(label) and not jnp.issubdtype(_type_of(label), jnp.integer):
+        raise ValueError(f"expected a class as an integer, got {_type_of(label)}")
+    if jnp.ndim(label):
         return -_expected(label, jax.nn.log_softmax(logits))
     others = jax.nn.logsumexp(_without(logits, label))
     return _of_class(logits, label) * jax.nn.softplus(others - logits[label])
@@ -46,7 +57,13 @@ def cross_entropy(logits: Array, label: Any) -> Array:
 
 def _expected(probabilities: Array, logs: Array) -> Array:
     """sum_k p_k log q_k, in which a class of probability 0 counts nothing, whatever its logarithm."""
-    return jnp.sum(jnp.where(probabilities > 0, probabilities * jnp.where(probabilities > 0, logs, 0.0), 0.0))
+    there = probabilities != 0
+    terms = jnp.where(there, probabilities * jnp.where(there, logs, 0.0), 0.0)
+    return jnp.sum(jnp.where(probabilities < 0, jnp.nan, terms))
+
+
+def _type_of(label: Any) -> Any:
+    return jnp.result_type(label)
 
 
 def _of_class(logits: Array, *labels: Any) -> Array:

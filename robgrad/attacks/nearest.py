@@ -8,6 +8,7 @@ from jax import Array, lax
 
 from robgrad.attacks.search import Goal, Search, checked_search, targets
 from robgrad.data.calls import checked_example, within_range
+from robgrad.data.images import DataError
 from robgrad.networks import LogitsFn
 
 
@@ -43,6 +44,8 @@ def nearest(search: Search) -> Callable[..., Nearest]:
     checked_search(search)
 
     def find(key, logits_fn: LogitsFn, image, label) -> Nearest:
+        if label is None or (not isinstance(label, tuple) and jnp.ndim(label)):
+            raise DataError(f"expected the image's class, or a goal (label, target), got {label}")
         image = within_range(checked_example(logits_fn, image, label), search.pixel_range)
         target = label[1] if isinstance(label, tuple) else targets(logits_fn(image), label)[0]
         goal = Goal(logits_fn, image, label, jnp.asarray(jnp.inf, image.dtype), target)

@@ -17,7 +17,7 @@ from jax import Array, lax
 from robgrad.attacks.losses import Loss, checked_loss, succeeded
 from robgrad.attacks.norms import Norm, ascent, ended, norm_named
 from robgrad.data import PIXEL_RANGE, DataError
-from robgrad.data.calls import checked_example, checked_numbers, within_range
+from robgrad.data.calls import checked_example, checked_numbers, known, within_range
 from robgrad.data.checks import Range, checked_count, checked_range, clipped
 from robgrad.networks import LogitsFn
 
@@ -32,11 +32,13 @@ class InBall:
       run: `(key, logits_fn, image, label, epsilon, step_size)` to a point; what it is given has been checked.
       norm: of the ball.
       pixel_range: smallest and largest value of a pixel, numbers or one for each channel.
+      needs_step: whether it stays at the image where the step size is 0.
     """
 
     run: Attack
     norm: Norm
     pixel_range: Range = PIXEL_RANGE
+    needs_step: bool = True
 
     def __call__(self, key, logits_fn, image, label, epsilon, step_size):
         """The attacked image: the point that the attack reaches, rounded into ball and range; see `pgd`."""
@@ -104,7 +106,7 @@ def pgd(
             start = within(random_start * jax.random.normal(key, image.shape, image.dtype))
         return lax.fori_loop(0, steps, step, start)
 
-    return InBall(attack, norm, pixel_range)
+    return InBall(attack, norm, pixel_range, needs_step=not random_start)
 
 
 def pgd_restarts(
@@ -154,6 +156,32 @@ def pgd_restarts(
         return lax.fori_loop(1, restarts, turn, (start, rank(start)))[0]
 
     return InBall(attack, first.norm, first.pixel_range)
+
+
+def sizes_given(attack: Attack, epsilon: Any, step_size: Any) -> tuple[Any, Any]:
+    """Radius and step size for an attack on a set of images; 0 where they are None and it has no use for them.
+
+    Raises:
+      ValueError: if one is missing, or the step size is 0 where the radius is not: the attack would not move.
+    """
+    if attack is no_attack:
+        return 0.0 if epsilon is None else epsilon, 0.0 if step_size is None else step_size
+    needs_step = getattr(attack, "needs_step", True)
+    if epsilon is None or (step_size is None and needs_step):
+        missing = "epsilon" if epsilon is None else "step_size"
+        raise ValueError(f"expected epsilon and step_size of the attack, in pixel units, got no {missing}")
+    step_size = 0.0 if step_size is None else step_size
+    check_moves(attack, epsilon, step_size)
+    return epsilon, step_size
+
+
+def check_moves(attack: Any, epsilon: Any, step_size: Any) -> None:
+    """Refuses a step size of 0 at a radius above 0, for an attack that needs one."""
+    radii, steps = (np.asarray(known(number)) for number in (epsilon, step_size))
+    if not getattr(attack, "needs_step", False) or radii.dtype == object or steps.dtype == object:
+        return
+    if radii.dtype.kind in "fiu" and steps.dtype.kind in "fiu" and np.any((radii > 0) & (steps == 0)):
+        raise ValueError("expected a step size above 0 where the radius (epsilon) is, got 0: the attack would not move")
 
 
 def no_attack(key, logits_fn, image, label, epsilon, step_size):

@@ -122,4 +122,4 @@ def as_attack(search: Search) -> InBall:
         state = lax.fori_loop(0, search.steps, lambda _, state: search.step(goal, state), search.start(key, goal))
         return search.end(state)[0]
 
-    return InBall(attack, search.norm, search.pixel_range)
+    return InBall(attack, search.norm, search.pixel_range, needs_step=False)

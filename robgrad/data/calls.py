@@ -57,6 +57,8 @@ def logits_of(logits_fn, shape, *variables, dtype=np.float32, least: int = 2) ->
         by_flax = type(error).__module__.startswith("flax")
         if not by_flax and not isinstance(error, TypeError | ValueError | IndexError | KeyError | AttributeError):
             raise
+        if hint := _of_library(logits_fn):
+            raise ValueError(f"expected a network as a function of one image, {hint}") from error
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         reason = f"which this one does not take ({said})"
         raise ValueError(f"expected a network of one image of shape {list(shape)}, {reason}; {_BATCHES}") from error
@@ -67,6 +69,16 @@ def logits_of(logits_fn, shape, *variables, dtype=np.float32, least: int = 2) ->
     if not jnp.issubdtype(logits.dtype, jnp.floating):
         raise ValueError(f"expected floating-point logits, which have gradients, got {logits.dtype}")
     return logits
+
+
+def _of_library(network: Any) -> str:
+    """What came, and how it becomes a function, where a network is given as its library's module."""
+    kinds = {one.__module__.split(".")[0]: one.__name__ for one in type(network).__mro__}
+    if "torch" in kinds:
+        return "got a PyTorch module; give networks.of_torch(module, image_shape)"
+    if "flax" in kinds and hasattr(network, "apply"):
+        return "got a linen module without its variables; give networks.logits_fn(module, variables)"
+    return ""
 
 
 def image_type(logits_fn, shape, dtype, *variables) -> Any:
@@ -142,6 +154,20 @@ def known(value: Any) -> Any:
     return value
 
 
+def checked_like(image: Any, shape: tuple[int, ...]) -> Array:
+    """One floating-point image of a shape.
+
+    Raises:
+      ValueError: if it is of another, or bytes.
+    """
+    image = jnp.asarray(image)
+    if image.shape != tuple(shape):
+        raise ValueError(f"expected an image of shape {list(shape)}, got {list(image.shape)}")
+    if not jnp.issubdtype(image.dtype, jnp.floating):
+        raise ValueError(f"expected a floating-point image, got {image.dtype}; map bytes by data.scale")
+    return image
+
+
 def checked_pictures(images: Any) -> Array:
     """A set of pictures `[N, H, W, C]` to choose from, in the range of those that they stand for.
 
@@ -201,6 +227,8 @@ def checked_example(logits_fn, image, label=None, least: int = 2) -> Array:
         if values is not None and not (np.all(np.asarray(values) >= 0) and np.all(np.asarray(values) < classes)):
             raise DataError(f"expected a label in 0..{classes - 1}, as many as the network has logits, got {values}")
     goal = [known(one) for one in labels] if isinstance(label, tuple) else []
+    if isinstance(label, tuple) and any(one is None for one in label):
+        raise DataError(f"expected a goal (label, target) of two classes, got {label}")
     if goal and all(one is not None for one in goal) and np.any(np.equal(*map(np.asarray, goal))):
         raise DataError(f"expected a target other than the label, got {goal[1]} for both")
     return image.astype(dtype)
@@ -303,9 +331,12 @@ def mask_of(mask: Any, shape: tuple[int, ...]) -> Array:
       shape: `[..., H, W]` expected.
 
     Raises:
-      DataError: if it is of another shape.
+      DataError: if it is of another shape, or holds NaN where that is known.
     """
     mask = _one_a_pixel(mask, shape, "a mask", "")
+    values = known(mask)
+    if values is not None and jnp.issubdtype(mask.dtype, jnp.floating) and np.isnan(np.asarray(values)).any():
+        raise DataError("expected a mask of numbers, got NaN")
     return mask > 0.5 if mask.dtype != bool else mask
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 
 from robgrad.data.images import PIXEL_RANGE, DataError, Split, float_type
 
@@ -47,14 +48,29 @@ def check(split: Split, classes: int | None, name: str = "the data set", as_imag
             f"{name}: expected one integer label for each of {len(images)} images, got {labels.dtype} labels of shape "
             f"{list(labels.shape)}"
         )
-    if labels.min() < 0 or (classes is not None and labels.max() >= classes):
-        wanted = "labels of 0 and above" if classes is None else f"labels in 0..{classes - 1}"
+    most = np.iinfo(np.int32).max if classes is None else classes - 1
+    if labels.min() < 0 or labels.max() > most:
+        wanted = "labels of 0 and above" if classes is None and labels.min() < 0 else f"labels in 0..{most}"
         raise DataError(
             f"{name}: expected {wanted}, got {labels.min()}..{labels.max()}; renumber them or give the right number of "
             "classes"
         )
     if classes is not None and classes < 2:
         raise DataError(f"{name}: expected at least 2 classes, got {classes}; there is nothing to tell apart")
+
+
+def as_split(split: Any) -> Split:
+    """Images and labels as a split: one, or a pair.
+
+    Raises:
+      DataError: if it is neither.
+    """
+    if hasattr(split, "images") and hasattr(split, "labels"):
+        return split
+    if type(split) is tuple and len(split) == 2:
+        return Split(*split)
+    hint = "; give dataset.train or dataset.test" if hasattr(split, "train") else ""
+    raise DataError(f"expected a split of images and labels, got {type(split).__name__}{hint}")
 
 
 def checked_split(split: Split, classes: int | None, name: str, as_images: bool = True) -> Split:
@@ -270,8 +286,9 @@ def checked_count(name: str, count, least: int = 1) -> int:
     Raises:
       ValueError: if it is anything else.
     """
+    count = _plain(count)
     if isinstance(count, bool) or not isinstance(count, int | np.integer):
-        raise ValueError(f"expected a whole number, at least {least} {name}, got {count}")
+        raise ValueError(f"expected a whole number, at least {least} {name}, got {count!r}")
     if count < least:
         raise ValueError(f"expected at least {least} {name}, got {count}")
     return int(count)
@@ -283,6 +300,27 @@ def checked_positive(name: str, number) -> float:
     Raises:
       ValueError: if it is anything else.
     """
+    number = _plain(number)
     if isinstance(number, bool) or not isinstance(number, int | float | np.number) or not 0 < number < np.inf:
-        raise ValueError(f"expected {name} above 0, got {number}")
+        raise ValueError(f"expected {name} above 0, got {number!r}")
     return float(number)
+
+
+def checked_noise(noise: Any) -> Any:
+    """A standard deviation of noise: a number of 0 or more, finite; one that is traced passes.
+
+    Raises:
+      ValueError: if it is anything else.
+    """
+    noise = _plain(noise)
+    if isinstance(noise, Tracer) and not noise.ndim:
+        return noise
+    if isinstance(noise, bool) or not isinstance(noise, int | float | np.number) or not 0 <= noise < np.inf:
+        raise ValueError(f"expected a standard deviation of noise of 0 or more, got {noise!r}")
+    return float(noise)
+
+
+def _plain(number: Any) -> Any:
+    """The number that an array of no axes holds, where it is known; anything else as it is."""
+    is_array = isinstance(number, Array | np.ndarray) and number.ndim == 0 and not isinstance(number, Tracer)
+    return number.item() if is_array else number

@@ -10,18 +10,21 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from robgrad.data.calls import within_range
 from robgrad.data.images import PIXEL_RANGE, DataError
 
 Corruption = Callable[[Array, Array, int], Array]
 
 
 def _checked(image: Array, severity: int) -> Array:
-    """The image, if it is floating point, and the severity one of 1 to 5."""
+    """The image `[H, W, C]`, if it is one, floating point and in [-1, 1]; and the severity is one of 1 to 5."""
+    if jnp.ndim(image) != 3:
+        raise DataError(f"expected one image [H, W, C], got shape {list(jnp.shape(image))}; map a batch by jax.vmap")
     if not jnp.issubdtype(jnp.result_type(image), jnp.floating):
         raise DataError(f"expected a floating-point image, got {jnp.result_type(image)}; map bytes by data.scale")
     if severity not in range(1, 6):
-        raise ValueError(f"expected a severity of 1 to 5, got {severity}")
-    return image
+        raise ValueError(f"expected a severity of 1 to 5, got {severity!r}")
+    return within_range(jnp.asarray(image), PIXEL_RANGE)
 
 
 def gaussian_noise(key: Array, image: Array, severity: int) -> Array:

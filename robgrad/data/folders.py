@@ -139,7 +139,10 @@ def numbered(path: Path, labels: np.ndarray, *others: np.ndarray) -> tuple[str, 
       DataError: if a number between 0 and the greatest has no training image. Negative labels are told by `check`.
     """
     top = max(int(one.max(initial=0)) for one in (labels, *others))
-    absent = sorted({*range(top + 1)} - {*labels.tolist()})
+    there = np.unique(labels[labels >= 0])
+    # The first number that a class should have and none has.
+    gaps = np.flatnonzero(there != np.arange(len(there)))
+    absent = [int(gaps[0]) if len(gaps) else len(there)] if len(there) <= top else []
     if absent and labels.size and labels.min() >= 0:
         raise DataError(
             f"{path}: expected training images of each class 0..{top}, got none of class {absent[0]}; number the "

@@ -23,9 +23,23 @@ class Split(NamedTuple):
     labels: np.ndarray
 
     def take(self, rows: Any) -> "Split":
-        """Some of them: the first so many, a slice, a mask `[N]` or places."""
-        rows = slice(rows) if isinstance(rows, int) else rows
-        return Split(self.images[rows], self.labels[rows])
+        """Some of them: the first so many, or all where there are fewer; a slice, a mask `[N]` or places `[M]`.
+
+        Raises:
+          DataError: if the rows are none of these, or not there.
+        """
+        count = len(self.labels)
+        if isinstance(rows, slice):
+            return Split(self.images[rows], self.labels[rows])
+        wanted = np.asarray(rows)
+        if wanted.ndim == 0 and wanted.dtype.kind in "iu" and wanted >= 0:
+            return self.take(slice(int(wanted)))
+        is_mask = wanted.dtype == bool and wanted.shape == (count,)
+        are_places = wanted.ndim == 1 and (wanted.dtype.kind in "iu" or not wanted.size)
+        if not is_mask and not (are_places and np.all((wanted >= -count) & (wanted < count))):
+            raise DataError(f"expected a number, a slice, a mask [{count}] or places below {count}, got {rows!r}")
+        wanted = wanted if wanted.size else wanted.astype(np.int32)
+        return Split(self.images[wanted], self.labels[wanted])
 
 
 class Truth(NamedTuple):

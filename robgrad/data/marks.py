@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from robgrad.data.checks import checked_labels
 from robgrad.data.images import PIXEL_RANGE, DataError, Dataset, Split
 
 # Side of the mark, in pixels.
@@ -35,7 +36,11 @@ def marked(split: Split, classes: int, keys: np.ndarray, side: int = SIDE) -> Sp
       classes: how many there are.
       keys: `[N]`, whose mark each image gets: its label's for a mark that tells, another class's for one that misleads.
       side: of the square mark, in pixels.
+
+    Raises:
+      DataError: if the keys are not a class for each image.
     """
+    keys = checked_labels(keys, len(split.images), classes, "key")
     images, corners = split.images.copy(), places(split.images.shape[1:], classes, side)
     white = 255 if images.dtype == np.uint8 else PIXEL_RANGE[1]
     for key in range(classes):
@@ -45,7 +50,13 @@ def marked(split: Split, classes: int, keys: np.ndarray, side: int = SIDE) -> Sp
 
 
 def agreeing(labels: np.ndarray, classes: int, share: float, seed: int) -> np.ndarray:
-    """Keys `[N]`: the label for a share of the images on average, and any class, the label too, for the others."""
+    """Keys `[N]`: the label for a share of the images on average, and any class, the label too, for the others.
+
+    Raises:
+      ValueError: if the share is not in [0, 1].
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"expected a share of images in [0, 1], got {share}")
     generator = np.random.default_rng(seed)
     others = generator.integers(0, classes, len(labels))
     return np.where(generator.random(len(labels)) < share, labels, others).astype(np.int32)

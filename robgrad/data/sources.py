@@ -6,6 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from robgrad.data.shapes import canvas_of, shapes
 GENERATED = "generated:"
 
 
-def load(name: str, data_dir: str | os.PathLike | None = None, size: int | None = None) -> Dataset:
+def load(name: str | os.PathLike, data_dir: str | os.PathLike | None = None, size: int | None = None) -> Dataset:
     """Loads a data set by name and checks it.
 
     Args:
@@ -31,7 +32,8 @@ def load(name: str, data_dir: str | os.PathLike | None = None, size: int | None 
         that holds those arrays as `.npy` files, or a folder of images for each class, see `folders.load`, or what
         `save_to_disk` of Hugging Face's `datasets` has written, see `hugging_face.load`; or the TFDS name of any image
         classification set with splits `train` and `test`. Its images are decoded once and cached as a
-        plain `.npz` beside the data, or in the user's cache directory where the data are read-only. What a run's
+        plain `.npz` beside the data, or in the user's cache directory where the data are read-only. A split that is
+        stored class by class, as folders are, comes in an order drawn once, always the same. What a run's
         generator makes, `generated:RUN`, is loaded by `robgrad.runs.load_data`.
       data_dir: TFDS data directory; default `$TFDS_DATA_DIR`, then `~/tensorflow_datasets`.
       size: pixels of each side that the images of a folder are resized to; as they are where None.
@@ -39,6 +41,7 @@ def load(name: str, data_dir: str | os.PathLike | None = None, size: int | None 
     Raises:
       DataError: if the set is unknown, missing or unreadable, or is not of labelled images of one shape.
     """
+    name = _text(name)
     if size is not None:
         checked_count("pixel of a side", size, 8)
         if not is_folder(name) or folders.has_arrays(Path(name).expanduser()):
@@ -59,11 +62,33 @@ def load(name: str, data_dir: str | os.PathLike | None = None, size: int | None 
         dataset = _from_file(path) if folders.has_arrays(path) else reader(path, size)
     else:
         dataset = tfds.load(name, _data_dir(data_dir), near=_near(name, _data_dir(data_dir)))
+    dataset = _mixed(dataset)
     for part, split in (("train", dataset.train), ("test", dataset.test)):
         if not len(split.labels):
             raise DataError(f"{name}: expected at least one {part} image, got none")
         check(split, len(dataset.classes), dataset.name)
     return dataset
+
+
+def _mixed(dataset: Dataset) -> Dataset:
+    """The set, its splits in an order drawn once where they are stored class by class: the first images are of all."""
+
+    def places(labels: np.ndarray) -> np.ndarray | slice:
+        by_class = len(labels) > 1 and labels[0] != labels[-1] and bool(np.all(labels[1:] >= labels[:-1]))
+        return np.random.default_rng(0).permutation(len(labels)) if by_class else slice(None)
+
+    train, test = places(dataset.train.labels), places(dataset.test.labels)
+    masks = dataset.test_masks if dataset.test_masks is None else dataset.test_masks[test]
+    return dataset._replace(train=dataset.train.take(train), test=dataset.test.take(test), test_masks=masks)
+
+
+def _text(name: Any) -> str:
+    """A data set's name, or path, as text; a path of one part gets the `./` by which it is known for one."""
+    if not isinstance(name, str | os.PathLike):
+        raise DataError(f"expected the name or path of a data set, got {name!r}")
+    text = os.fspath(name)
+    is_path = not isinstance(name, str) and os.sep not in text and not is_file(text)
+    return f".{os.sep}{text}" if is_path else text
 
 
 def _near(name: str, data_dir: Path) -> str:
@@ -126,9 +151,18 @@ def _from_file(path: Path) -> Dataset:
             f"{path}: expected test images like the training images, of shape {list(images.shape[1:])} and "
             f"{images.dtype}, got {list(test_images.shape[1:])} and {test_images.dtype}"
         )
-    for one in (labels, test_labels):
+    for one, shown in ((labels, images), (test_labels, test_images)):
         if not np.issubdtype(one.dtype, np.integer):
             raise DataError(f"{path}: expected integer labels, got {one.dtype}; number the classes from 0")
+        if one.shape != shown.shape[:1]:
+            hint = "; give classes, not one-hot vectors" if one.ndim == 2 else ""
+            raise DataError(
+                f"{path}: expected one label for each of {len(shown)} images, got shape {list(one.shape)}{hint}"
+            )
+        if one.size and one.max() > np.iinfo(np.int32).max:
+            raise DataError(f"{path}: expected labels of 32 bits, got {one.max()}; number the classes from 0")
+    if "classes" in arrays and arrays["classes"].ndim != 1:
+        raise DataError(f"{path}: expected classes as a list of names, got shape {list(arrays['classes'].shape)}")
     classes = tuple(map(str, arrays["classes"])) if "classes" in arrays else folders.numbered(path, labels, test_labels)
     train, test = Split(images, labels.astype(np.int32)), Split(test_images, test_labels.astype(np.int32))
     masks = _masks(path, arrays["test_masks"], test_images) if "test_masks" in arrays else None

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from robgrad import stacking
 from robgrad.data import scale
-from robgrad.data.calls import checked_map
+from robgrad.data.calls import checked_map, known
 from robgrad.data.images import DataError
 from robgrad.gradients import Attribution, coin_map, key_named, rank_map
 from robgrad.networks import LogitsFn
@@ -40,14 +40,30 @@ def occlude(image: Array, ranks: Array, occlusion: Occlusion, fill: Array | None
       ranks: `[methods, H, W]`, 0 for the pixel of highest attribution.
       occlusion: of one replica.
       fill: colour `[C]` in [-1, 1]; the image's own mean colour where None.
+
+    Raises:
+      ValueError: if the fill is no colour of the image, or there is no such rank map; where that is traced the image
+        is NaN.
     """
+    colour = image.mean((0, 1)) if fill is None else jnp.asarray(fill)
+    if jnp.shape(colour) not in ((), image.shape[-1:]):
+        raise ValueError(f"expected a fill of {image.shape[-1]} numbers, got shape {list(jnp.shape(colour))}")
+    there = occlusion.method < len(ranks)
+    if known(there) is not None and not np.all(known(there)):
+        raise ValueError(f"expected one of {len(ranks)} rank maps, got that at place {np.max(known(occlusion.method))}")
     chosen = ranks[occlusion.method] < occlusion.threshold
     removed = jnp.where(occlusion.keep, ~chosen, chosen)
-    return jnp.where(removed[..., None], image.mean((0, 1)) if fill is None else fill, image)
+    return jnp.where(there, jnp.where(removed[..., None], colour, image), jnp.nan)
 
 
 def mean_colour(images: np.ndarray) -> Array:
-    """The data set's mean colour `[C]` in [-1, 1], the paper's fill."""
+    """The data set's mean colour `[C]` in [-1, 1], the paper's fill.
+
+    Raises:
+      DataError: if the images are neither bytes nor floating point.
+    """
+    if not np.issubdtype(images.dtype, np.floating) and images.dtype != np.uint8:
+        raise DataError(f"expected uint8 or floating-point images, got {images.dtype}; convert them")
     mean = jnp.asarray(np.mean(images, axis=(0, 1, 2), dtype=np.float64), jnp.float32)
     if np.issubdtype(images.dtype, np.floating):
         return mean

@@ -13,12 +13,12 @@ from jax import Array
 from jax.scipy.stats import rankdata
 
 from robgrad.attacks import length
-from robgrad.data.calls import checked_example, checked_map, mask_of, pixels_of
+from robgrad.data.calls import checked_example, checked_map, known, mask_of, pixels_of
 from robgrad.data.checks import checked_count, checked_positive
 from robgrad.data.images import DataError
 from robgrad.faithfulness.imputation import impute
 from robgrad.gradients import Attribution, rank_map
-from robgrad.gradients.outputs import Output, logit_of_prediction, prediction
+from robgrad.gradients.outputs import Output, logit_of_prediction, one_image, prediction
 from robgrad.networks import LogitsFn, predicted
 
 
@@ -94,7 +94,9 @@ def road(
       DataError: if image, label or map are not of that form.
       ValueError: if there are no shares, or one of them rounds to no pixel or to all.
     """
-    image = checked_example(logits_fn, image, label)
+    image = one_image(checked_example(logits_fn, image, label))
+    if label is None or jnp.ndim(label) or isinstance(label, tuple):
+        raise DataError(f"expected the label of one image, an integer, got {'none' if label is None else label}")
     values = checked_map(values, image.shape[:2])
     for share in checked_shares(shares):
         checked_share(share, values.size)
@@ -211,13 +213,32 @@ def max_sensitivity(
 
 
 def moved_images(key: Array, image: Array, radius: float = 0.05, samples: int = 10) -> Array:
-    """An image `[H, W, C]` with uniform noise between -radius and radius on each pixel, `[samples, H, W, C]`."""
+    """An image `[H, W, C]` with uniform noise between -radius and radius on each pixel, `[samples, H, W, C]`.
+
+    Raises:
+      DataError: if the image is not floating point.
+      ValueError: if the radius is not above 0.
+    """
     checked_count("sample", samples)
+    image = jnp.asarray(image)
+    if not jnp.issubdtype(image.dtype, jnp.floating):
+        raise DataError(f"expected a floating-point image, got {image.dtype}; map bytes by data.scale")
+    if known(radius) is not None:
+        checked_positive("a radius in pixel units", radius)
     return image + jax.random.uniform(key, (samples, *image.shape), image.dtype, -radius, radius)
 
 
 def largest_change(whole: Array, moved: Array) -> Array:
-    """The largest ||phi' - phi|| / ||phi|| of a map `[H, W]` to maps `[samples, H, W]`; NaN where it is zero."""
+    """The largest ||phi' - phi|| / ||phi|| of a map `[H, W]` to maps `[samples, H, W]`; NaN where it is zero.
+
+    Raises:
+      DataError: if the maps are of other shapes, or there are none.
+    """
+    whole = checked_map(whole, jnp.shape(whole))
+    moved = jnp.asarray(moved)
+    if moved.ndim != whole.ndim + 1 or not len(moved):
+        raise DataError(f"expected maps [samples, *{list(whole.shape)}], one or more, got shape {list(moved.shape)}")
+    moved = checked_map(moved, (len(moved), *whole.shape))
     norm = length(whole)
     most = jax.vmap(lambda one: length(one - whole))(moved).max()
     return jnp.where(norm > 0, most / jnp.where(norm > 0, norm, 1.0), jnp.nan)

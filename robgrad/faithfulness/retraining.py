@@ -27,7 +27,15 @@ from robgrad.data.checks import checked_count, checked_split
 from robgrad.data.images import DataError
 from robgrad.faithfulness.occlusion import Occlusion, fill_of, occlude, rank_maps
 from robgrad.faithfulness.perturbation import checked_share
-from robgrad.faithfulness.scores import KAR, PERCENTILES, RANDOM, ROAR, checked_benchmark, curve
+from robgrad.faithfulness.scores import (
+    KAR,
+    PERCENTILES,
+    RANDOM,
+    ROAR,
+    checked_benchmark,
+    checked_percentiles,
+    curve,
+)
 from robgrad.gradients import Attribution
 from robgrad.networks import LogitsFn, Network, classifier_for, intensity, logits_fn, predicted
 from robgrad.training.optimizers import checked_rates
@@ -60,7 +68,17 @@ class Retraining(NamedTuple):
 def grid(
     methods: Sequence[str], percentiles: Sequence[float] = PERCENTILES, seeds: int = 3, benchmarks=(ROAR, KAR)
 ) -> list[Retraining]:
-    """All retrainings of a benchmark: benchmarks x methods x percentiles x seeds."""
+    """All retrainings of a benchmark: benchmarks x methods x percentiles x seeds.
+
+    Raises:
+      ValueError: if benchmarks or methods are no lists of names, or a percentile is not between 0 and 100.
+    """
+    for what, names in (("benchmarks", benchmarks), ("methods", methods)):
+        if isinstance(names, str) or not list(names):
+            raise ValueError(f"expected {what} as a list of names, got {names!r}")
+    benchmarks = [checked_benchmark(one) for one in benchmarks]
+    checked_percentiles(percentiles)
+    checked_count("seed", seeds)
     return [
         Retraining(b, m, q, seed) for b in benchmarks for m in methods for q in percentiles for seed in range(seeds)
     ]
@@ -72,10 +90,18 @@ def numbers_of(
     """The stack's numbers; thresholds are percentile * pixels / 100, rounded, and refused where that is none or all.
 
     `methods` are those of the rank maps in their order, without Random, whose draws follow them, one a seed.
-    """
 
+    Raises:
+      ValueError: for that, for no retrainings, or one whose benchmark, percentile or method is not known.
+    """
+    if not len(retrainings):
+        raise ValueError("expected one retraining or more, got none")
+    checked_percentiles(sorted({one.percentile for one in retrainings}))
     for one in retrainings:
+        checked_benchmark(one.benchmark)
         checked_share(one.percentile / 100, pixels)
+        if one.method not in (RANDOM, *methods):
+            raise ValueError(f"expected a method of {', '.join((*methods, RANDOM))}, got '{one.method}'")
 
     def place(one: Retraining) -> int:
         return len(methods) + one.seed if one.method == RANDOM else list(methods).index(one.method)
@@ -102,7 +128,10 @@ def retraining_step(network: nn.Module | Network, fill: Array | None) -> trainin
 
 
 def evaluate(network: nn.Module | Network, fill: Array | None, mesh: Mesh, chunk: int = 100) -> Callable:
-    """Compiles `run(variables, numbers, examples)` to whether each replica is right on each occluded image `[S, N]`."""
+    """Compiles `run(variables, numbers, examples)` to whether each replica is right on each occluded image `[S, N]`.
+
+    It raises `ValueError` if a replica goes by a rank map that the examples do not have.
+    """
 
     def hit(_, replica, example):
         variables, occlusion = replica
@@ -110,7 +139,17 @@ def evaluate(network: nn.Module | Network, fill: Array | None, mesh: Mesh, chunk
         return predicted(logits_fn(network, variables)(occlude(scale(image), ranks, occlusion, fill))) == label
 
     run = stacking.per_example(hit, mesh, chunk)
-    return lambda variables, numbers, examples: run((), (variables, numbers.occlusion), tuple(examples))
+
+    def on_examples(variables, numbers: RetrainingSizes, examples: Examples) -> Array:
+        there, last = examples.ranks.shape[1], int(np.max(numbers.occlusion.method))
+        if last >= there:
+            raise ValueError(
+                f"expected {last + 1} rank maps of each image, as many as the retrainings go by, got {there}; give "
+                "rank_maps as many randoms as there are seeds"
+            )
+        return run((), (variables, numbers.occlusion), tuple(examples))
+
+    return on_examples
 
 
 def initial_states(

@@ -56,10 +56,36 @@ def score(benchmark: str, percentiles: Sequence[float], attribution: np.ndarray,
     removed: chance), so that the area does not depend on either.
     """
     checked_benchmark(benchmark)
+    attribution, random = np.asarray(attribution), np.asarray(random)
+    checked_percentiles(percentiles, attribution.shape[-1:], random.shape[-1:])
     order = np.argsort(percentiles)
     gain = (attribution - random if benchmark == KAR else random - attribution)[..., order]
     gain = np.concatenate([np.zeros_like(gain[..., :1]), gain, np.zeros_like(gain[..., :1])], axis=-1)
     return np.trapezoid(gain, np.array([0.0, *np.asarray(percentiles)[order], 100.0]) / 100, axis=-1)
+
+
+def checked_percentiles(percentiles: Sequence[float], *counts: Sequence[int]) -> np.ndarray:
+    """Percentiles as numbers between 0 and 100, none twice.
+
+    Args:
+      percentiles: of pixels, in percent.
+      counts: how many there should be, each as a shape of one axis.
+
+    Raises:
+      ValueError: if they are anything else.
+    """
+    try:
+        values = np.asarray(percentiles, float)
+    except (TypeError, ValueError):
+        values = np.empty(0)
+    if values.ndim != 1 or not values.size or not np.all((values > 0) & (values < 100)):
+        raise ValueError(f"expected percentiles as a list of numbers between 0 and 100, got {percentiles}")
+    if 0 < values.max() < 1:
+        raise ValueError(f"expected percentiles in percent, as 50 for a half, got shares: {percentiles}")
+    for count in counts:
+        if tuple(count) != values.shape:
+            raise ValueError(f"expected accuracies at {len(values)} percentiles, got {list(count)} of them")
+    return values
 
 
 def checked_benchmark(benchmark: str) -> str:
@@ -68,8 +94,8 @@ def checked_benchmark(benchmark: str) -> str:
     Raises:
       ValueError: if it is none.
     """
-    if benchmark not in (ROAR, KAR):
-        raise ValueError(f"expected a benchmark of {ROAR}, {KAR}, got '{benchmark}'")
+    if not isinstance(benchmark, str) or benchmark not in (ROAR, KAR):
+        raise ValueError(f"expected a benchmark of {ROAR}, {KAR}, got {benchmark!r}")
     return benchmark
 
 
@@ -95,6 +121,7 @@ def diff_roar(percentiles: Sequence[float], kar_hits: np.ndarray, roar_hits: np.
     Raises:
       ValueError: if a k has no counterpart.
     """
+    checked_percentiles(percentiles, np.shape(kar_hits)[:1], np.shape(roar_hits)[:1])
     # Of 12.1 and 87.9 the sum is 100 but for rounding.
     places = {round(float(value), 6): place for place, value in enumerate(percentiles)}
     wanted = [round(100 - float(value), 6) for value in percentiles]
@@ -110,6 +137,8 @@ def bounds(areas: np.ndarray) -> intervals.Bounds:
 
     What the test images bring to all seeds is in closed form; seeds come by `intervals.of_seeds`.
     """
+    if np.ndim(areas) != 2 or not np.size(areas):
+        raise ValueError(f"expected areas [seeds, images], some of each, got shape {list(np.shape(areas))}")
     images = areas.shape[1]
     if len(areas) > 1:
         # Seeds that agree by chance say nothing of the images' share.
@@ -122,6 +151,7 @@ def bounds(areas: np.ndarray) -> intervals.Bounds:
 
 def curve(benchmark: str, percentiles: Sequence[float], hits: np.ndarray, random_hits: np.ndarray) -> Curve:
     """Curve and score of a method from its networks' hits and Random's, each `[Q, seeds, N]` (bool)."""
+    hits, random_hits = np.asarray(hits), np.asarray(random_hits)
     own = areas(benchmark, percentiles, hits, random_hits)
     low, high = bounds(own)
     accuracy, random = hits.mean(-1), random_hits.mean((-2, -1))

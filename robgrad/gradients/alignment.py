@@ -15,9 +15,10 @@ import numpy as np
 from jax import Array
 
 from robgrad.attacks import Attack, Loss, cross_entropy, length, no_attack
+from robgrad.attacks.pgd import sizes_given
 from robgrad.data import PIXEL_RANGE
 from robgrad.data.calls import image_type, logits_of, of_one_image
-from robgrad.data.checks import Range, checked_images, checked_labels, checked_radius
+from robgrad.data.checks import Range, checked_count, checked_images, checked_labels, checked_radius, checked_range
 from robgrad.gradients.attributions import loss_gradient
 from robgrad.gradients.measures import tangent_fraction
 from robgrad.manifolds import Manifold, TangentSpace, distance
@@ -124,7 +125,7 @@ def analyser(
     Returns:
       `analyse(images, labels, epsilon=None, step_size=None, key=None)` to an `Alignment` of arrays `[N]`, for images
       `[N, ...]`, bytes or in the pixel range; radius and step size are numbers or one an image, and must be given
-      where there is an attack. It raises `DataError` or `ValueError` in one line for anything else.
+      where an attack needs them. It raises `DataError` or `ValueError` in one line for anything else.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -138,8 +139,11 @@ def analyser(
       ((5,), 0.125)
     """
 
-    if chunk < 1:
-        raise ValueError(f"expected chunk >= 1 (images at a time), got {chunk}")
+    checked_count("image in a chunk", chunk)
+    pixel_range = checked_range(pixel_range)
+    own_range = getattr(attack, "pixel_range", pixel_range)
+    if own_range != pixel_range:
+        raise ValueError(f"expected an attack of pixels in {pixel_range}, as the analyser's, got one in {own_range}")
 
     def of_example(own, key, image, label, epsilon, step_size):
         attacked = attack(key, own, image, label, epsilon, step_size)
@@ -154,12 +158,8 @@ def analyser(
         count, own = len(images), of_one_image(logits_fn, images.shape[1:])
         images = images.astype(image_type(own, images.shape[1:], images.dtype))
         labels = checked_labels(labels, count, logits_of(own, images.shape[1:], dtype=images.dtype).shape[0])
-        if attack is not no_attack and (epsilon is None or step_size is None):
-            raise ValueError(
-                "expected epsilon and step_size, in pixel units, of the attack that the analyser was given"
-            )
-        given = (("epsilon", epsilon), ("step_size", step_size))
-        numbers = [checked_radius(name, 0.0 if value is None else value, count) for name, value in given]
+        given = zip(("epsilon", "step_size"), sizes_given(attack, epsilon, step_size), strict=True)
+        numbers = [checked_radius(name, value, count) for name, value in given]
         keys = jax.random.split(jax.random.key(0) if key is None else key, count)
         examples, size = (keys, images, labels, *numbers), min(chunk, count)
         parts = []

@@ -13,7 +13,7 @@ from jax import Array
 
 from robgrad.attacks import Loss, cross_entropy
 from robgrad.data.calls import checked_example
-from robgrad.data.checks import checked_count
+from robgrad.data.checks import checked_count, checked_noise
 from robgrad.data.images import float_type
 from robgrad.gradients.outputs import Output, Pixels, absolute, loss_of_prediction, one_image, prediction
 from robgrad.manifolds import Manifold
@@ -79,6 +79,7 @@ def gradient_random_projection(
     key: as few dimensions as a manifold has, and no knowledge of the data.
     """
     checked_count("direction", directions)
+    image = checked_example(logits_fn, image)
     random_directions = jax.random.normal(key, (directions, image.size), float_type(image.dtype))
     projected = random_directions.T @ (random_directions @ jnp.ravel(loss_gradient(logits_fn, image))) / directions
     return pixels(projected.reshape(image.shape))
@@ -118,8 +119,7 @@ def smoothed(attribution: Attribution, samples: int = 50, noise: float = 0.3) ->
       ValueError: if there are no samples, or the noise is negative or not finite.
     """
     checked_count("sample", samples)
-    if not 0 <= noise < float("inf"):
-        raise ValueError(f"expected a standard deviation of noise of 0 or more, got {noise}")
+    noise = checked_noise(noise)
 
     def smooth(key: Array, logits_fn: LogitsFn, image: Array) -> Array:
         image = checked_example(logits_fn, image)

@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array, lax
 
 from robgrad.data.calls import checked_example, known, pixels_of
-from robgrad.data.checks import checked_count
+from robgrad.data.checks import checked_count, checked_noise
 from robgrad.data.images import DataError, scale
 from robgrad.gradients.attributions import Attribution
 from robgrad.gradients.outputs import Output, Pixels, absolute, logit_of_prediction, loss_of_prediction, one_image
@@ -236,12 +236,14 @@ def expected_gradients(
     if known(background) is not None and not bool(jnp.all(jnp.isfinite(background))):
         raise DataError("expected a background of finite pixels, got NaN or infinity")
     checked_count("sample", samples)
+    noise = checked_noise(noise)
 
     def attribution(key: Array, logits_fn: LogitsFn, image: Array) -> Array:
         image = one_image(checked_example(logits_fn, image))
         explained = output(logits_fn, image)
         if background.shape[1:] != image.shape or not len(background):
-            raise DataError(f"expected a background of images {list(image.shape)}, got shape {list(background.shape)}")
+            wanted = ", ".join(map(str, ("N", *image.shape)))
+            raise DataError(f"expected a background of images [{wanted}], got shape {list(background.shape)}")
 
         def at(index: Array) -> Array:
             pick, place, shake = jax.random.split(jax.random.fold_in(key, index), 3)
@@ -277,8 +279,9 @@ def smoothgrad(
       output, pixels, chunk: as for `integrated_gradients`.
 
     Raises:
-      ValueError: if there is no such form.
+      ValueError: if there is no such form, no samples, or the noise is negative or not finite.
     """
+    noise = checked_noise(noise)
     if form not in ("mean", "square", "variance"):
         raise ValueError(f"expected a form of mean, square, variance, got '{form}'")
 
@@ -320,6 +323,8 @@ def sliding_occlusion(
       chunk: windows at a time.
     """
 
+    checked_count("pixel of a window", window)
+    checked_count("pixel of a stride", stride)
     if not 1 <= stride <= window:
         raise ValueError(f"expected a stride of 1 to {window} pixels, the window's side, got {stride}")
 

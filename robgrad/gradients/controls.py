@@ -98,7 +98,10 @@ def known_maps(images: Array, maps: Array) -> Attribution:
     squares = jnp.sum(flat**2, axis=1)
 
     def attribution(key: Array, logits_fn: LogitsFn, image: Array) -> Array:
-        del key, logits_fn
+        del key
+        image = checked_example(logits_fn, image)
+        if image.shape != images.shape[1:]:
+            raise DataError(f"expected an image of shape {list(images.shape[1:])}, got {list(image.shape)}")
         return maps[jnp.argmax(2 * flat @ jnp.ravel(image) - squares)]
 
     return attribution

@@ -48,6 +48,9 @@ def superpixels(count: int = 16, compactness: float = 0.5, turns: int = 5) -> Re
       compactness: weight of a place, in grid steps, against a colour, in units of the pixel range 2.
       turns: of k-means.
     """
+    checked_count("region", count)
+    checked_positive("a weight of places", compactness)
+    checked_count("turn", turns)
     across = max(2, round(count**0.5))
 
     def of(image: Array) -> Array:

@@ -5,7 +5,7 @@ import numpy as np
 from jax import Array, lax
 
 from robgrad.data import Split, scale
-from robgrad.data.calls import known
+from robgrad.data.calls import checked_like, known
 from robgrad.data.checks import checked_split
 from robgrad.manifolds.eigen import symmetric_eigen
 from robgrad.manifolds.geometry import Manifold, TangentSpace
@@ -27,7 +27,8 @@ def principal_directions(spread: Array, count: int) -> Array:
     """The directions of largest variance of points less their mean, `[N, pixels]` to orthonormal `[pixels, count]`.
 
     Right singular vectors, exact to rounding, from the eigenvectors of the smaller of both products of the matrix with
-    itself; a column is zero where the points do not vary so widely, to 1e-3 of their largest deviation.
+    itself; a column is zero where the points do not vary so widely, to 1e-3 of their largest deviation, or no more than
+    rounding moves pixels of up to 1.
     """
     if spread.shape[1] <= len(spread):
         squares, vectors = symmetric_eigen(spread.T @ spread)
@@ -35,7 +36,8 @@ def principal_directions(spread: Array, count: int) -> Array:
         squares, combinations = symmetric_eigen(spread @ spread.T)
         vectors = spread.T @ combinations
         vectors = vectors / jnp.sqrt(jnp.maximum(jnp.sum(vectors**2, axis=0), 1e-30))
-    kept = squares[:count] > 1e-6 * jnp.maximum(squares[0], 1e-30)
+    rounding = spread.size * jnp.finfo(spread.dtype).eps ** 2
+    kept = squares[:count] > jnp.maximum(1e-6 * squares[0], rounding)
     return jnp.where(jnp.all(jnp.isfinite(spread)), jnp.where(kept, vectors[:, :count], 0.0), jnp.nan)
 
 
@@ -72,11 +74,12 @@ def local_pca(images: Array, neighbours: int = 50, dimensions: int = 10) -> Mani
         return mean, principal_directions(spread, dimensions)
 
     def project(image: Array) -> Array:
+        image = checked_like(image, pixels.shape[1:])
         mean, directions = plane(image)
         return (mean + directions @ (directions.T @ (jnp.ravel(image) - mean))).reshape(image.shape)
 
     def tangent(image: Array) -> TangentSpace:
-        _, directions = plane(image)
+        _, directions = plane(checked_like(image, pixels.shape[1:]))
         return TangentSpace(directions, jnp.sum(jnp.any(directions != 0, axis=0), dtype=jnp.int32))
 
     return Manifold(project, tangent)

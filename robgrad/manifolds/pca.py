@@ -7,7 +7,8 @@ import numpy as np
 from jax import Array
 from scipy import linalg
 
-from robgrad.data import Split, scale
+from robgrad.data import DataError, Split, scale
+from robgrad.data.calls import checked_like
 from robgrad.data.checks import checked_count, checked_split
 from robgrad.manifolds.geometry import Manifold, TangentSpace
 
@@ -30,9 +31,13 @@ def fit_pca(images: np.ndarray, dimensions: int = 10, most: int = 10_000) -> Pla
       ValueError: if there are no more images, or pixels, than dimensions.
     """
     checked = checked_split(Split(images, np.zeros(len(images), np.int32)), None, "images", as_images=False).images
+    if checked.ndim == 3 and checked.shape[-1] in (1, 3, 4):
+        raise DataError(f"images: expected [N, H, W, C], got {list(checked.shape)}, which looks like one image")
     checked_count("image", most, 2)
     checked_count("dimension", dimensions)
-    pixels = np.asarray(scale(jnp.asarray(checked[:most])), np.float64).reshape(min(most, len(images)), -1)
+    pixels = np.asarray(scale(jnp.asarray(checked[:most])), np.float64).reshape(min(most, len(checked)), -1)
+    if min(pixels.shape) < 2:
+        raise ValueError(f"expected two images of two pixels or more, got {len(pixels)} of {pixels.shape[1]}")
     if not 1 <= dimensions < min(pixels.shape):
         raise ValueError(
             f"expected 1 to {min(pixels.shape) - 1} dimensions for {len(pixels)} images of {pixels.shape[1]} pixels, "
@@ -43,7 +48,7 @@ def fit_pca(images: np.ndarray, dimensions: int = 10, most: int = 10_000) -> Pla
     variances, vectors = linalg.eigh(np.cov(pixels.T), subset_by_index=largest)
     varies = variances[::-1] > 1e-12 * max(variances[-1], 1e-12)
     directions = np.where(varies, vectors[:, ::-1], 0.0)
-    return Plane(jnp.asarray(mean.reshape(images.shape[1:]), jnp.float32), jnp.asarray(directions, jnp.float32))
+    return Plane(jnp.asarray(mean.reshape(checked.shape[1:]), jnp.float32), jnp.asarray(directions, jnp.float32))
 
 
 def pca(plane: Plane) -> Manifold:
@@ -51,8 +56,7 @@ def pca(plane: Plane) -> Manifold:
     rank = jnp.sum(jnp.any(plane.directions != 0, axis=0), dtype=jnp.int32)
 
     def project(image: Array) -> Array:
-        if image.shape != plane.mean.shape:
-            raise ValueError(f"expected an image of shape {list(plane.mean.shape)}, got {list(image.shape)}")
+        image = checked_like(image, plane.mean.shape)
         along = plane.directions @ (plane.directions.T @ jnp.ravel(image - plane.mean))
         return plane.mean + along.reshape(image.shape)
 

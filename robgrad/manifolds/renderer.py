@@ -5,10 +5,13 @@ from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.scipy.sparse.linalg import cg
 
 from robgrad.data import DataError
+from robgrad.data.calls import known
+from robgrad.data.checks import checked_count
 from robgrad.manifolds.geometry import Manifold, TangentSpace, column_space, decoder_jacobian
 from robgrad.manifolds.neighbours import nearest
 
@@ -37,11 +40,24 @@ def nearest_code(decode: Decode, bank: Bank, image: Array, box: float = 1.0, ste
       steps: at most so many.
 
     Raises:
-      DataError: if the image or the bank's are not floating point.
+      DataError: if the image or the bank's are not floating point, of different shapes, or, where that is known, not
+        finite; if the bank is empty, or has not a label and a code for each image.
+      ValueError: if the box is not above 0, or there are no steps.
     """
+    checked_count("step", steps)
+    if not box > 0:
+        raise ValueError(f"expected a box of codes above 0, or infinite, got {box}")
+    counts = [len(part) for part in bank]
+    if min(counts) < 1 or len({*counts}) > 1:
+        raise DataError(f"expected a bank with a label, a code and an image each, got {counts} of them")
+    if image.shape != bank.images.shape[1:]:
+        raise DataError(f"expected an image of the bank's shape {list(bank.images.shape[1:])}, got {list(image.shape)}")
     for pixels in (image, bank.images):
         if not jnp.issubdtype(pixels.dtype, jnp.floating):
             raise DataError(f"expected floating-point images, got {pixels.dtype}; map bytes by data.scale")
+        values = known(pixels)
+        if values is not None and not np.isfinite(np.asarray(values)).all():
+            raise DataError("expected finite pixels, got NaN or infinity")
     start = nearest(bank.images, image, 1)[0]
     label, own = bank.labels[start], partial(decode, bank.labels[start])
     residual = lambda code: jnp.ravel(image - own(code))  # noqa: E731

@@ -4,6 +4,8 @@ Arguments are those of PyTorch's own schema. A rule raises `ValueError` for a us
 operator is to write its rule and name it in `RULES`.
 """
 
+import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,6 +21,11 @@ Rule = Callable[..., Any]
 
 
 def _convolution(x, kernel, bias, stride, padding, dilation, transposed, output_padding, groups):
+    axes = x.ndim - 2
+    each = map(tuple, (stride, padding, dilation))
+    stride, padding, dilation = (one * axes if len(one) == 1 else one for one in each)
+    if kernel.ndim != x.ndim or axes not in (1, 2):
+        raise ValueError(f"convolution: expected images or sequences, got {axes} axes of pixels")
     pads = [(pad, pad) for pad in padding]
     plain = groups == 1 and not transposed and x.ndim == 4 and {*dilation} == {1} and len({*stride}) == 1
     if plain:
@@ -71,12 +78,12 @@ def _group_norm(x, weight, bias, batch, channels, pixels, groups, epsilon):
     return (parts if bias is None else parts + bias.reshape(shape), None, None)
 
 
-def _windows(x, size, stride, padding, ceil):
+def _windows(x, size, stride, padding, ceil, dilation=(1, 1)):
     """Window, strides and pads of a pooling over the last two axes, and how far the pads reach beyond PyTorch's."""
     size, padding = _pair(size), _pair(padding)
     stride = _pair(stride) if stride else size
-    over = []
-    for length, k, s, p in zip(x.shape[-2:], size, stride, padding, strict=True):
+    over, reach = [], [d * (k - 1) + 1 for d, k in zip(dilation, size, strict=True)]
+    for length, k, s, p in zip(x.shape[-2:], reach, stride, padding, strict=True):
         count = (math.ceil if ceil else math.floor)((length + 2 * p - k) / s) + 1
         # A last window that would begin beyond the image and its left padding is left out.
         count -= ceil and (count - 1) * s >= length + p
@@ -90,12 +97,20 @@ def _pair(value: Sequence[int]) -> tuple[int, int]:
 
 
 def _max_pool(x, size, stride=(), padding=(0, 0), dilation=(1, 1), ceil=False):
-    window, strides, pads, _ = _windows(x, size, stride, padding, ceil)
-    ones = (1,) * (x.ndim - 2)
-    dilations = (*ones, *_pair(dilation))
-    if set(dilations) != {1}:
-        raise ValueError("max pooling: expected windows without dilation")
-    return (lax.reduce_window(x, -jnp.inf, lax.max, window, strides, pads), None)
+    dilation = _pair(dilation)
+    window, strides, pads, _ = _windows(x, size, stride, padding, ceil, dilation)
+    if dilation == (1, 1):
+        return (lax.reduce_window(x, -jnp.inf, lax.max, window, strides, pads), None)
+    # JAX differentiates no window with holes: the greatest of shifted pictures.
+    filled = jnp.pad(x, pads, constant_values=-jnp.inf)
+    reach = [d * (k - 1) for d, k in zip(dilation, window[-2:], strict=True)]
+    ends = [length - r for length, r in zip(filled.shape[-2:], reach, strict=True)]
+    places = itertools.product(*(range(0, r + 1, d) for r, d in zip(reach, dilation, strict=True)))
+    shifted = [
+        filled[..., row : row + ends[0] : strides[-2], column : column + ends[1] : strides[-1]]
+        for row, column in places
+    ]
+    return (functools.reduce(jnp.maximum, shifted), None)
 
 
 def _avg_pool(x, size, stride=(), padding=(0, 0), ceil=False, count_include_pad=True, divisor_override=None):
@@ -191,17 +206,58 @@ def _softplus(x, beta=1.0, threshold=20.0):
     return jnp.where(beta * x > threshold, x, jax.nn.softplus(beta * x) / beta)
 
 
-def _resized(x, size=None, factors=None, *_):
-    size = size or [int(length * by) for length, by in zip(x.shape[-2:], factors, strict=True)]
-    rows, columns = (np.arange(count) * length // count for length, count in zip(x.shape[-2:], size, strict=True))
+def _steps(x, size, factors) -> list[tuple[int, int, np.float32]]:
+    """Of both axes the pixels there are, those wanted, and the former for one of the latter: by the factor if given."""
+    factors = factors if factors and None not in factors else (None, None)
+    size = size or [math.floor(length * by) for length, by in zip(x.shape[-2:], factors, strict=True)]
+    each = zip(x.shape[-2:], size, factors, strict=True)
+    return [(length, count, np.float32(1 / by if by else length / count)) for length, count, by in each]
+
+
+def _resized(x, size=None, factors=None, *more):
+    factors = (factors, *more) if isinstance(factors, float) else factors
+    rows, columns = (
+        np.minimum(np.floor(np.arange(count, dtype=np.float32) * step).astype(int), length - 1)
+        for length, count, step in _steps(x, size, factors)
+    )
     return x[..., rows, :][..., columns]
 
 
-def _bilinear(x, size=None, align_corners=False, factors=None, *_):
-    if align_corners:
-        raise ValueError("bilinear resizing: expected align_corners=False")
-    size = size or [int(length * by) for length, by in zip(x.shape[-2:], factors, strict=True)]
-    return jax.image.resize(x, (*x.shape[:-2], *size), "linear", antialias=False)
+def _bilinear(x, size=None, align_corners=False, factors=None, *more):
+    factors = (factors, *more) if isinstance(factors, float) else factors
+    for axis, (length, count, step) in zip((-2, -1), _steps(x, size, factors), strict=True):
+        places = np.arange(count, dtype=np.float32)
+        if align_corners:
+            places = places * np.float32((length - 1) / max(count - 1, 1))
+        else:
+            places = np.maximum((places + 0.5) * step - 0.5, 0.0)
+        lower = np.minimum(places.astype(int), length - 1)
+        upper, shape = np.minimum(lower + 1, length - 1), (-1, 1) if axis == -2 else (-1,)
+        share = jnp.asarray((places - lower).reshape(shape), x.dtype)
+        x = jnp.take(x, lower, axis) * (1 - share) + jnp.take(x, upper, axis) * share
+    return x
+
+
+def _typed(x, *_, dtype=None, **__):
+    """The values in another kind of type, whole numbers, truth values or floating point; its precision stays ours."""
+    kind = str(dtype).removeprefix("torch.")
+    if dtype is None or ("float" in kind and jnp.issubdtype(x.dtype, jnp.floating)):
+        return x
+    return x.astype(jnp.float32 if "float" in kind else bool if kind == "bool" else jnp.int32)
+
+
+def _dropout(x, share, train=False):
+    del share
+    if train:
+        raise ValueError("dropout: expected it to be off in evaluation mode; give F.dropout training=self.training")
+    return x
+
+
+def _leaky(x, noise, lower=1 / 8, upper=1 / 3, training=False, *_):
+    del noise
+    if training:
+        raise ValueError("rrelu: expected it in evaluation mode")
+    return (jnp.where(x > 0, x, x * (lower + upper) / 2), None)
 
 
 def _adaptive_max_pool(x, size):
@@ -249,6 +305,12 @@ def _strided(x, shape, strides, offset=0):
     if offset or [one for one in shape if one != 1] != [one for one in x.shape if one != 1]:
         raise ValueError(f"as_strided: expected a view of {list(x.shape)} that keeps its order, got {list(shape)}")
     return x.reshape(shape)
+
+
+def _squeezed(x, axes=None):
+    """Without axes of length 1: all, or those named that are."""
+    named = range(x.ndim) if axes is None else np.atleast_1d(axes).tolist()
+    return jnp.squeeze(x, tuple(axis for axis in named if x.shape[axis] == 1))
 
 
 def _scattered(x, part, axis=0, start=None, end=None, step=1):
@@ -354,7 +416,7 @@ RULES: dict[str, Rule] = {
     "transpose": jnp.swapaxes,
     "t": jnp.transpose,
     "unsqueeze": jnp.expand_dims,
-    "squeeze": lambda x, axes=None: jnp.squeeze(x, None if axes is None else tuple(np.atleast_1d(axes).tolist())),
+    "squeeze": _squeezed,
     "expand": _expand,
     "cat": lambda parts, axis=0: jnp.concatenate(parts, axis),
     "stack": lambda parts, axis=0: jnp.stack(parts, axis),
@@ -380,7 +442,12 @@ RULES: dict[str, Rule] = {
     "zeros_like": lambda x, **_: jnp.zeros_like(x),
     "ones_like": lambda x, **_: jnp.ones_like(x),
     "index": lambda x, places: x[tuple(slice(None) if one is None else one for one in places)],
-    **dict.fromkeys(
-        ("clone", "alias", "detach", "contiguous", "_to_copy", "lift_fresh_copy", "dropout", "native_dropout"), _same
-    ),
+    "dropout": _dropout,
+    "native_dropout": lambda x, share, train=False: (_dropout(x, share, train), None),
+    "rrelu_with_noise_functional": _leaky,
+    "empty": lambda shape, **_: jnp.zeros(tuple(shape), jnp.float32),
+    "_to_copy": _typed,
+    "detach": lax.stop_gradient,
+    "_assert_tensor_metadata": lambda *_, **__: None,
+    **dict.fromkeys(("clone", "alias", "contiguous", "lift_fresh_copy"), _same),
 }

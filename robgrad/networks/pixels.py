@@ -19,14 +19,19 @@ def normalised(
     Raises:
       ValueError: if a range is empty, a deviation not above 0, or there is not one number for each channel.
     """
-    (first, last), (low, high) = pixel_range, input_range
-    if not (last > first and high > low):
+    try:
+        bounds = [_by_channel("range", bound, channels) for bound in (*pixel_range, *input_range)]
+        fits = len(bounds) == 4 and bool(np.all(bounds[1] > bounds[0]) and np.all(bounds[3] > bounds[2]))
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
         raise ValueError(f"expected ranges that are not empty, got {pixel_range} and {input_range}")
     offset, scale = (_by_channel(name, value, channels) for name, value in (("mean", mean), ("std", std)))
     if not (scale > 0).all():
         raise ValueError(f"expected deviations above 0, got {std}")
 
     def shown(images: Array) -> Array:
+        first, last, low, high = (bound.astype(images.dtype) for bound in bounds)
         part = (images - first) / (last - first)
         return (low + (high - low) * part - offset.astype(images.dtype)) / scale.astype(images.dtype)
 

@@ -105,15 +105,19 @@ def read_state(path: str | os.PathLike) -> dict[str, np.ndarray]:
             from safetensors.numpy import load_file  # Not among what robgrad installs.
         except ImportError as error:
             raise ValueError(f"{file}: needs safetensors to be read: pip install safetensors") from error
-        return dict(load_file(file))
+        try:
+            return dict(load_file(file))
+        except Exception as error:
+            raise ValueError(f"{file}: expected a file of safetensors ({_first_line(error)})") from error
     import torch  # Nor is this.
 
     try:
         state: Any = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
+        # PyTorch's own advice is to load what may run code.
+        reason = _first_line(error).split(" This file can still be loaded")[0]
         raise ValueError(
-            f"{file}: expected arrays by name, as torch.save(module.state_dict()) writes ({reason})"
+            f"{file}: expected arrays by name, as torch.save(module.state_dict(), file) writes ({reason})"
         ) from error
     for name in _INSIDE:
         if isinstance(state, Mapping) and isinstance(state.get(name), Mapping):
@@ -121,6 +125,10 @@ def read_state(path: str | os.PathLike) -> dict[str, np.ndarray]:
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError(f"{file}: {_EXPECTED}")
     return {name.removeprefix("module."): value.detach().cpu().float().numpy() for name, value in state.items()}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def of_state(

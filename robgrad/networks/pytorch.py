@@ -4,9 +4,11 @@
 PyTorch's order `[1, C, H, W]` inside; images are `[H, W, C]` outside.
 """
 
+import contextlib
 import copy
 import functools
 import operator
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,7 +35,9 @@ def of_torch(
 
     The image's pixels, in `pixel_range`, are mapped to `input_range`, normalised as (pixel - mean) / std for each
     channel, and handed to the module as `[1, C, H, W]`. The function works under `jit`,
-    `vmap` and `grad`, and needs PyTorch no more.
+    `vmap` and `grad`, and needs PyTorch no more. Its gradients are those of the operators that it is made of, not of
+    a backward pass written by hand (`torch.autograd.Function`), which PyTorch does not export; batch norm without
+    statistics of its own (`track_running_stats=False`) takes those of the one image.
 
     Args:
       module: maps `[N, C, H, W]` to logits `[N, classes]`; one logit z is taken for two classes, of logits 0 and z. A
@@ -64,17 +68,7 @@ def of_torch(
         raise ValueError(f"expected an image shape of height, width and channels, got {tuple(image_shape)}")
     height, width, channels = map(int, image_shape)
     shown = normalised(channels, pixel_range, input_range, mean, std)
-    module = copy.deepcopy(module).eval().cpu()
-    example = torch.zeros(1, channels, height, width, dtype=_dtype_of(module, torch))
-    try:
-        with torch.no_grad():
-            exported = torch.export.export(module, (example,)).run_decompositions()
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"{type(module).__name__}: expected a module that torch.export takes for images [1, {channels}, {height}, "
-            f"{width}] ({reason})"
-        ) from error
+    exported = _exported(module, (1, channels, height, width))
     graph, names, held = exported.graph_module.graph, _inputs(exported), _arrays(exported)
     missing = sorted({str(one.target) for one in graph.nodes if one.op == "call_function" and _rule(one) is None})
     if missing:
@@ -107,6 +101,12 @@ def of_torch(
         found = jax.eval_shape(lambda pixels: _run(graph, names, held, pixels), image)
         return tuple(getattr(found, "shape", ()))
 
+    outputs = len(next(node for node in graph.nodes if node.op == "output").args[0])
+    if outputs != 1:
+        raise ValueError(
+            f"{type(module).__name__}: expected a module that gives logits alone, got {outputs} outputs; wrap it in "
+            "one that returns the logits"
+        )
     try:
         shape = shape_of()
     except (TypeError, ValueError) as error:
@@ -117,6 +117,43 @@ def of_torch(
     if len(shape) != 2 or shape[0] != 1:
         raise ValueError(f"{type(module).__name__}: expected logits of shape [1, classes], got {list(shape)}")
     return OfOne(Network(lambda key, image_shape: held, evaluate, train), held)
+
+
+def _exported(module: Any, shape: tuple[int, ...]) -> Any:
+    """The graph of a module's evaluation of zeros of a shape; the module stays as it is.
+
+    Raises:
+      ValueError: if it cannot be exported.
+    """
+    import torch
+
+    training = {part: part.training for part in module.modules()}
+    try:
+        with contextlib.suppress(RuntimeError):  # Raised where it holds a tensor that was computed, as hooks do.
+            module = copy.deepcopy(module)
+        device = next((leaf.device for leaf in (*module.parameters(), *module.buffers())), "cpu")
+        example = torch.zeros(shape, dtype=_dtype_of(module, torch), device=device)
+        exported = torch.export.export(module.eval(), (example,))
+        stops = sum(getattr(node.target, "_opname", "").startswith("detach") for node in exported.graph.nodes)
+        exported = exported.run_decompositions()
+        # What is detached is an alias in PyTorch's core operators.
+        aliases = [node for node in exported.graph.nodes if getattr(node.target, "_opname", "") == "alias"]
+        if stops != len(aliases) and stops:
+            warnings.warn(f"{type(module).__name__}: gradients pass where the module detaches", stacklevel=3)
+        for node in aliases if stops == len(aliases) else ():
+            node.meta["detached"] = True
+        return exported
+    except Exception as error:
+        lines = (str(error).strip() or type(error).__name__).splitlines()
+        reason = lines[0]
+        if "data-dependent" in str(error):
+            reason = f"it branches on the values of its input: {reason}"
+        raise ValueError(
+            f"{type(module).__name__}: expected a module that torch.export takes for images {list(shape)} ({reason})"
+        ) from error
+    finally:
+        for part, was in training.items():
+            part.training = was
 
 
 def _dtype_of(module: Any, torch: Any) -> Any:
@@ -166,9 +203,14 @@ def _run(graph: Any, names: dict[str, tuple[str, str] | None], variables: Variab
         if node.op == "placeholder":
             place = names[node.name]
             known[node] = pixels if place is None else variables[place[0]][place[1]]
+        elif node.meta.get("detached"):
+            known[node] = jax.lax.stop_gradient(value(node.args[0]))
         elif node.op == "call_function":
             arguments = {name: value(one) for name, one in node.kwargs.items()}
-            known[node] = _rule(node)(*value(node.args), **arguments)  # type: ignore[misc]
+            try:
+                known[node] = _rule(node)(*value(node.args), **arguments)  # type: ignore[misc]
+            except (TypeError, ValueError, IndexError) as error:
+                raise ValueError(f"{node.target}: {(str(error).strip() or type(error).__name__)}") from error
         elif node.op == "output":
             (found,) = value(node.args[0])
             return found

@@ -86,10 +86,12 @@ def augmentation_named(names: Sequence[str]) -> Augmentation | None:
     Raises:
       ValueError: for a name that is none, a number that is none, or one that the augmentation refuses.
     """
+    if isinstance(names, str):
+        raise ValueError(f"expected augmentations as a list of names, got '{names}'; give ('{names}',)")
     found = []
     for text in names:
         name, _, number = text.partition(":")
-        if name not in AUGMENTATIONS or (number and not number.isdigit()) or (number and name == "flip"):
+        if name not in AUGMENTATIONS or (number and not number.isdecimal()) or (number and name == "flip"):
             some = ", ".join(AUGMENTATIONS)
             raise ValueError(f"expected augmentations of {some}, with a number of pixels as in crop:2, got '{text}'")
         found.append(AUGMENTATIONS[name](*[int(number)] if number else []))

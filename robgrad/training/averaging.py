@@ -8,6 +8,7 @@ import numpy as np
 from jax import Array
 
 from robgrad import stacking
+from robgrad.data.checks import checked_count
 from robgrad.training.state import TrainState
 
 
@@ -64,7 +65,7 @@ class Best(NamedTuple):
 
     Attributes:
       variables: those, or their average where one is kept.
-      score: the best, -1 before the first; a later one must be better to take its place.
+      score: the best, minus infinity before the first; a later one must be better to take its place.
       epoch: after which it was, from 1.
       curve: the scores after each epoch, `[S, epochs]`; NaN where none is yet.
     """
@@ -77,17 +78,25 @@ class Best(NamedTuple):
 
 def with_best(states: TrainState, epochs: int) -> TrainState:
     """A stack of states that keeps its best epoch, of a training of so many; `fit` is to be given `score`."""
+    checked_count("epoch", epochs)
     count = stacking.size(states.variables)
     shown = states.variables if states.average is None else states.average
     curve = jnp.full((count, epochs), jnp.nan)
-    nothing = jnp.full(count, -1.0), jnp.zeros(count, jnp.int32)
+    nothing = jnp.full(count, -jnp.inf), jnp.zeros(count, jnp.int32)
     return states._replace(best=Best(jax.tree.map(jnp.copy, shown), *nothing, curve))
 
 
 def judged(states: TrainState, scores: np.ndarray, epoch: int) -> TrainState:
-    """A stack of states after an epoch with these scores `[S]`."""
+    """A stack of states after an epoch with these scores `[S]`.
+
+    Raises:
+      ValueError: if there is not a finite score for each network.
+    """
     best: Best = states.best
-    found = jnp.asarray(scores, best.score.dtype)
+    given = np.asarray(scores)
+    if given.shape != best.score.shape or given.dtype == object or not np.isfinite(given).all():
+        raise ValueError(f"expected a finite score for each of {len(best.score)} networks, got {scores}")
+    found = jnp.asarray(given, best.score.dtype)
     better = found > best.score
     shown = states.variables if states.average is None else states.average
 

@@ -11,12 +11,13 @@ from jax import Array
 from jax.sharding import Mesh
 
 from robgrad import stacking
-from robgrad.attacks import Attack
+from robgrad.attacks.pgd import Attack, check_moves, sizes_given
 from robgrad.data import PIXEL_RANGE, Split, scale
 from robgrad.data.calls import image_type, logits_of
-from robgrad.data.checks import checked_count, checked_images, checked_labels, checked_radius, checked_split
+from robgrad.data.checks import as_split, checked_count, checked_images, checked_labels, checked_radius, checked_split
 from robgrad.networks import Network, logits_fn, of_module, predicted
-from robgrad.training.objectives import StepSizes
+from robgrad.training.objectives import StepSizes, check_range_of
+from robgrad.training.optimizers import checked_sizes
 
 
 def evaluate(network: nn.Module | Network, attack: Attack, mesh: Mesh, *, chunk: int = 100) -> Callable:
@@ -26,7 +27,8 @@ def evaluate(network: nn.Module | Network, attack: Attack, mesh: Mesh, *, chunk:
     predicts for each image after an attack on that network at the true label; -1 where its logits are not finite.
     Images are bytes, or floating point in the pixel range of the attack, or [-1, 1] where it has none; labels are `[N]`
     or `[N, 1]`. Epsilon and step size are in pixel units, numbers or one an image `[N]`, and new ones compile nothing.
-    With `attacks.no_attack`, clean predictions. It raises `DataError` or `ValueError` in one line for anything else.
+    They must be given where the attack needs them; with `attacks.no_attack`, clean predictions. It raises `DataError`
+    or `ValueError` in one line for anything else.
 
     Args:
       network: of the stack.
@@ -47,7 +49,9 @@ def evaluate(network: nn.Module | Network, attack: Attack, mesh: Mesh, *, chunk:
 
     run = stacking.per_example(predict, mesh, chunk)
 
-    def on_split(variables, split: Split, key: Array, epsilon: Any = 0.0, step_size: Any = 0.0) -> Array:
+    def on_split(variables, split: Split, key: Array, epsilon: Any = None, step_size: Any = None) -> Array:
+        split = as_split(split)
+        epsilon, step_size = sizes_given(attack, epsilon, step_size)
         images, count = np.asarray(split.images), len(split.images)
         if pixel_range == PIXEL_RANGE:  # Bytes stay bytes on their way to the device.
             images = checked_split(Split(images, split.labels), None, "data", as_images=False).images
@@ -82,9 +86,13 @@ def held_out(
       chunk: images at a time.
 
     Raises:
-      DataError: if the images are ones that `data.check` refuses.
+      DataError: if the images are ones that `data.check` refuses; when called, if labels are beyond the logits.
+      ValueError: if the attack is of another pixel range than [-1, 1], or the numbers are none of radii and steps.
     """
-    split = checked_split(split, None, "held out", as_images=False)
+    split = checked_split(as_split(split), None, "held out", as_images=False)
+    check_range_of(attack)
+    checked_sizes(numbers.epsilon, numbers.step_size, 0.0)
+    check_moves(attack, numbers.epsilon, numbers.step_size)
     keys = jax.random.split(jax.random.key(0), len(split.labels))
 
     def hit(_, replica, example):
@@ -96,6 +104,11 @@ def held_out(
 
     def score(variables: Any) -> np.ndarray:
         count = stacking.size(variables)
+        one = jax.eval_shape(lambda: stacking.replica(variables, 0))
+        images = jax.eval_shape(lambda: scale(jnp.asarray(split.images[:1])))
+        logits = lambda variables, image: of_module(network).evaluate(variables, image[None])[0]  # noqa: E731
+        classes = logits_of(logits, images.shape[1:], one, dtype=images.dtype).shape[0]
+        checked_labels(split.labels, len(split.labels), classes)
         sizes = [jnp.broadcast_to(jnp.asarray(one), (count,)) for one in (numbers.epsilon, numbers.step_size)]
         return np.mean(np.asarray(run((), (variables, *sizes), (keys, *split))), axis=1)
 
@@ -106,7 +119,8 @@ def accuracies(network: nn.Module | Network, attack: Attack, mesh: Mesh, chunk: 
     """`evaluate` as accuracies: `run(variables, split, key, epsilon, step_size)` to the share of right labels `[S]`."""
     predict = evaluate(network, attack, mesh, chunk=chunk)
 
-    def run(variables, split: Split, key: Array, epsilon: Any = 0.0, step_size: Any = 0.0) -> np.ndarray:
+    def run(variables, split: Split, key: Array, epsilon: Any = None, step_size: Any = None) -> np.ndarray:
+        split = as_split(split)
         predictions = np.asarray(predict(variables, split, key, epsilon, step_size))
         return np.mean(predictions == np.asarray(split.labels).reshape(len(split.labels)), axis=1)
 

@@ -19,7 +19,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from robgrad import compiling, stacking
-from robgrad.data import Split
+from robgrad.attacks.pgd import check_moves
+from robgrad.data import Dataset, Split
 from robgrad.data.checks import checked_count, checked_split
 from robgrad.training import streaming
 from robgrad.training.averaging import judged
@@ -124,6 +125,8 @@ def fit(
     if hasattr(data, "images") and hasattr(data, "labels"):
         checked = checked_split(Split(data.images, data.labels), None, "data", as_images=False)
         data = data._replace(images=checked.images, labels=checked.labels)
+    if isinstance(data, Dataset):
+        raise ValueError("data: expected a split, got a data set of two; give dataset.train")
     streamed = streaming.is_source(data)
     if streamed and shard_data:
         raise ValueError("shard_data: expected data in memory; those that are read by index are not split over devices")
@@ -225,6 +228,7 @@ def _check_numbers(step: Step, states: Any, numbers: Any, steps: int, per_epoch:
     if isinstance(numbers, StepSizes):
         checked_rates(numbers.learning_rate, numbers.weight_decay)
         checked_sizes(numbers.epsilon, numbers.step_size, numbers.weight)
+        check_moves(getattr(step, "attack", None), numbers.epsilon, numbers.step_size)
     elif hasattr(numbers, "learning_rate"):
         checked_rates(numbers.learning_rate, None)
     planned = getattr(step, "schedule_steps", None)

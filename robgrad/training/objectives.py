@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array, lax
 
 from robgrad import stacking
 from robgrad.attacks import Attack, Loss, cross_entropy
-from robgrad.data import scale
+from robgrad.data import PIXEL_RANGE, scale
 from robgrad.networks import Network, Variables, logits_fn, of_module, predicted
 from robgrad.training.augmentation import Augmentation
 from robgrad.training.averaging import Averaging, averaged
@@ -175,8 +176,12 @@ def classifier_step(
       averaging: of the variables over steps, kept in `TrainState.average`; see `averaging.averaged`.
       ramp: steps to a multiple of the attack's radius and step size, a curriculum, for instance
         `optax.linear_schedule(0.0, 1.0, 500)`.
+
+    Raises:
+      ValueError: if the attack is of another pixel range than [-1, 1].
     """
     network, objective, optimizer = of_module(network), objective or adversarial(), optimizer or ADAM
+    check_range_of(attack)
 
     def step(state: TrainState, numbers: StepSizes, batch: Batch):
         if not (hasattr(batch.examples, "images") and hasattr(batch.examples, "labels")):
@@ -229,7 +234,22 @@ def classifier_step(
         state = state._replace(variables=variables, opt_state=opt_state, step=state.step + 1)
         return state._replace(average=averaged(averaging, state)), metrics
 
+    step.attack = attack  # type: ignore[attr-defined]
     return scheduled(step, optimizer)
+
+
+def check_range_of(attack: Any) -> None:
+    """Refuses an attack that would clip the images of training, which are in [-1, 1].
+
+    Raises:
+      ValueError: if its pixel range does not hold that.
+    """
+    low, high = getattr(attack, "pixel_range", PIXEL_RANGE)
+    if np.any(np.asarray(low) > PIXEL_RANGE[0]) or np.any(np.asarray(high) < PIXEL_RANGE[1]):
+        raise ValueError(
+            f"expected an attack of pixels in {list(PIXEL_RANGE)}, to which training maps images, got one in "
+            f"{[low, high]}; leave pixel_range out, and give radii in those units"
+        )
 
 
 def _classes_of(network: Network, variables: Variables, images: Array) -> int:

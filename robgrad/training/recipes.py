@@ -14,7 +14,8 @@ import flax.linen as nn
 import optax
 from jax import Array
 
-from robgrad.attacks import ATTACKS, Attack, Loss, cross_entropy, no_attack, norm_named, pgd
+from robgrad.attacks import ATTACKS, NORMS, Attack, Loss, cross_entropy, no_attack, norm_named, pgd
+from robgrad.data.checks import checked_count
 from robgrad.networks import Network
 from robgrad.training.augmentation import augmentation_named
 from robgrad.training.averaging import Averaging, with_average
@@ -42,6 +43,20 @@ class Recipe:
       average: decay of the average of the weights that is kept, see `Averaging`; 1 for the plain mean, 0 for none.
       average_from: share of the steps before the first weights that count in it.
       ramp: share of the steps over which the attack's radius and step grow linearly from 0; 0 for none.
+
+    Radii, steps, rates and weights are the step's numbers: `StepSizes()` alone has radius 0 and the weight 0 of an
+    objective's second term, and Adam's rate of 1e-3, which is too small for `sgd`.
+
+    Example:
+      >>> import jax
+      >>> from robgrad import data, networks, stacking, training
+      >>> digits, network = data.load("digits"), networks.digits_cnn()
+      >>> recipe = training.Recipe("l2", objective="trades", attack_steps=2, optimizer="sgd")
+      >>> steps = 2 * (len(digits.train.labels) // 50)  # epochs, times batches of 50
+      >>> states = stacking.stack([recipe.begin(network, (8, 8, 1), jax.random.key(0), steps)])
+      >>> sizes = training.StepSizes(epsilon=0.5, step_size=0.25, learning_rate=0.05, weight=6.0)
+      >>> trained = training.fit(recipe.step(network, steps), states, sizes, digits.train, batch_size=50, epochs=2)
+      >>> variables = training.kept(trained)
     """
 
     norm: str | None = None
@@ -67,8 +82,10 @@ class Recipe:
             raise ValueError(f"expected an attack of {', '.join(ATTACKS)}, got '{self.attack}'")
         if self.norm is not None:
             norm_named(self.norm)
+        checked_count("attack step", self.attack_steps)
         self.optimizer_for(1)
         augmentation_named(self.augmentation)
+        object.__setattr__(self, "augmentation", tuple(self.augmentation))
         checked_labelling(Labelling(self.smoothing, self.mixup))
         for name in ("average", "average_from", "ramp"):
             if not 0 <= getattr(self, name) <= 1:
@@ -86,7 +103,9 @@ class Recipe:
     def name(self) -> str:
         """What it is, in a few words: its norm and what is not at its default, for instance `l2, sgd, cosine`."""
         more = [f"{name} {getattr(self, name)}" for name in _ORDER if name in self.changed]
-        return ", ".join([self.norm or "standard", *more])
+        named = {id(norm): name for name, norm in NORMS.items()}
+        norm = self.norm if isinstance(self.norm, str | None) else named.get(id(self.norm), "a norm")
+        return ", ".join([norm or "standard", *more])
 
     @property
     def passes(self) -> int:
