@@ -101,7 +101,7 @@ REFUSED = {
     ),
     "a benchmark as a word": (lambda: numbers_of("kar"), "benchmarks as a list"),
     "a benchmark that is none": (lambda: numbers_of(("KAR",)), "expected a benchmark of roar, kar"),
-    "a percentile beyond 100": (lambda: numbers_of(percentile=120.0), "numbers between 0 and 100"),
+    "a percentile beyond 100": (lambda: numbers_of(percentile=120.0), "percentiles between 0 and 100"),
     "a method that is none": (lambda: numbers_of(methods=("x",)), "expected a method of x, random, got 'g'"),
     "percentiles that do not fit": (lambda: curve(percentiles=(10, 50)), "expected accuracies at 2 percentiles"),
     "shares for percentiles": (lambda: curve(percentiles=(0.1, 0.5, 0.9)), "got shares"),

@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from robgrad.data.calls import mask_of
+from robgrad.data.images import DataError
+
 # Weights of a pixel's eight neighbours.
 _SIDE, _CORNER = 1 / 6, 1 / 12
 WEIGHTS = ((_CORNER, _SIDE, _CORNER), (_SIDE, 0.0, _SIDE), (_CORNER, _SIDE, _CORNER))
@@ -52,7 +55,14 @@ def impute(
       noise: standard deviation of what is added to removed pixels, in pixel units; the paper has 0.01.
       tolerance: of the residual's length over the right-hand side's, both in the norm of the preconditioner.
       most: steps at most.
+
+    Raises:
+      DataError: if the image is not floating point `[H, W, C]`, or what is removed not of its `[H, W]`.
     """
+    image = jnp.asarray(image)
+    if image.ndim != 3 or not jnp.issubdtype(image.dtype, jnp.floating):
+        raise DataError(f"expected a floating-point image [H, W, C], got {image.dtype} of shape {list(image.shape)}")
+    removed = mask_of(removed, image.shape[:2])
     missing = removed[..., None]
     weight = _neighbours(jnp.ones_like(image))
     everything = removed.all()

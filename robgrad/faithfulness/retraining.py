@@ -217,10 +217,7 @@ def roar(
       >>> curve.mean.shape
       (1,)
     """
-    if np.ndim(percentiles) != 1 or not len(percentiles):
-        raise ValueError(f"expected a list of percentiles between 0 and 100, got {percentiles}")
-    if not all(0 < share < 100 for share in percentiles):
-        raise ValueError(f"expected percentiles between 0 and 100, got {', '.join(map(str, percentiles))}")
+    checked_percentiles(percentiles)
     methods = dict(attribution) if isinstance(attribution, Mapping) else {"own": attribution}
     if not methods or RANDOM in methods:
         raise ValueError(f"expected attributions by names other than '{RANDOM}', got {', '.join(methods) or 'none'}")
@@ -238,6 +235,12 @@ def roar(
         raise ValueError(f"expected a batch size in 1..{len(train.images)} (the training examples), got {batch_size}")
     for share in percentiles:
         checked_share(share / 100, math.prod(train.images.shape[1:3]))
+    if not all(map(callable, methods.values())) or not all(isinstance(name, str) for name in methods):
+        raise ValueError(
+            f"expected an attribution (key, logits_fn, image) -> map, or several by name, got {attribution}"
+        )
+    if isinstance(model, type):
+        raise ValueError(f"expected a network of batches, got the class {model.__name__}; give {model.__name__}(...)")
     network = of_one_image(network, train.images.shape[1:])
     key = jax.random.key(0) if key is None else key
     shape = train.images.shape[1:]

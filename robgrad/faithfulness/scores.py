@@ -79,7 +79,7 @@ def checked_percentiles(percentiles: Sequence[float], *counts: Sequence[int]) ->
     except (TypeError, ValueError):
         values = np.empty(0)
     if values.ndim != 1 or not values.size or not np.all((values > 0) & (values < 100)):
-        raise ValueError(f"expected percentiles as a list of numbers between 0 and 100, got {percentiles}")
+        raise ValueError(f"expected a list of percentiles between 0 and 100, got {percentiles}")
     if 0 < values.max() < 1:
         raise ValueError(f"expected percentiles in percent, as 50 for a half, got shares: {percentiles}")
     for count in counts:

@@ -84,6 +84,7 @@ def align(
       tangent: the manifold's tangent space at the image's projection, where it is known already, for
         instance from another network: it costs more than all the rest.
     """
+    image, attacked = jnp.asarray(image), jnp.asarray(attacked)
     if attacked.shape != image.shape:
         raise ValueError(f"expected an attacked image of shape {list(image.shape)}, got {list(attacked.shape)}")
     gradient = loss_gradient(logits_fn, image, label, loss)

@@ -40,7 +40,7 @@ def gradient(key: Array, logits_fn: LogitsFn, image: Array) -> Array:
 def gradient_times_input(key: Array, logits_fn: LogitsFn, image: Array) -> Array:
     """|x * dL/dx| of the cross-entropy at the predicted label, summed over channels; x in [-1, 1]."""
     del key
-    return absolute(image * loss_gradient(logits_fn, image))
+    return absolute(jnp.asarray(image) * loss_gradient(logits_fn, image))
 
 
 def of_gradient(
@@ -144,12 +144,12 @@ def rank_map(key: Array, values: Array) -> Array:
     Returns a permutation of 0..pixels - 1 in the shape of `values`, in the smallest unsigned integers that
     hold it.
     """
-    flat = jnp.ravel(values)
+    flat = jnp.ravel(jnp.asarray(values))
     # Bytes would wrap around where they are negated.
     flat = flat if jnp.issubdtype(flat.dtype, jnp.floating) else flat.astype(jnp.float32)
     order = jnp.lexsort((jax.random.uniform(key, flat.shape), -flat))
     ranks = jnp.zeros(flat.size, _smallest(flat.size)).at[order].set(jnp.arange(flat.size, dtype=_smallest(flat.size)))
-    return ranks.reshape(values.shape)
+    return ranks.reshape(jnp.shape(values))
 
 
 def coin_map(key: Array, image: Array) -> Array:

@@ -136,7 +136,7 @@ def integrated(
         return away * lax.fori_loop(0, -(-parts * nodes // size), add, jnp.zeros_like(image))
 
     def missing(values: Array) -> Array:
-        left = jnp.abs(values.sum() - gain)
+        left = jnp.abs(jnp.sum(jnp.asarray(values)) - gain)
         return jnp.where(gain != 0, left / jnp.where(gain != 0, jnp.abs(gain), 1.0), jnp.nan)
 
     def unfinished(carry: tuple[Array, Array]) -> Array:
@@ -211,7 +211,9 @@ def completeness_error(
     image = checked_example(logits_fn, image)
     explained = output(logits_fn, image)
     gain = explained(image) - explained(pixels_of("baseline", baseline, image))
-    return jnp.where(gain != 0, jnp.abs(values.sum() - gain) / jnp.where(gain != 0, jnp.abs(gain), 1.0), jnp.nan)
+    return jnp.where(
+        gain != 0, jnp.abs(jnp.sum(jnp.asarray(values)) - gain) / jnp.where(gain != 0, jnp.abs(gain), 1.0), jnp.nan
+    )
 
 
 def expected_gradients(

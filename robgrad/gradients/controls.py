@@ -24,6 +24,7 @@ def blur(values: Array, deviation: float = 1.0) -> Array:
       ValueError: if the deviation is not above 0.
     """
     checked_positive("a deviation in pixels", deviation)
+    values = jnp.asarray(values)
     reach = max(1, math.ceil(3 * deviation))
     weights = jnp.exp(-0.5 * (jnp.arange(-reach, reach + 1) / deviation) ** 2)
     weights = weights / weights.sum()
@@ -113,6 +114,7 @@ def smoothness(values: Array) -> Array:
     The mean product of neighbours' deviations from the map's mean, over its variance (Moran, 1950). NaN where the map
     is constant.
     """
+    values = jnp.asarray(values)
     away = values - values.mean()
     # Of any scale; and the mean of a constant map may be off by rounding.
     largest = jnp.max(jnp.abs(away))

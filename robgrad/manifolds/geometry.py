@@ -62,8 +62,9 @@ def distance(manifold: Manifold, image: Array) -> Array:
     Raises:
       ValueError: if the image is not floating point, or the projection of another shape.
     """
-    if not jnp.issubdtype(jnp.result_type(image), jnp.floating):
-        raise ValueError(f"expected a floating-point image, got {jnp.result_type(image)}; map bytes by data.scale")
+    image = jnp.asarray(image)
+    if not jnp.issubdtype(image.dtype, jnp.floating):
+        raise ValueError(f"expected a floating-point image, got {image.dtype}; map bytes by data.scale")
     projected = manifold.project(image)
     if projected.shape != image.shape:
         raise ValueError(

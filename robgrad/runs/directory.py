@@ -220,8 +220,13 @@ def _check_same(path: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) 
         )
     old, new = found.get("config", {}), asked["config"]
     for name in sorted(old.keys() | new.keys()):
-        if old.get(name) != new.get(name):
+        one, other = old.get(name), new.get(name)
+        if one != other:
+            if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+                # Of long lists what differs.
+                one, other = zip(*(pair for pair in zip(one, other, strict=True) if pair[0] != pair[1]), strict=True)
+                one, other = (", ".join(map(str, values)) for values in (one, other))
             raise RunError(
-                f"{path}: holds a run with {name} = {old.get(name)}, asked for {new.get(name)}; "
+                f"{path}: holds a run with {name} = {one}, asked for {other}; "
                 "name another --workdir, or ask for the same to continue it"
             )

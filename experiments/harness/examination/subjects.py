@@ -68,7 +68,7 @@ def checksums(sources: Sequence[str], weights: Sequence[str]) -> tuple[str, ...]
     ]:
         if not path.is_file():
             raise ConfigError(f"--{flag}={path}: expected a file that is there")
-        found.append(f"{zlib.crc32(path.read_bytes()):08x}")
+        found.append(f"{path.name} {zlib.crc32(path.read_bytes()):08x}")
     return tuple(found)
 
 
