@@ -145,9 +145,9 @@ def measure(run: Run) -> experiment.Arrays:
         parts = [attacked(run, one, test, norm) for _, one in counted(every, what)]
         found |= {f"notes/{norm}/{one.name}": part.pop("notes") for one, part in zip(every, parts, strict=True)}
         found |= {f"{norm}/{name}": np.stack([part[name] for part in parts]) for name in parts[0]}
-    arrays = estimates.fitted(run, train)
     keys = jax.random.split(stages.key_of(config.seed, "examine"), 3)
-    found |= estimates.described(run, arrays, train, test, keys[0])
+    arrays, shown = estimates.fitted(run, train, test, keys[0])
+    found |= shown
     analyses = []
     for one in every:
         # Each has an architecture of its own, and keeps its blocks in a place of its own.

@@ -53,9 +53,8 @@ def measure(run: Run) -> experiment.Arrays:
     config = run.config
     train, test = subsets(config, run.dataset)
     trained = stages.train_networks(run, specs_of(config), train)
-    arrays = estimates.fitted(run, train)
     keys = jax.random.split(stages.key_of(config.seed, "manifold_distance"), 3)
-    measured = estimates.described(run, arrays, train, test, keys[0])
+    arrays, measured = estimates.fitted(run, train, test, keys[0])
     measured |= evaluation.hits_of(run, trained, test, keys[1])
     return measured | alignment.measured(run, trained, arrays, train, test, keys[2])
 

@@ -146,3 +146,15 @@ def colour_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "colour.npz"
     np.savez(path, **parts, test_images=images[120:], test_labels=labels[120:])
     return path
+
+
+@pytest.fixture
+def in_a_line():
+    """Checks that a call is refused in one line."""
+
+    def check(call, message):
+        with pytest.raises(ValueError, match=message) as error:
+            call()
+        assert "\n" not in str(error.value).strip()
+
+    return check

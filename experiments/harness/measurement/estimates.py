@@ -25,14 +25,10 @@ def surface_of(config: Any, name: str, image_shape: Sequence[int], arrays: Any, 
     return manifolds.KINDS[name].manifold(image_shape, arrays, key if config.sampled_projection else None, settings)
 
 
-def fitted(run: Run, train: data.Split) -> dict[str, Any]:
-    """The run's manifolds, each trained, fitted or loaded: their arrays by name."""
-    return {name: stages.fit_manifold(run, name, train) for name in run.config.manifold}
-
-
-def described(run: Run, arrays: Mapping[str, Any], train: data.Split, test: data.Split, key) -> Arrays:
-    """What is shown of the manifolds, and what speaks for and against them; see `pictures` and `qualities`."""
-    return pictures(run, arrays, test, key) | qualities(run, arrays, train, test)
+def fitted(run: Run, train: data.Split, test: data.Split, key: jax.Array) -> tuple[dict[str, Any], Arrays]:
+    """The run's manifolds, each trained, fitted or loaded: their arrays by name, `pictures` and `qualities` of them."""
+    arrays = {name: stages.fit_manifold(run, name, train) for name in run.config.manifold}
+    return arrays, pictures(run, arrays, test, key) | qualities(run, arrays, train, test)
 
 
 def pictures(run: Run, arrays: Mapping[str, Any], test: data.Split, key) -> Arrays:
