@@ -35,6 +35,7 @@ from experiments.harness.settings.config import (
     subsets,
 )
 from experiments.harness.training import stages
+from experiments.harness.training.origins import settings_of
 from experiments.harness.training.stages import Run
 from experiments.harness.verdicts import claims
 from robgrad import attacks, data, networks, runs, stacking, training
@@ -142,7 +143,7 @@ def trained_by(run: Run, recipe: str, train: data.Split) -> runs.Classifiers:
         return made._replace(variables=stacking.concatenate([last.variables, made.variables]))
 
     with launch.patiently():
-        return stages.kept(run, recipe.replace(" ", "-"), rows, stages.settings_of(own, *named), make)
+        return stages.kept(run, recipe.replace(" ", "-"), rows, settings_of(own, *named), make)
 
 
 def measure(run: Run) -> experiment.Arrays:

@@ -19,7 +19,7 @@ from experiments.harness.experiment import Experiment
 from experiments.harness.pages import report
 from experiments.harness.settings import config
 from experiments.harness.settings.flags import Flags
-from experiments.harness.training.stages import Source
+from experiments.harness.training.origins import Source
 from robgrad import data, runs
 
 NAME = "reproduce"

@@ -14,7 +14,8 @@ from experiments.harness.pages import tables
 from experiments.harness.pages.tables import Row
 from experiments.harness.settings.options import Options
 from experiments.harness.training.meter import COLUMNS, Cost, Meter
-from experiments.harness.training.stages import Run, Source
+from experiments.harness.training.origins import Source
+from experiments.harness.training.stages import Run
 from experiments.harness.verdicts import claims, power
 
 # What the flag does.

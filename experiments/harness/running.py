@@ -30,7 +30,8 @@ from experiments.harness.settings.config import ConfigError, FittedConfig, Train
 from experiments.harness.settings.flags import Flags
 from experiments.harness.settings.options import Options
 from experiments.harness.training import stages
-from experiments.harness.training.stages import Run, Source
+from experiments.harness.training.origins import Source
+from experiments.harness.training.stages import Run
 from robgrad import data, runs
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from experiments.harness.pages.tables import Row
 from experiments.harness.training import stages
+from experiments.harness.training.origins import manifold_settings
 from experiments.harness.training.stages import Run
 from robgrad import data, manifolds
 from robgrad.data.shapes import first_test_images
@@ -21,7 +22,7 @@ SHOWN = 10
 
 def surface_of(config: Any, name: str, image_shape: Sequence[int], arrays: Any, key=None):
     """One of a run's manifolds; the key, for those that can sample their projection."""
-    settings = stages.manifold_settings(config, name)
+    settings = manifold_settings(config, name)
     return manifolds.KINDS[name].manifold(image_shape, arrays, key if config.sampled_projection else None, settings)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from experiments.harness import launch
 from experiments.harness.settings.config import recipe_of, steps_of
 from experiments.harness.training import stages
+from experiments.harness.training.origins import settings_of
 from experiments.harness.training.stages import Run
 from robgrad import data, gradients, networks, runs, stacking, training
 from robgrad.data import marks
@@ -146,7 +147,7 @@ def trained_of(run: Run, train: data.Split, keys: np.ndarray) -> tuple[runs.Clas
 
     def keep(name: str, names: Sequence[str], make: Callable[[], Any]) -> runs.Classifiers:
         numbers = ("epochs", "standard_epochs", "rounds", "train_radius", "train_step_size", "mark_agreement")
-        settings = stages.settings_of(config, *numbers) | {"refined": name}
+        settings = settings_of(config, *numbers) | {"refined": name}
         with launch.patiently():
             rows = [{"network": one} for one in names]
             return stages.kept(run, name, rows, settings, lambda: stages.Trained(make()))

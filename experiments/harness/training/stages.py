@@ -19,6 +19,14 @@ from experiments.harness.progress import progress
 from experiments.harness.settings.config import FittedConfig, TrainingConfig, losses_of, recipe_of, steps_of
 from experiments.harness.settings.options import Options
 from experiments.harness.training.meter import Meter
+from experiments.harness.training.origins import (
+    Source,
+    equal,
+    manifold_settings,
+    stage_of,
+    taken,
+    training_settings,
+)
 from experiments.harness.training.specs import Spec, stacks_of
 from robgrad import attacks, data, gradients, manifolds, networks, runs, stacking, training
 
@@ -29,13 +37,6 @@ HELD_OUT = "held_out"
 def key_of(seed: int, name: str) -> jax.Array:
     """A random key that depends on the seed and a name alone, not on what else a run does."""
     return gradients.key_named(jax.random.key(seed), name)
-
-
-class Source(NamedTuple):
-    """Another run, whose networks are used; a strict one must have trained its networks as this run would."""
-
-    run: Path
-    strict: bool = True
 
 
 class Run(NamedTuple):
@@ -213,7 +214,7 @@ def _completed(run: Run, members: list[Spec], train: data.Split) -> Trained:
     parts: list[Any] = []
     names: list[str] = []
     curves: dict[str, Sequence[float]] = {}
-    other = _taken(run.config, members[0], run.source)
+    other = taken(run.config, members[0], run.source)
     if other is not None:
         parts, names = [other.variables], list(other.names)
         curves = {row["network"]: row[HELD_OUT] for row in other.about["networks"] if HELD_OUT in row}
@@ -301,8 +302,8 @@ def fit_manifold(run: Run, name: str, train: data.Split) -> Any:
         return done[1]
     wanted = manifold_settings(run.config, name)
     about = {"kind": "manifold", "manifold": name, "image_shape": list(run.image_shape), "training": wanted}
-    other = _stage_of(name, run.source)
-    if run.source and other and _equal(runs.read_about(other), wanted, other, run.source.strict):
+    other = stage_of(name, run.source)
+    if run.source and other and equal(runs.read_about(other), wanted, other, run.source.strict):
         arrays = runs.load_arrays(other)[1]
     elif kind.fit:
         arrays = kind.fit(used(run, train), wanted)
@@ -354,64 +355,3 @@ def fit(run: Run, plan: Plan, examples) -> training.TrainState:
         saving = training.Checkpoints(save, *run.options.interval)
         options = plan.options(run.options) | {"stop": stop, "progress": report, "checkpoints": saving}
         return training.fit(plan.step, states, plan.numbers, examples, **options)
-
-
-_DATA = ("dataset", "seed", "held_out", "train_examples", "shuffle", "matmul_precision")
-_FITTED = (*_DATA, "network", "batch_size", "learning_rate")
-# What older runs do not say of themselves: they had the default.
-_SINCE = {
-    name: training.Recipe.__dataclass_fields__[name].default
-    for name in ("optimizer", "momentum", "schedule", "clip", "smoothing", "mixup", "average", "average_from", "ramp")
-} | {"augmentation": "", "weight_decay": 0.0, "keep": "last"}
-
-
-def settings_of(config: Any, *more: str) -> dict[str, Any]:
-    """What every classifier of a run depends on, and more of its configuration by name."""
-    plain = {name: getattr(config, name) for name in (*_FITTED, *_SINCE, *more)}
-    return plain | {"augmentation": ",".join(config.augmentation)}
-
-
-def training_settings(config: TrainingConfig, spec: Spec) -> dict[str, Any]:
-    """What a network depends on beside its name: of the configuration, what its training reads."""
-    names = ["epochs" if spec.norm else "standard_epochs"]
-    if spec.norm:
-        names += ["attack_steps", "train_attack", "objective", *training.OBJECTIVES[config.objective].settings]
-        names += ["zero_mask"] if spec.loss == "cw" else []
-    settings = settings_of(config, *names)
-    return settings | ({"step_size": config.step_sizes[spec.norm]} if spec.norm else {"ramp": 0.0})
-
-
-def manifold_settings(config: Any, name: str) -> dict[str, Any]:
-    """What a manifold depends on: of the configuration, the data and what its kind reads."""
-    kind = manifolds.KINDS[name]
-    # What is known of a set is known of its test images, too.
-    more = ("test_examples",) if kind.needs_truth else ()
-    return {field: getattr(config, field) for field in (*_DATA, *more, *kind.settings)}
-
-
-def _stage_of(stage: str, source: Source | None) -> Path | None:
-    """Where another run keeps a stage; None if there is no such run, or it has none such."""
-    if source is None or (not source.strict and not (source.run / "networks").is_dir()):
-        return None
-    return next((path for path in runs.stages(source.run) if path.name == stage), None)
-
-
-def _equal(about: Mapping[str, Any], settings: Mapping[str, Any], path: Path, strict: bool) -> bool:
-    there = _SINCE | about["training"]
-    different = [name for name, value in settings.items() if there.get(name) != value]
-    if different and strict:
-        name = different[0]
-        raise runs.RunError(
-            f"--networks_from: {path} was trained with {name} = {there.get(name)}, this run wants "
-            f"{settings[name]}; give the same settings, or leave --networks_from out"
-        )
-    return not different
-
-
-def _taken(config, first: Spec, source: Source | None) -> runs.Classifiers | None:
-    """The stack of another run that was trained as this network is to be."""
-    path = _stage_of(first.stack, source)
-    if source is None or path is None:
-        return None
-    other = runs.load_classifiers(path)
-    return other if _equal(other.about, training_settings(config, first), path, source.strict) else None

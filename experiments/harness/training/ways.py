@@ -11,6 +11,7 @@ from experiments.harness.progress import counted
 from experiments.harness.settings.config import recipe_of, steps_of
 from experiments.harness.training import stages
 from experiments.harness.training.meter import cost_of
+from experiments.harness.training.origins import settings_of
 from experiments.harness.training.stages import Run
 from robgrad import data, networks, runs, training
 
@@ -112,7 +113,7 @@ def trained_way(run: Run, way: str, train: data.Split) -> runs.Classifiers:
     """A way's networks, trained, continued or loaded."""
     rows = [{"network": one.name} for one in members_of(run.config) if one.way == way]
     named = ("attack_steps", "train_attack", "epochs", "standard_epochs", "train_radius", "train_step_size")
-    settings = stages.settings_of(run.config, *named) | {"objective": WAYS[way].objective}
+    settings = settings_of(run.config, *named) | {"objective": WAYS[way].objective}
 
     def make() -> stages.Trained:
         plan = plan_of(run.config, way, run.dataset)
