@@ -215,6 +215,12 @@ def test_what_is_odd_and_meant_has_its_value(name):
     assert float(np.squeeze(compute())) == pytest.approx(value, abs=1e-5, nan_ok=True)
 
 
+def test_an_analyser_doubts_probabilities():
+    analyse = gradients.analyser(lambda image: jax.nn.softmax(linear(image)), manifolds.pca(manifolds.fit_pca(SOME, 3)))
+    with pytest.warns(UserWarning, match="look like probabilities"):
+        analyse(SOME, LABELS)
+
+
 def test_a_rank_map_that_is_not_there_is_no_image_where_the_place_is_traced():
     ranks = jnp.zeros((1, 4, 4))
     occluded = jax.jit(lambda place: faithfulness.occlude(IMAGE, ranks, faithfulness.Occlusion(place, 3, False)))

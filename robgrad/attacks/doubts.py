@@ -48,11 +48,17 @@ def of_outputs(images: np.ndarray, logits: np.ndarray, again: np.ndarray, pixel_
     notes = not_finite(logits, "images")
     if pixel_range == PIXEL_RANGE and half_range(images):
         notes.append(HALF_RANGE)
-    if np.all(logits >= 0) and np.allclose(logits.sum(1), 1.0, atol=1e-4):
-        notes.append("the outputs look like probabilities: expected logits; gradients of probabilities vanish")
+    notes += of_probabilities(logits)
     if not np.allclose(again, logits[: len(again)], rtol=1e-4, atol=1e-5, equal_nan=True):
         notes.append("the outputs differ between two calls: the network is random; use version='rand'")
     return notes
+
+
+def of_probabilities(logits: np.ndarray) -> list[str]:
+    """A line where outputs `[N, C]` are positive and sum to 1."""
+    alike = np.all(logits >= 0) and np.allclose(logits.sum(1), 1.0, atol=1e-4)
+    line = "the outputs look like probabilities: expected logits; gradients of probabilities vanish"
+    return [line] if alike else []
 
 
 def of_slopes(slopes: np.ndarray) -> list[str]:

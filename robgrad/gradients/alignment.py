@@ -5,6 +5,7 @@ them to the manifold. Its evidence is indirect, the distance of attacked images 
 the gradient itself is split into its part in the manifold's tangent space and the rest.
 """
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import numpy as np
 from jax import Array
 
 from robgrad.attacks import Attack, Loss, cross_entropy, length, no_attack
+from robgrad.attacks.doubts import of_probabilities
 from robgrad.attacks.pgd import sizes_given
 from robgrad.data import PIXEL_RANGE
 from robgrad.data.calls import image_type, logits_of, of_one_image
@@ -24,6 +26,9 @@ from robgrad.gradients.measures import tangent_fraction
 from robgrad.manifolds import Manifold, TangentSpace, distance
 from robgrad.networks import LogitsFn
 from robgrad.plots import axes_of
+
+# Images whose outputs tell whether they are probabilities.
+_LOOKED_AT = 10
 
 
 class Alignment(NamedTuple):
@@ -126,7 +131,8 @@ def analyser(
     Returns:
       `analyse(images, labels, epsilon=None, step_size=None, key=None)` to an `Alignment` of arrays `[N]`, for images
       `[N, ...]`, bytes or in the pixel range; radius and step size are numbers or one an image, and must be given
-      where an attack needs them. It raises `DataError` or `ValueError` in one line for anything else.
+      where an attack needs them. It warns of outputs that look like probabilities, and raises `DataError` or
+      `ValueError` in one line for anything else.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -159,6 +165,8 @@ def analyser(
         count, own = len(images), of_one_image(logits_fn, images.shape[1:])
         images = images.astype(image_type(own, images.shape[1:], images.dtype))
         labels = checked_labels(labels, count, logits_of(own, images.shape[1:], dtype=images.dtype).shape[0])
+        for doubt in of_probabilities(np.asarray(jax.vmap(own)(images[:_LOOKED_AT]))):
+            warnings.warn(doubt, stacklevel=2)
         given = zip(("epsilon", "step_size"), sizes_given(attack, epsilon, step_size), strict=True)
         numbers = [checked_radius(name, value, count) for name, value in given]
         keys = jax.random.split(jax.random.key(0) if key is None else key, count)
