@@ -183,9 +183,6 @@ def answers(results_of: Callable[[str], Results]) -> str:
     )
     true, truest = _ends(shapes, "tangent_fraction")
     spread_there = strongest(shapes)[0][0]["covariance_chance"]
-    of = lambda row: (row["manifold"], row["analysis_loss"])  # noqa: E731
-    rows = [row for row in rendered["rows"] if of(row) == of(rendered["rows"][0])]
-    dead = f"{sum(row['untrained'] for row in rows)} of {sum(row['network_seeds'] for row in rows)}"
     elsewhere = chosen(FINDINGS[8], faithful["claims"])
     against = sum(float(row["ours"]) < 0 for row in elsewhere)
     radius = digits["config"]["robust_epsilon"]
@@ -193,7 +190,7 @@ def answers(results_of: Callable[[str], Results]) -> str:
     least, most = (end(one["robust_accuracy"] for one in others) for end in (min, max))
     elsewhere_before, elsewhere_after = _ends(digits, "fraction_same_class")
     spread = strongest(clothes)[0][0]["tangent_fraction_covariance"]
-    untold = [_verdict(one, rendered, mnist) for one in FINDINGS[:2]]
+    untold = [_verdict(one, results) for results in (rendered, mnist) for one in FINDINGS[:2]]
     said = (
         f"The paper's claim: attacked images of adversarially trained networks lie nearer to the manifold. On digits "
         f"the median distance falls from {far:.2f} to {near:.2f} for the strongest training, on Fashion-MNIST from "
@@ -203,8 +200,8 @@ def answers(results_of: Callable[[str], Results]) -> str:
         f"({_verdict(FINDINGS[1], digits, clothes)}); on shapes, whose manifold is known, "
         f"{truest:.2f} against {true:.2f} ({_verdict(FINDINGS[2], shapes)}, in a rerun: before, two networks did not "
         "train).",
-        f"What limits it: on rendered shapes ({dead} networks did not train) and MNIST distances are {untold[0]}, "
-        f"shares {untold[1]}. Along the tangent space of another image of its class the share rises, too (digits "
+        f"What limits it: that distances fall is, on rendered shapes, {untold[0]} (that shares rise: {untold[1]}), on "
+        f"MNIST {untold[2]} ({untold[3]}). Along the tangent space of another image of its class the share rises, too (digits "
         f"{elsewhere_before:.2f} to {elsewhere_after:.2f}). A direction with the data's covariance has {spread:.2f} on "
         f"Fashion-MNIST (strongest networks {most_along:.2f}), on shapes {spread_there:.2f} ({truest:.2f}). Robust "
         f"accuracy of digits' strongest networks at l2 {radius:g} is {least:.2f} to {most:.2f}, of the standard one "

@@ -19,7 +19,7 @@ COLUMNS = {
     "": "digits (ten seeds; ways to train: three), 2.2's plane",
     "digits-quick": "digits (ten seeds; ways to train: three), 2.2's plane",
     "digits-quick, 20 strengths": "digits, the paper's whole grid (81 networks, three seeds)",
-    "shapes-16-quick": "rendered shapes (2.1: five seeds, known manifold: of a growing training radius; else one)",
+    "shapes-16-quick": "rendered shapes (2.1: five seeds, of a growing training radius; else one)",
     "digits-quick, generated": "images made from digits, five seeds",
     "fashion_mnist-quick": "Fashion-MNIST, small (2.1: five seeds, else one)",
     "mnist-quick": "MNIST, small, one seed",
