@@ -114,7 +114,7 @@ def test_analyser_equals_one_image_at_a_time():
     np.testing.assert_allclose(got.cosine**2, got.tangent_fraction, rtol=1e-5)
     assert got.cosine.shape == (7,)
     assert said == ["3 of 7 images", "6 of 7 images", "7 of 7 images"]
-    with pytest.raises(ValueError, match="expected chunk >= 1"):
+    with pytest.raises(ValueError, match="expected at least 1 image in a chunk"):
         gradients.analyser(logits_fn, surface, chunk=0)
 
 

@@ -157,7 +157,7 @@ def _from_file(path: Path) -> Dataset:
         if one.shape != shown.shape[:1]:
             hint = "; give classes, not one-hot vectors" if one.ndim == 2 else ""
             raise DataError(
-                f"{path}: expected one label for each of {len(shown)} images, got shape {list(one.shape)}{hint}"
+                f"{path}: expected one integer label for each of {len(shown)} images, got shape {list(one.shape)}{hint}"
             )
         if one.size and one.max() > np.iinfo(np.int32).max:
             raise DataError(f"{path}: expected labels of 32 bits, got {one.max()}; number the classes from 0")
