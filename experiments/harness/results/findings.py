@@ -196,8 +196,8 @@ def answers(results_of: Callable[[str], Results]) -> str:
         f"Its explanation: more of such a network's gradient lies along the manifold, {more:.2f} of its squared "
         f"length against {along:.2f}, on Fashion-MNIST {most_along:.2f} against {less:.2f} "
         f"({_verdict(FINDINGS[1], digits, clothes)}); on shapes, whose manifold is known, "
-        f"{truest:.2f} against {true:.2f} ({_verdict(FINDINGS[2], shapes)}, in a rerun: before, two networks did not "
-        "train).",
+        f"{truest:.2f} against {true:.2f} ({_verdict(FINDINGS[2], shapes)}, a rerun: two networks had not "
+        "trained).",
         f"What limits it: distances on rendered shapes are {untold[0]} (shares: {untold[1]}), on MNIST {untold[2]} "
         f"({untold[3]}). Along the tangent space of another image of its class the share rises, too (digits "
         f"{elsewhere_before:.2f} to {elsewhere_after:.2f}). A direction with the data's covariance has {spread:.2f} on "
