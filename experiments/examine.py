@@ -28,7 +28,7 @@ from experiments.harness.examination import dossier, removal, subjects
 from experiments.harness.examination.subjects import Subject
 from experiments.harness.measurement import alignment, estimates, evaluation, measures
 from experiments.harness.measurement.alignment import AnalysisConfig
-from experiments.harness.progress import counted, notes
+from experiments.harness.progress import counted, counted_networks, notes
 from experiments.harness.settings.config import AutoAttackConfig, ConfigError, setting, subsets
 from experiments.harness.training import stages
 from experiments.harness.training.stages import Run
@@ -141,7 +141,7 @@ def measure(run: Run) -> experiment.Arrays:
     found["classes"] = np.array(run.dataset.classes)
     found["predicted"] = np.stack([predicted(run, one, test.images) for one in every])
     for norm in config.norms:
-        what = f"AutoAttack ({config.auto_attack}) in {norm}, {len(every)} networks"
+        what = f"AutoAttack ({config.auto_attack}) in {norm}, {counted_networks(len(every))}"
         parts = [attacked(run, one, test, norm) for _, one in counted(every, what)]
         found |= {f"notes/{norm}/{one.name}": part.pop("notes") for one, part in zip(every, parts, strict=True)}
         found |= {f"{norm}/{name}": np.stack([part[name] for part in parts]) for name in parts[0]}

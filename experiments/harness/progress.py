@@ -87,6 +87,11 @@ def counted(blocks: Sequence, stage: str) -> Iterator[tuple[int, Any]]:
             )
 
 
+def counted_networks(count: int) -> str:
+    """How many networks, as a line says it."""
+    return f"{count} network" + "s" * (count != 1)
+
+
 def _fitted(start: str, middle: str, end: str, width: int) -> str:
     """A line that fits a width: without its middle where that is too much, and then with its start cut."""
     if len(start + middle + end) <= width:

@@ -13,7 +13,7 @@ import numpy as np
 from experiments.harness.measurement import estimates
 from experiments.harness.pages import figures
 from experiments.harness.pages.tables import Row, interval_of
-from experiments.harness.progress import counted
+from experiments.harness.progress import counted, counted_networks
 from experiments.harness.settings.config import DataConfig, TrainingConfig, blocks, losses_of, setting
 from experiments.harness.training.meter import Meter
 from experiments.harness.training.stages import Run
@@ -157,7 +157,7 @@ def measured(
     spread = spread_of(train)
     parts: dict[str, list] = {name: [] for name in ("", *compiled)}
     every = list(blocks(len(test.labels), 5 * config.chunk))
-    for block, rows in counted(every, f"analysing {len(test.labels)} images, {count} networks"):
+    for block, rows in counted(every, f"analysing {len(test.labels)} images, {counted_networks(count)}"):
         images, tangents = test.take(rows), None
         for name in ("", *compiled):
             path = run.workdir / "analysis" / f"{name or 'images'}-{block}.npz"

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.harness.pages.tables import Row, with_interval
-from experiments.harness.progress import counted
+from experiments.harness.progress import counted, counted_networks
 from experiments.harness.settings.config import AutoAttackConfig, EvaluatedConfig
 from experiments.harness.training import stages
 from experiments.harness.training.meter import Meter
@@ -49,7 +49,8 @@ def auto_attacked(run: Run, trained: runs.Classifiers, test: data.Split, norm: s
     # One function for all, so that networks share what is compiled.
     apply = partial(_logits, trained.network)
     kept: list[Arrays] = []
-    what = f"AutoAttack ({config.auto_attack}) on {len(some.labels)} images in {norm}, {len(trained.names)} networks"
+    of = counted_networks(len(trained.names))
+    what = f"AutoAttack ({config.auto_attack}) on {len(some.labels)} images in {norm}, {of}"
     for index, name in counted(trained.names, what):
         path = run.workdir / "analysis" / f"auto_attack-{norm}-{name}.npz"
         part = runs.read_arrays(path)

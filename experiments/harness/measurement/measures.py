@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness.progress import counted
+from experiments.harness.progress import counted, counted_networks
 from experiments.harness.training import stages
 from experiments.harness.training.stages import Run
 from robgrad import data, faithfulness, gradients, manifolds, networks, runs, stacking
@@ -133,7 +133,7 @@ def of_networks(
     some = test.take(run.config.measured_examples)
     keys = jax.random.split(key, len(some.labels))
     parts = []
-    what = f"measuring {len(run.config.attributions)} attributions of {len(names)} networks"
+    what = f"measuring {len(run.config.attributions)} attributions of {counted_networks(len(names))}"
     if run.meter:
         title, chunk = f"{len(run.config.attributions)} attributions of {len(keys)} images", run.config.chunk
         of = lambda few: measure(variables(0), *few)  # noqa: E731
