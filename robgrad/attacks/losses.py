@@ -42,13 +42,14 @@ def cross_entropy(logits: Array, label: Any) -> Array:
     """
     if isinstance(label, tuple):
         return -cross_entropy(logits, label[1])
-    if jnp.ndim(label) and (jnp.shape(label) != logits.shape or not jnp.issubdtype(_type_of(label), jnp.floating)):
+    kind = jnp.result_type(label)
+    if jnp.ndim(label) and (jnp.shape(label) != logits.shape or not jnp.issubdtype(kind, jnp.floating)):
         raise ValueError(
             f"expected a class, or floating-point probabilities of shape {list(logits.shape)}, got labels of shape "
-            f"{list(jnp.shape(label))} and {_type_of(label)}"
+            f"{list(jnp.shape(label))} and {kind}"
         )
-    if not jnp.ndim(label) and not jnp.issubdtype(_type_of(label), jnp.integer):
-        raise ValueError(f"expected a class as an integer, got {_type_of(label)}")
+    if not jnp.ndim(label) and not jnp.issubdtype(kind, jnp.integer):
+        raise ValueError(f"expected a class as an integer, got {kind}")
     if jnp.ndim(label):
         return -_expected(label, jax.nn.log_softmax(logits))
     others = jax.nn.logsumexp(_without(logits, label))
@@ -60,10 +61,6 @@ def _expected(probabilities: Array, logs: Array) -> Array:
     there = probabilities != 0
     terms = jnp.where(there, probabilities * jnp.where(there, logs, 0.0), 0.0)
     return jnp.sum(jnp.where(probabilities < 0, jnp.nan, terms))
-
-
-def _type_of(label: Any) -> Any:
-    return jnp.result_type(label)
 
 
 def _of_class(logits: Array, *labels: Any) -> Array:

@@ -21,14 +21,14 @@ from robgrad.runs.checkpoints import load_arrays, load_network, read_about, stag
 from robgrad.runs.directory import RunError
 
 
-def load_data(name: str, data_dir: str | os.PathLike | None = None, size: int | None = None) -> Dataset:
+def load_data(name: str | os.PathLike, data_dir: str | os.PathLike | None = None, size: int | None = None) -> Dataset:
     """`robgrad.data.load`, and `"generated:RUN"`, the set that a run's generator makes, see `generated`.
 
     Raises:
       RunError: if a run has no such networks.
       DataError: as `robgrad.data.load`, and if a generated set should be resized.
     """
-    if not name.startswith(GENERATED):
+    if not isinstance(name, str) or not name.startswith(GENERATED):
         return load(name, data_dir, size)
     if size is not None:
         raise DataError(f"{name}: expected a folder of images to resize; other sets keep their size")
