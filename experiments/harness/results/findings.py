@@ -213,8 +213,8 @@ def answers(results_of: Callable[[str], Results]) -> str:
         f"{_verdict(FINDINGS[0], mnist)}. Along the tangent space of another image of its class the share rises, too "
         f"(digits {elsewhere_before:.2f} to {elsewhere_after:.2f}). A direction with the data's covariance has "
         f"{spread:.2f} on Fashion-MNIST (strongest networks {most_along:.2f}). Robust accuracy of digits' strongest "
-        f"networks at l2 {radius:g} is {least:.2f} to {most:.2f}, of the standard one {before:.2f} (short AutoAttack). By "
-        f"ROAR blurred noise, which knows nothing, scores {roar['noise blurred']}, gradients of robust networks "
+        f"networks at l2 {radius:g} is {least:.2f} to {most:.2f}, of the standard one {before:.2f} (short AutoAttack). "
+        f"By ROAR blurred noise, which knows nothing, scores {roar['noise blurred']}, gradients of robust networks "
         f"{roar['gradient']}.",
     )
     return "\n".join(f"- {sentence}" for sentence in said)
