@@ -30,7 +30,7 @@ shapes = st.fixed_dictionaries(
     {
         "size": st.tuples(st.integers(1, 9), st.integers(1, 9)),
         "window": st.tuples(st.integers(1, 5), st.integers(1, 5)),
-        "channels": st.tuples(st.sampled_from([1, 3, 7]), st.sampled_from([1, 4, 5])),
+        "channels": st.tuples(st.sampled_from([1, 3, 7, 9]), st.sampled_from([1, 4, 5])),
         "stride": st.integers(1, 3),
         "padding": st.sampled_from(["SAME", "VALID"]),
         "name": st.sampled_from(sorted(PAIRS)),

@@ -3,12 +3,13 @@
 XLA:CPU has a fast convolution for one case only: an NHWC image, an HWIO kernel, an NHWC result and
 nothing dilated. The derivatives that JAX derives of a convolution ask for other layouts, which outside
 of loops are rewritten into the fast one and inside `fori_loop`, `scan` and `map` are not; there, and
-wherever zeros are dilated in, they fall to kernels tens of times slower. So here strided and transposed
-convolutions become dense ones by moving pixels between space and channels, and both derivatives of a
-dense convolution are written out as dense convolutions, or as matrix products where those are slow; on
-a CPU the convolution itself is a product where few channels come out of it (as in the derivative of a
-first layer by the image) or few numbers go into a place of a small result (as in the first layer of small
-grey images). A loop of attack or training steps then costs what its steps cost.
+wherever zeros are dilated in, they fall to kernels tens of times slower. So here strided convolutions (the
+derivatives of those with many channels) and transposed ones become dense ones by moving pixels between
+space and channels, and both derivatives of a dense convolution are written out as dense convolutions, or
+as matrix products where those are slow; on a CPU the convolution itself is a product where few channels
+come out of it (as in the derivative of a first layer by the image) or few numbers go into a place of a small
+result (as in the first layer of small grey images). A loop of attack or training steps then costs what its
+steps cost.
 """
 
 import itertools
@@ -26,6 +27,9 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 # Where XLA:CPU's convolution is slower than products (measured, batches of 100): few channels come out, as in the
 # derivative of a first layer by the image; or few numbers are seen at a place and the result is small.
 _FEW_OUTPUTS, _FEW_PLACES, _FEW_TAPS, _SMALL = 4, 36, 18, 4096
+# Channels from which a strided convolution is faster as it is than as a dense one, which has zeros in its kernel
+# (measured: half the time from 16 on; with 1 or 3 up to twice the time).
+_MANY_INPUTS = 8
 
 
 def conv(images: Array, kernel: Array, stride: int = 1, padding: Padding | Sequence[tuple[int, int]] = "SAME") -> Array:
@@ -52,22 +56,14 @@ def conv(images: Array, kernel: Array, stride: int = 1, padding: Padding | Seque
         pads = lax.padtype_to_pads(images.shape[1:3], kernel.shape[:2], (stride, stride), padding)
     else:
         pads = padding
+    if stride > 1 and kernel.shape[:2] == (1, 1):
+        # A window of one pixel sees every stride-th alone.
+        images, pads, stride = _fill(images, ((0, 0), *pads, (0, 0)))[:, ::stride, ::stride], ((0, 0), (0, 0)), 1
     if stride == 1:
         return _dense_conv(_static(pads), images, kernel)
-    # The kernel filled up with zeros to whole blocks of stride x stride, and the image to what it covers.
-    blocks = [-(-window // stride) for window in kernel.shape[:2]]
-    outputs = [
-        (size + low + high - window) // stride + 1
-        for size, window, (low, high) in zip(images.shape[1:3], kernel.shape[:2], pads, strict=True)
-    ]
-    fills = [
-        (low, (output - 1 + block) * stride - size - low)
-        for size, output, block, (low, _) in zip(images.shape[1:3], outputs, blocks, pads, strict=True)
-    ]
-    images = _to_channels(_fill(images, ((0, 0), *fills, (0, 0))), stride)
-    missing = [(0, block * stride - window) for block, window in zip(blocks, kernel.shape[:2], strict=True)]
-    kernel = _to_channels(_fill(kernel, (*missing, (0, 0), (0, 0))).transpose(3, 0, 1, 2), stride).transpose(1, 2, 3, 0)
-    return _dense_conv(((0, 0), (0, 0)), images, kernel)
+    if jax.default_backend() == "cpu" and kernel.shape[2] >= _MANY_INPUTS:
+        return _strided_conv(stride, _static(pads), images, kernel)
+    return _in_blocks(stride, _static(pads), images, kernel)
 
 
 def conv_transpose(images: Array, kernel: Array, stride: int = 1, padding: Padding = "SAME") -> Array:
@@ -207,6 +203,41 @@ def _backward(pads: Pads, residuals: tuple[Array, Array], cotangent: Array) -> t
 
 
 _dense_conv.defvjp(_forward, _backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _strided_conv(stride: int, pads: Pads, images: Array, kernel: Array) -> Array:
+    layout = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(images, kernel, (stride, stride), pads, dimension_numbers=layout)
+
+
+def _strided_forward(stride: int, pads: Pads, images: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _strided_conv(stride, pads, images, kernel), (images, kernel)
+
+
+def _strided_backward(stride: int, pads: Pads, residuals: tuple[Array, Array], cotangent: Array):
+    return jax.vjp(partial(_in_blocks, stride, pads), *residuals)[1](cotangent)
+
+
+_strided_conv.defvjp(_strided_forward, _strided_backward)
+
+
+def _in_blocks(stride: int, pads: Pads, images: Array, kernel: Array) -> Array:
+    """A strided convolution as a dense one of blocks of stride x stride pixels, each the channels of one pixel."""
+    # The kernel filled up with zeros to whole blocks, and the image to what it covers.
+    blocks = [-(-window // stride) for window in kernel.shape[:2]]
+    outputs = [
+        (size + low + high - window) // stride + 1
+        for size, window, (low, high) in zip(images.shape[1:3], kernel.shape[:2], pads, strict=True)
+    ]
+    fills = [
+        (low, (output - 1 + block) * stride - size - low)
+        for size, output, block, (low, _) in zip(images.shape[1:3], outputs, blocks, pads, strict=True)
+    ]
+    images = _to_channels(_fill(images, ((0, 0), *fills, (0, 0))), stride)
+    missing = [(0, block * stride - window) for block, window in zip(blocks, kernel.shape[:2], strict=True)]
+    kernel = _to_channels(_fill(kernel, (*missing, (0, 0), (0, 0))).transpose(3, 0, 1, 2), stride).transpose(1, 2, 3, 0)
+    return _dense_conv(((0, 0), (0, 0)), images, kernel)
 
 
 def _to_channels(images: Array, stride: int) -> Array:
