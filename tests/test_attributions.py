@@ -243,6 +243,9 @@ def test_every_attribution_plays_its_role(name, trained, images):
     keys = jnp.stack([KEY, jax.random.key(1)])
     both = jax.jit(jax.vmap(lambda key, image: attribution(key, logits_fn, image)))(keys, images[:2])
     np.testing.assert_allclose(both[0], one, rtol=1e-3, atol=1e-4 * np.abs(one).max())
+    if name in gradients.PIXELS:
+        made = gradients.PIXELS[name](gradients.SIGNED[name](KEY, logits_fn, jnp.asarray(images[0])))
+        np.testing.assert_allclose(made, one, rtol=1e-4, atol=1e-6 * np.abs(one).max())
 
 
 def test_controls():

@@ -26,7 +26,7 @@ from robgrad.gradients.averages import (
     smoothgrad,
 )
 from robgrad.gradients.measures import Sensitivity, covariance_chance, image_alignment, sensitivity, tangent_fraction
-from robgrad.gradients.named import ATTRIBUTIONS, CONTROLS, SIGNED
+from robgrad.gradients.named import ATTRIBUTIONS, CONTROLS, PIXELS, SIGNED
 from robgrad.gradients.propagation import deep_lift, grad_cam, guided_backpropagation
 from robgrad.gradients.relevance import lrp
 from robgrad.gradients.surrogate import Regions, grid_regions, lime, superpixels, surrogate
@@ -34,6 +34,7 @@ from robgrad.gradients.surrogate import Regions, grid_regions, lime, superpixels
 __all__ = [
     "ATTRIBUTIONS",
     "CONTROLS",
+    "PIXELS",
     "SIGNED",
     "Alignment",
     "Attribution",

@@ -27,14 +27,17 @@ class Forms(NamedTuple):
       ranking: `[H, W]`, how much each pixel matters, as rankings of pixels want it.
       signed: `[H, W, C]` or `[H, W]`, for or against what is explained, as `faithfulness.infidelity` wants it; the
         ranking itself where it has no signs by its nature.
+      pixels: what makes the ranking of the signed form; None where it is another computation.
     """
 
     ranking: Attribution
     signed: Attribution
+    pixels: Pixels | None = None
 
 
 def _forms(build: Callable[..., Attribution], *arguments, ranking: Pixels = absolute, **options) -> Forms:
-    return Forms(build(*arguments, pixels=ranking, **options), build(*arguments, pixels=by_channel, **options))
+    signed_form = build(*arguments, pixels=by_channel, **options)
+    return Forms(build(*arguments, pixels=ranking, **options), signed_form, ranking)
 
 
 def _alike(attribution: Attribution) -> Forms:
@@ -59,7 +62,7 @@ _FORMS: dict[str, Forms] = {
     "guided_backpropagation": _forms(guided_backpropagation),
     # Controls, which know nothing, or only the image.
     "gradient_random_projection": Forms(
-        gradient_random_projection, partial(gradient_random_projection, pixels=by_channel)
+        gradient_random_projection, partial(gradient_random_projection, pixels=by_channel), absolute
     ),
     "gradient_blurred": Forms(controls.blurred(of_gradient()), controls.blurred(of_gradient(pixels=signed))),
     "noise_blurred": _alike(controls.blurred_noise()),
@@ -67,5 +70,7 @@ _FORMS: dict[str, Forms] = {
 }
 ATTRIBUTIONS: dict[str, Attribution] = {name: forms.ranking for name, forms in _FORMS.items()}
 SIGNED: dict[str, Attribution] = {name: forms.signed for name, forms in _FORMS.items()}
+# What makes a ranking of a signed form, so that who wants both computes one.
+PIXELS: dict[str, Pixels] = {name: forms.pixels for name, forms in _FORMS.items() if forms.pixels is not None}
 # Those that know nothing of the network, or of what it does to the image.
 CONTROLS = ("gradient_random_projection", "gradient_blurred", "noise_blurred", "edges")

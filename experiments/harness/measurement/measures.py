@@ -58,25 +58,31 @@ def of_images(
     def maps_of(name: str, key: jax.Array, variables: Any, image: jax.Array) -> tuple[Arrays, jax.Array]:
         """What the maps themselves say of an attribution, and its signed form `[H, W, C]`.
 
-        The image, the moved ones, and the network that has learnt nothing take turns in one loop: an attribution is
-        most of what there is to compile, and so is compiled once.
+        The image, the moved ones, and the network that has learnt nothing take turns in one loop, in which a ranking
+        is made of the signed form where it can be: an attribution is most of what there is to compile.
         """
         moved = faithfulness.moved_images(jax.random.fold_in(key, 1), image, samples=samples)
         images = jnp.concatenate([image[None], moved, image[None]])[: None if fresh is not None else -1]
 
-        def at(turn: tuple[jax.Array, jax.Array]) -> jax.Array:
+        def at(turn: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array | None]:
             place, pixels = turn
             used = variables
             if fresh is not None:
                 used = jax.tree.map(lambda old, new: jnp.where(place > samples, new, old), variables, fresh)
-            return rankings[name](key, networks.logits_fn(network, used), pixels)
+            logits_fn = networks.logits_fn(network, used)
+            if name not in gradients.PIXELS:
+                return rankings[name](key, logits_fn, pixels), None
+            explained = signed[name](key, logits_fn, pixels)
+            return gradients.PIXELS[name](explained), explained
 
-        maps = jax.lax.map(at, (jnp.arange(len(images)), images))
+        maps, explained = jax.lax.map(at, (jnp.arange(len(images)), images))
         values, sensitivity = maps[0], faithfulness.largest_change(maps[0], maps[1 : samples + 1])
         said = {"map": values, "sensitivity": sensitivity, "smoothness": controls.smoothness(values)}
         if fresh is not None:
             said["randomisation"] = faithfulness.rank_correlation(values, maps[-1])
-        if signed[name] is not rankings[name]:
+        if explained is not None:
+            values = explained[0]
+        elif signed[name] is not rankings[name]:
             values = signed[name](key, networks.logits_fn(network, variables), image)
         return said, jnp.broadcast_to(values if values.ndim == 3 else values[..., None], image.shape)
 
