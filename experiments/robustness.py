@@ -115,7 +115,7 @@ def draw(workdir: Path, config: RobustnessConfig, arrays: experiment.Arrays, tab
         curves = {name: figures.along_radii(rows) for name, rows in of.items()}
         panels[f"{norm}, AutoAttack {config.auto_attack}"] = curves
     colours = figures.palette([*kinds_of(specs_of(config))])
-    figures.curve_figure(workdir / "robust_accuracy.svg", panels, "radius, pixel range 2", "accuracy", colours)
+    figures.curve_figure(workdir / "robust_accuracy.svg", panels, "radius (pixels from -1 to 1)", "accuracy", colours)
 
 
 EXPERIMENT = experiment.Experiment(

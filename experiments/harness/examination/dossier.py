@@ -151,7 +151,7 @@ def words_of(config: Any, name: str, tables: Tables, rows: Sequence[Row]) -> Ite
     mine = {table: [row for row in tables[table] if row["network"] == name] for table in ("robust", "aligned")}
     row = next(one for one in rows if one["network"] == name)
     first = mine["robust"][0]
-    left = ", ".join(f"{one['robust_accuracy']:.0%} in {one['norm']} {one['epsilon']:.3g}" for one in mine["robust"])
+    left = ", ".join(f"{one['robust_accuracy']:.0%} in {_radius(one)}" for one in mine["robust"])
     said = f"Right on {row['test_accuracy']:.0%} of {config.test_examples} test images; after AutoAttack "
     said += f"({config.auto_attack}) on {config.attacked_examples} of them on {left}"
     others = [one for one in rows if one["network"] != name]
@@ -159,7 +159,7 @@ def words_of(config: Any, name: str, tables: Tables, rows: Sequence[Row]) -> Ite
         best = max(others, key=lambda one: one["robust_accuracy"])
         equal = best["robust_accuracy"] == row["robust_accuracy"]
         said += f"; of the others {best['network']} {'is as robust' if equal else 'is best'} with "
-        said += f"{best['robust_accuracy']:.0%} in {first['norm']} {first['epsilon']:.3g}"
+        said += f"{best['robust_accuracy']:.0%} in {_radius(first)}"
     yield f"{said}."
     one = mine["aligned"][0]
     own = one["tangent_fraction"]
@@ -183,7 +183,8 @@ def words_of(config: Any, name: str, tables: Tables, rows: Sequence[Row]) -> Ite
         said += f"({knows[best]:.2f}; 0 is that of random pixels)"
         if nothing:
             control = max(nothing, key=nothing.__getitem__)
-            said += f"; of {len(nothing)} controls that know nothing of the network {control} ({nothing[control]:.2f})"
+            said += f"; of {len(nothing)} controls that know nothing of the network it is {control} "
+            said += f"({nothing[control]:.2f})"
         yield f"{said}."
     mine_of = [one for one in tables["attributed"] if one["network"] == name and "roar" in one]
     if mine_of:
@@ -194,6 +195,13 @@ def words_of(config: Any, name: str, tables: Tables, rows: Sequence[Row]) -> Ite
             f"{best['attribution']} ({best['roar']:.3f}, 95% from {best['roar_low']:.3f} to {best['roar_high']:.3f}; 0 "
             f"is that of random pixels), the lowest {last['attribution']} ({last['roar']:.3f})."
         )
+
+
+def _radius(row: Row) -> str:
+    """A radius as everywhere, of pixels in [-1, 1], and as it is of pixels in [0, 1]."""
+    half, levels = row["epsilon"] / 2, row["epsilon"] / 2 * 255
+    whole = row["norm"] == "linf" and levels > 0.5 and abs(levels - round(levels)) < 1e-3
+    return f"{row['norm']} {row['epsilon']:.3g} ({f'{round(levels)}/255' if whole else f'{half:.3g}'} of [0, 1])"
 
 
 def _against(own: float, other: float) -> str:
@@ -243,7 +251,7 @@ def draw(workdir: Path, config: Any, arrays: Arrays, tables: Tables) -> None:
             mine = [row for row in tables["robust"] if (row["network"], row["norm"]) == (name, norm)]
             curves[name] = figures.along_radii(mine)
         panels[f"{norm}, AutoAttack {config.auto_attack}"] = curves
-    figures.curve_figure(workdir / "robust_accuracy.svg", panels, "radius, pixel range 2", "accuracy", colours)
+    figures.curve_figure(workdir / "robust_accuracy.svg", panels, "radius (pixels from -1 to 1)", "accuracy", colours)
     groups: dict[str, dict[str, list[figures.Interval]]] = {}
     for row in tables["aligned"]:
         if row["analysis_loss"] == config.analysis_losses[0]:

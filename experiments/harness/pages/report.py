@@ -58,7 +58,7 @@ def write_page(path: Path, title: str, parts: Sequence[tuple[Experiment, Finishe
         found = [*answers(parts[0][1].results), *pictured(*parts[0])]
     body = [html.Section("What was found", [*found, f"{verdicts(every)}.", *papers, rule])]
     if ours:
-        body.append(html.Section("What we asked beyond that", ours))
+        body.append(html.Section("What we asked beyond that" if papers else "What we asked", ours))
     body += [section(*part, alone=len(parts) == 1) for part in parts]
     if module := getattr(sys.modules["__main__"].__spec__, "name", None):
         again = f"{Path(sys.executable).name} -m {module} {shlex.join(sys.argv[1:])}".strip()
