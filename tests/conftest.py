@@ -37,6 +37,17 @@ jax.config.update("jax_default_matmul_precision", "float32")
 MOST_MAPS = 15_000
 
 
+# Files of two minutes and more, whatever their number of tests: last, one would leave a worker without work.
+LONG = ("notebooks", "harness", "hosts", "readme", "benchmark", "edges", "checkpoints", "roles", "roar_kar")
+LONG += ("manifold_distance", "neighbours", "shapes", "recipes", "auto_attack", "known_manifold", "examine")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first."""
+    place = {f"test_{name}": index for index, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():
     """Programs that one module compiled are of no use to the next."""
