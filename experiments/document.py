@@ -4,6 +4,7 @@ r"""The result tables of the documentation, written from what is committed in `e
     python -m experiments.document --check    # says whether they are as they should be
     python -m experiments.document --figures  # draws every record's figures, too
     python -m experiments.document --site=site  # a web page of each record and notebook, the API, and an index
+    python -m experiments.document --families=10000  # simulates the rule for verdicts anew, an hour
 
 A record is a directory of a run: `results.json`, and `measurements.npz` from which every table and verdict in it is
 computed anew. Two records from before measurements were kept have none: their tables are shown, and nothing is judged
@@ -25,6 +26,7 @@ from experiments.harness.pages.tables import Row
 from experiments.harness.results import findings, records
 from experiments.harness.settings import config
 from experiments.harness.settings.flags import Flags
+from experiments.harness.verdicts import simulation
 from robgrad import runs
 
 ROOT = Path(__file__).parent
@@ -213,6 +215,9 @@ def work(given: Flags) -> None:
     """Writes the tables, or checks them; draws figures where that is asked for."""
     if given.values.figures:
         records.redraw()
+    if given.values.families:
+        simulated = {"families": given.values.families, "rows": [*simulation.rows(given.values.families)]}
+        runs.write(records.SIMULATED, json.dumps(simulated, indent=1))
     if given.values.site:
         launch.show(f"written: {write_site(Path(given.values.site).expanduser())}")
     wanted = {records.RECORDS / "README.md": records.index_page(failures(1000)), README: readme(), SPEED: speed()}
@@ -234,6 +239,8 @@ def program_flags() -> Flags:
     given.add("run", "bool", "check", False, "Write nothing; fail if something differs.")
     text = "Also write records, notebooks and the API as web pages into this directory."
     given.add("run", "string", "site", None, text)
+    text = "Simulated families of claims for the table of how often verdicts are wrong; 0 keeps the table."
+    given.add("run", "integer", "families", 0, text, lower_bound=0)
     given.add("run", "bool", "figures", False, "Draw the figures of every record with measurements anew.")
     return given
 

@@ -11,7 +11,7 @@ from typing import Any
 from experiments.harness import experiment
 from experiments.harness.pages import report, tables
 from experiments.harness.pages.tables import Row
-from experiments.harness.verdicts import claims, power
+from experiments.harness.verdicts import claims, power, simulation
 from robgrad import runs
 
 RECORDS = power.RECORDS
@@ -45,7 +45,20 @@ anew from the measurements and writes these pages; a test fails where they diffe
 {rule}
 
 </details>
+
+<details><summary>How often they are wrong, and how often they tell</summary>
+
+Simulated, {families:,} families a row and kind of seeds. Where nothing is true:
+
+{wrong}
+
+Where all is true, of eight groups of five networks:
+
+{told}
+
+</details>
 """
+SIMULATED = RECORDS / "verdicts.json"
 
 
 def records() -> list[Path]:
@@ -144,8 +157,11 @@ def markdown(rows: list[Row], columns: Any) -> str:
 
 def index_page(failures: str) -> str:
     """`experiments/results/README.md`: verdicts by claim, what does not hold, and the records, each by its answer."""
+    simulated = json.loads(SIMULATED.read_text())
+    wrong, true = simulation.shown(simulated["rows"])
+    tables_of_rule = {"wrong": markdown(wrong, simulation.WRONG), "told": markdown(true, simulation.TOLD)}
     parts = [
-        INDEX.format(rule=claims.RULE),
+        INDEX.format(rule=claims.RULE, families=simulated["families"], **tables_of_rule),
         "## What was published\n",
         verdicts(True, False) + "\n",
         "Three later works, each on a small set of its own:\n",
