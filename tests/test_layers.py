@@ -1,7 +1,9 @@
 """The layers against lax's own, in value and in derivatives, and in the compiled text of a loop."""
 
 import re
+from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -116,3 +118,48 @@ def test_loops_contain_no_slow_convolution(training):
     assert len(convolutions) >= (6 if training else 4)
     assert all("dim_labels=b01f_01io->b01f" in line for line in convolutions)
     assert not any(re.search(r"(lhs|rhs)_dilate|[^_]stride=", line) for line in convolutions)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere nothing is replaced")
+def test_convolutions_of_others_are_the_layers():
+    """In any layout: values, derivatives, under `vmap`, and in modules of Flax, whose loops contain no slow one."""
+    for layout in (LAYOUT, ("NCHW", "OIHW", "NCHW"), ("HWNC", "IOHW", "CNHW")):
+        sizes, windows = {"N": 2, "H": 9, "W": 7, "C": 9}, {"O": 5, "I": 9, "H": 3, "W": 3}
+        images = jax.random.normal(jax.random.key(1), [sizes[axis] for axis in layout[0]])
+        kernel = jax.random.normal(jax.random.key(2), [windows[axis] for axis in layout[1]])
+        for stride, pads in ((1, "SAME"), (2, "VALID"), (2, ((1, 2), (0, 1)))):
+            options = {"window_strides": (stride, stride), "padding": pads, "dimension_numbers": layout}
+            theirs = jax.jit(partial(lax.conv_general_dilated, **options))
+            ours = networks.with_fast_convolutions(theirs)
+            assert "custom_vjp" in str(jax.make_jaxpr(ours)(images, kernel))
+            both = [
+                [
+                    function(images, kernel),
+                    *jax.grad(lambda *at, of=function: jnp.sum(jnp.sin(of(*at))), (0, 1))(images, kernel),
+                ]
+                for function in (ours, theirs)
+            ]
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *both)
+            mapped = jax.vmap(ours, (0, None))(images[None], kernel)[0]
+            np.testing.assert_allclose(mapped, both[1][0], rtol=1e-4, atol=1e-4)
+
+
+class Others(nn.Module):
+    @nn.compact
+    def __call__(self, images, train=False):
+        images = nn.relu(nn.BatchNorm(use_running_average=not train)(nn.Conv(8, (3, 3))(images)))
+        return nn.Dense(3)(nn.relu(nn.Conv(8, (3, 3), 2)(images)).mean((1, 2)))
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere nothing is replaced")
+def test_modules_of_others_are_fast():
+    images = jax.random.normal(jax.random.key(0), (4, 8, 8, 2))
+    variables = networks.init(Others(), jax.random.key(1), images.shape[1:])
+    np.testing.assert_allclose(
+        networks.logits(Others(), variables, images), Others().apply(variables, images), rtol=1e-5, atol=1e-5
+    )
+    slope = jax.grad(lambda x: jnp.sum(networks.logits(Others(), variables, x) ** 2))
+    text = jax.jit(lambda x: lax.fori_loop(0, 3, lambda _, x: x + slope(x), x)).lower(images).compile().as_text()
+    convolutions = [line for line in text.splitlines() if re.search(r"= \S+ convolution\(", line)]
+    assert convolutions
+    assert all("dim_labels=b01f_01io->b01f" in line and "hs_dilate" not in line for line in convolutions)

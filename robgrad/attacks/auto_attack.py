@@ -20,7 +20,7 @@ from robgrad.attacks.pool import Apply
 from robgrad.data import PIXEL_RANGE, DataError
 from robgrad.data.calls import image_type, logits_of, of_one_image
 from robgrad.data.checks import Range, checked_count, checked_images, checked_labels, checked_radius, checked_range
-from robgrad.networks import LogitsFn
+from robgrad.networks import LogitsFn, OfOne, with_fast_convolutions
 
 
 def _hashable(logits_fn: Callable) -> Callable:
@@ -34,7 +34,9 @@ def _hashable(logits_fn: Callable) -> Callable:
 
 @lru_cache(maxsize=8)
 def _without_variables(logits_fn: LogitsFn) -> Apply:
-    return lambda variables, image: logits_fn(image)
+    # Of networks of robgrad's kinds it has been seen to.
+    own = logits_fn if isinstance(logits_fn, OfOne) else with_fast_convolutions(logits_fn)
+    return lambda variables, image: own(image)
 
 
 @lru_cache(maxsize=8)

@@ -24,7 +24,7 @@ from robgrad.data.checks import Range, checked_count, checked_images, checked_la
 from robgrad.gradients.attributions import loss_gradient
 from robgrad.gradients.measures import tangent_fraction
 from robgrad.manifolds import Manifold, TangentSpace, distance
-from robgrad.networks import LogitsFn
+from robgrad.networks import LogitsFn, OfOne, with_fast_convolutions
 from robgrad.plots import axes_of
 
 # Images whose outputs tell whether they are probabilities.
@@ -158,7 +158,9 @@ def analyser(
 
     @jax.jit
     def run(*examples):
-        return jax.vmap(partial(of_example, of_one_image(logits_fn, examples[1].shape[1:])))(*examples)
+        own = of_one_image(logits_fn, examples[1].shape[1:])
+        own = own if isinstance(own, OfOne) else with_fast_convolutions(own)
+        return jax.vmap(partial(of_example, own))(*examples)
 
     def analyse(images, labels, epsilon=None, step_size=None, key=None):
         images = checked_images(images, pixel_range, as_images=False)

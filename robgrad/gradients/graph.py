@@ -181,7 +181,7 @@ class _Tracer:
             inner = _called(operation)
             reads = [place_of(atom) for atom in operation.invars]
             name = operation.primitive.name
-            if inner is not None and _function_name(inner) == "_dense_conv":
+            if inner is not None and _function_name(inner) in ("_dense_conv", "_strided_conv"):
                 written = self.listed("conv", _alone(operation, inner), reads, operation.outvars, (0, 1, 2, 3))
             elif inner is not None:
                 closed = _closed(inner)

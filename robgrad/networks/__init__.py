@@ -2,6 +2,7 @@
 
 from robgrad.networks import layers
 from robgrad.networks.classifiers import CNN, MLP, Conv, cifar_cnn, classifier_for, digits_cnn, mnist_cnn
+from robgrad.networks.convolutions import with_fast_convolutions
 from robgrad.networks.equinox import of_equinox
 from robgrad.networks.network import (
     NETWORKS,
@@ -53,4 +54,5 @@ __all__ = [
     "predicted",
     "read_state",
     "wide_resnet",
+    "with_fast_convolutions",
 ]

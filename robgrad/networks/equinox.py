@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from jax import Array
 
+from robgrad.networks.convolutions import with_fast_convolutions
 from robgrad.networks.network import Network, Variables
 
 
@@ -39,7 +40,7 @@ def of_equinox(build: Callable[[Array], Any]) -> Network:
 
     def evaluate(variables: Variables, images: Array) -> Array:
         module = equinox.combine(variables["params"], variables["rest"], structure)
-        return jax.vmap(module)(images)
+        return with_fast_convolutions(jax.vmap(module))(images)
 
     def train(variables: Variables, images: Array, weights: Array) -> tuple[Array, Variables]:
         del weights

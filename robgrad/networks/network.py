@@ -22,6 +22,7 @@ from jax import Array, lax
 
 from robgrad import stacking
 from robgrad.networks.classifiers import classifier_for
+from robgrad.networks.convolutions import with_fast_convolutions
 from robgrad.networks.residual import preact_resnet_18, wide_resnet
 
 LogitsFn = Callable[[Array], Array]
@@ -117,6 +118,8 @@ def of_module(module: nn.Module | Network) -> Network:
     weighted = "weights" in inspect.signature(type(module).__call__).parameters
     flags = _flags(module)
     at_rest: dict[str, Any] = {name: not value for name, value in flags.items()}
+    # Modules of others have convolutions whose derivatives are slow; robgrad's own have its layer already.
+    seen = (lambda call: call) if type(module).__module__.startswith("robgrad.") else with_fast_convolutions
 
     def init(key: Array, image_shape: Sequence[int]) -> Variables:
         asked = module, key, tuple(image_shape), tuple(flags.items())
@@ -150,7 +153,7 @@ def of_module(module: nn.Module | Network) -> Network:
 
     def evaluate(variables: Variables, images: Array) -> Array:
         held = {name: values for name, values in variables.items() if name != STREAMS}
-        return cast(Array, module.apply(held, images, **at_rest))
+        return cast(Array, seen(lambda held, images: module.apply(held, images, **at_rest))(held, images))
 
     def train(variables: Variables, images: Array, weights: Array) -> tuple[Array, Variables]:
         held = {name: values for name, values in variables.items() if name != STREAMS}
@@ -163,9 +166,12 @@ def of_module(module: nn.Module | Network) -> Network:
             # Each device has a part of the batch, and noise of its own.
             noise = jax.random.fold_in(now, lax.axis_index(stacking.DATA))
             options["rngs"] = {"params": noise, "dropout": jax.random.fold_in(noise, 1)}
+        if moving:
+            options["mutable"] = moving
+        found = seen(lambda held, images: module.apply(held, images, **options))(held, images)
         if not moving:
-            return cast(Array, module.apply(held, images, **options)), {**variables, **streams}
-        logits, moved = module.apply(held, images, mutable=moving, **options)
+            return cast(Array, found), {**variables, **streams}
+        logits, moved = found
         # Modules of others know nothing of the other devices' parts: what has moved there is averaged.
         moved = moved if weighted else lax.pmean(moved, stacking.DATA)
         return cast(Array, logits), {**variables, **moved, **streams}

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from robgrad import stacking
+from robgrad.networks.convolutions import with_fast_convolutions
 from robgrad.networks.network import Network, Variables
 
 if TYPE_CHECKING:
@@ -61,17 +62,22 @@ def of_nnx(build: "Callable[[nnx.Rngs], nnx.Module]") -> Network:
         del image_shape
         return parts(build(nnx.Rngs(key)))
 
+    @with_fast_convolutions
     def evaluate(variables: Variables, images: Array) -> Array:
         module = whole(variables)
         module.eval()
         return module(images)
 
-    def train(variables: Variables, images: Array, weights: Array) -> tuple[Array, Variables]:
-        del weights
+    @with_fast_convolutions
+    def trained(variables: Variables, images: Array) -> tuple[Array, Variables]:
         module = whole(variables)
         module.train()
-        logits = module(images)
+        return module(images), parts(module)["rest"]
+
+    def train(variables: Variables, images: Array, weights: Array) -> tuple[Array, Variables]:
+        del weights
+        logits, rest = trained(variables, images)
         mean = lambda leaf: lax.pmean(leaf, stacking.DATA) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf  # noqa: E731
-        return logits, {**variables, "rest": jax.tree.map(mean, parts(module)["rest"])}
+        return logits, {**variables, "rest": jax.tree.map(mean, rest)}
 
     return Network(init, evaluate, train)

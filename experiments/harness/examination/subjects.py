@@ -288,7 +288,7 @@ def _evaluated(evaluate: Callable[[Variables, jax.Array], jax.Array]) -> Network
         del weights
         return evaluate(variables, images), variables
 
-    return Network(init, evaluate, train)
+    return Network(init, networks.with_fast_convolutions(evaluate), train)
 
 
 def _check(subject: Subject, image_shape: tuple[int, ...], classes: int) -> None:
