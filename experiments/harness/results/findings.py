@@ -106,16 +106,20 @@ FINDINGS = (
         partial(change, "tangent_fraction", beside=_TRUE_CHANCE),
     ),
     Finding(
-        "Attacked images lie nearer by five manifolds (rendered shapes)",
+        "Attacked images lie nearer by five manifolds (rendered shapes; numbers: VAE-GAN)",
         "manifold_distance-shapes",
         ("median distance",),
         partial(change, "median_distance", beside=_CLEAN),
     ),
     Finding(
-        "The share by these (rendered shapes)",
+        "The share by these (rendered shapes; VAE-GAN)",
         "manifold_distance-shapes",
         ("share of the loss gradient along",),
-        partial(change, "tangent_fraction"),
+        partial(
+            change,
+            "tangent_fraction",
+            beside={"a direction with the data's covariance": "tangent_fraction_covariance"},
+        ),
     ),
     Finding(
         "This share on images that a VAE-GAN has made from digits",
@@ -130,13 +134,13 @@ FINDINGS = (
         first,
     ),
     Finding(
-        "Gradients become more faithful with strength by ROAR, remove and retrain (digits)",
+        "Gradients become more faithful with strength by ROAR (digits)",
         "roar_kar-digits-grid",
         ("ROAR score rises with training strength",),
         partial(correlated, ROAR),
     ),
     Finding(
-        "By KAR, keep and retrain, scores change as published (digits)",
+        "By KAR scores change as published (digits)",
         "roar_kar-digits-grid",
         ("KAR score rises or falls with training strength",),
         partial(correlated, KAR),
