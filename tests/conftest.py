@@ -37,7 +37,7 @@ jax.config.update("jax_default_matmul_precision", "float32")
 MOST_MAPS = 15_000
 
 
-# Files of two minutes and more, whatever their number of tests: last, one would leave a worker without work.
+# Files of some two minutes and more, whatever their number of tests: last, one would leave a worker without work.
 LONG = ("notebooks", "harness", "hosts", "readme", "benchmark", "edges", "checkpoints", "roles", "roar_kar")
 LONG += ("manifold_distance", "neighbours", "shapes", "recipes", "auto_attack", "known_manifold", "examine")
 

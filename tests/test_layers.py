@@ -122,7 +122,7 @@ def test_loops_contain_no_slow_convolution(training):
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere nothing is replaced")
 def test_convolutions_of_others_are_the_layers():
-    """In any layout: values, derivatives, under `vmap`, and in modules of Flax, whose loops contain no slow one."""
+    """In any layout: values, derivatives, and under `vmap`."""
     for layout in (LAYOUT, ("NCHW", "OIHW", "NCHW"), ("HWNC", "IOHW", "CNHW")):
         sizes, windows = {"N": 2, "H": 9, "W": 7, "C": 9}, {"O": 5, "I": 9, "H": 3, "W": 3}
         images = jax.random.normal(jax.random.key(1), [sizes[axis] for axis in layout[0]])
@@ -153,6 +153,7 @@ class Others(nn.Module):
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere nothing is replaced")
 def test_modules_of_others_are_fast():
+    """The logits of a module of Flax are its own, and a loop of its gradients contains no slow convolution."""
     images = jax.random.normal(jax.random.key(0), (4, 8, 8, 2))
     variables = networks.init(Others(), jax.random.key(1), images.shape[1:])
     np.testing.assert_allclose(

@@ -1,6 +1,7 @@
 """Measures of attributions that need no retraining, for every attribution of a network on some images."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from experiments.harness.training import stages
 from experiments.harness.training.stages import Run
 from robgrad import data, faithfulness, gradients, manifolds, networks, runs, stacking
 from robgrad.gradients import controls
+from robgrad.gradients.named import Forms
 
 Arrays = dict[str, np.ndarray]
 Attributions = Mapping[str, gradients.Attribution]
@@ -54,43 +56,14 @@ def of_images(
       `(variables, keys, images)` to each measure `[image, attribution]`, and `map`.
     """
     masks = rankings.get("true_mask")
-
-    def maps_of(name: str, key: jax.Array, variables: Any, image: jax.Array) -> tuple[Arrays, jax.Array]:
-        """What the maps themselves say of an attribution, and its signed form `[H, W, C]`.
-
-        The image, the moved ones, and the network that has learnt nothing take turns in one loop, in which a ranking
-        is made of the signed form where it can be: an attribution is most of what there is to compile.
-        """
-        moved = faithfulness.moved_images(jax.random.fold_in(key, 1), image, samples=samples)
-        images = jnp.concatenate([image[None], moved, image[None]])[: None if fresh is not None else -1]
-
-        def at(turn: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array | None]:
-            place, pixels = turn
-            used = variables
-            if fresh is not None:
-                used = jax.tree.map(lambda old, new: jnp.where(place > samples, new, old), variables, fresh)
-            logits_fn = networks.logits_fn(network, used)
-            if name not in gradients.PIXELS:
-                return rankings[name](key, logits_fn, pixels), None
-            explained = signed[name](key, logits_fn, pixels)
-            return gradients.PIXELS[name](explained), explained
-
-        maps, explained = jax.lax.map(at, (jnp.arange(len(images)), images))
-        values, sensitivity = maps[0], faithfulness.largest_change(maps[0], maps[1 : samples + 1])
-        said = {"map": values, "sensitivity": sensitivity, "smoothness": controls.smoothness(values)}
-        if fresh is not None:
-            said["randomisation"] = faithfulness.rank_correlation(values, maps[-1])
-        if explained is not None:
-            values = explained[0]
-        elif signed[name] is not rankings[name]:
-            values = signed[name](key, networks.logits_fn(network, variables), image)
-        return said, jnp.broadcast_to(values if values.ndim == 3 else values[..., None], image.shape)
+    forms = [_forms_of(name, rankings[name], signed[name]) for name in rankings]
+    maps_of = partial(_maps_of, network, fresh, samples)
 
     def of_image(_, variables, example):
         key, (pixels, label) = example
         image, own = data.scale(pixels), networks.logits_fn(network, variables)
         keys = [gradients.key_named(key, name) for name in rankings]
-        made = [maps_of(name, one, variables, image) for name, one in zip(rankings, keys, strict=True)]
+        made = [maps_of(form, one, variables, image) for form, one in zip(forms, keys, strict=True)]
         said, with_signs = jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
 
         def of_map(one: tuple[jax.Array, jax.Array, jax.Array]) -> dict[str, jax.Array]:
@@ -113,6 +86,52 @@ def of_images(
         return part
 
     return measure
+
+
+def _forms_of(name: str, ranking: gradients.Attribution, signed: gradients.Attribution) -> Forms:
+    """An attribution in its two forms, with what makes one of the other where both are robgrad's of that name."""
+    known = ranking is gradients.ATTRIBUTIONS.get(name) and signed is gradients.SIGNED.get(name)
+    return Forms(ranking, signed, gradients.PIXELS.get(name) if known else None)
+
+
+def _maps_of(
+    network: Any,
+    fresh: networks.Variables | None,
+    samples: int,
+    forms: Forms,
+    key: jax.Array,
+    variables: Any,
+    image: jax.Array,
+) -> tuple[Arrays, jax.Array]:
+    """What the maps themselves say of an attribution, and its signed form `[H, W, C]`.
+
+    The image, the moved ones, and the network that has learnt nothing take turns in one loop, in which a ranking is
+    made of the signed form where it can be: an attribution is most of what there is to compile.
+    """
+    moved = faithfulness.moved_images(jax.random.fold_in(key, 1), image, samples=samples)
+    images = jnp.concatenate([image[None], moved, image[None]])[: None if fresh is not None else -1]
+
+    def at(turn: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array | None]:
+        place, pixels = turn
+        used = variables
+        if fresh is not None:
+            used = jax.tree.map(lambda old, new: jnp.where(place > samples, new, old), variables, fresh)
+        logits_fn = networks.logits_fn(network, used)
+        if forms.pixels is None:
+            return forms.ranking(key, logits_fn, pixels), None
+        explained = forms.signed(key, logits_fn, pixels)
+        return forms.pixels(explained), explained
+
+    maps, explained = jax.lax.map(at, (jnp.arange(len(images)), images))
+    values, sensitivity = maps[0], faithfulness.largest_change(maps[0], maps[1 : samples + 1])
+    said = {"map": values, "sensitivity": sensitivity, "smoothness": controls.smoothness(values)}
+    if fresh is not None:
+        said["randomisation"] = faithfulness.rank_correlation(values, maps[-1])
+    if explained is not None:
+        values = explained[0]
+    elif forms.signed is not forms.ranking:
+        values = forms.signed(key, networks.logits_fn(network, variables), image)
+    return said, jnp.broadcast_to(values if values.ndim == 3 else values[..., None], image.shape)
 
 
 def joined(parts: Sequence[Arrays], names: Sequence[str], images: np.ndarray) -> Arrays:
